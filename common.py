@@ -1,0 +1,283 @@
+"""What at least two commands need: device and dtype, processes, checkpoints, signals, evaluation, the log.
+
+Nothing here knows about settings files; commands pass plain values in.
+"""
+
+import contextlib
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+import zipfile
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from files import replace_file
+from masking import mask_batch
+from model import ConceptConfig, ConceptEncoder
+from tokenizer import Tokenizer
+
+EVAL_SEED = 1234  # evaluation masks depend on this and the row's number in the data set, on nothing else
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@contextlib.contextmanager
+def user_mistakes():
+    """Around set-up: what the modules refuse ends the program with their one message instead of a traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+# ---- device, dtype, processes -----------------------------------------------
+
+@dataclass
+class Machine:
+    """Where a command runs: this process's device and its place among the processes torchrun started."""
+    device: torch.device
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def say(self, *words):
+        if self.is_main:
+            print(*words, flush=True)
+
+    def all_sum(self, *values):
+        """Sums numbers or scalar tensors over all processes -> list of float."""
+        if self.world_size == 1:
+            return [float(v) for v in values]
+        total = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def close(self):
+        if self.world_size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def find_machine(device="auto"):
+    """Device and process group. Under torchrun: nccl on GPUs, gloo on CPUs."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no usable GPU here; use --device=cpu or --device=auto")
+    if device not in ("cuda", "mps", "cpu"):
+        raise ValueError(f"device={device!r}: expected auto, cuda, mps or cpu")
+    if world_size > 1:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    return Machine(torch.device(device), rank, world_size)
+
+
+def choose_dtype(name, device):
+    """ "auto" | bf16 | fp16 | fp32 -> (name, why), which a command prints."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise ValueError(f"dtype={name!r}: expected auto, {', '.join(DTYPES)}")
+        if name == "fp16" and device.type != "cuda":
+            raise ValueError("dtype=fp16 needs a CUDA GPU; use --dtype=bf16 or --dtype=fp32")
+        return name, "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", f"{torch.cuda.get_device_name()} has it"
+        return "fp16", f"{torch.cuda.get_device_name()} has no bf16; with loss scaling"
+    if device.type == "cpu":
+        flags = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
+        if "avx512_bf16" in flags or "amx_bf16" in flags:
+            return "bf16", "this CPU multiplies bf16 matrices four times as fast as fp32"
+        return "fp32", "this CPU has no bf16 instructions"
+    return "fp32", f"safe choice on {device.type}"
+
+
+def autocast(device, dtype):
+    return torch.autocast(device.type, DTYPES[dtype]) if dtype != "fp32" else contextlib.nullcontext()
+
+
+def matmul_peak(device, dtype, n=2048, seconds=0.3):
+    """Measured FLOP/s of n x n matrix products, the yardstick for MFU: no table of data-sheet numbers to maintain."""
+    a = torch.full((n, n), 0.5, device=device, dtype=DTYPES[dtype])  # no random numbers: training draws them
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end or not best:
+        wait()
+        start = time.perf_counter()
+        a @ a
+        wait()
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+def memory_gib(device):
+    """Peak memory of this process: GPU memory there, resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+
+
+# ---- signals ----------------------------------------------------------------
+
+class StopSignals:
+    """SIGTERM, SIGINT and SIGUSR1 set a flag; the loop looks at it once a step, when all processes agree.
+
+    torchrun passes a signal on and kills 30 s later; a second SIGINT ends at once, as users expect.
+    """
+    def __init__(self):
+        self.name = ""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self.note)
+
+    def note(self, number, _frame):
+        if self.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+# ---- checkpoints ------------------------------------------------------------
+
+def save_checkpoint(out_dir, checkpoint, name="ckpt.pt"):
+    """Writes out_dir/name; the file it replaces stays as ckpt_prev.pt. Refuses weights that are not finite."""
+    tensors = [t for t in checkpoint["model"].values() if t.is_floating_point()]
+    if not all(torch.isfinite(t).all() for t in tensors):
+        raise FloatingPointError("the weights are not finite; nothing was written")
+    keep = os.path.join(out_dir, "ckpt_prev.pt") if name == "ckpt.pt" else ""
+    replace_file(os.path.join(out_dir, name), lambda file: torch.save(checkpoint, file), keep)
+
+
+def read_checkpoint(path):
+    """Tensors and plain Python; raises ValueError for a file that is cut short or has a flipped bit."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums that the file carries
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{path} is damaged: the checksum of {damaged} does not fit")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile, zlib, pickle and torch each have their own word for a damaged file
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from None
+
+
+def latest_checkpoint(out_dir, say=print):
+    """The newest checkpoint that is whole, or None if there never was one. Falls back to the previous one, loudly."""
+    found = [path for name in ("ckpt.pt", "ckpt_prev.pt") if os.path.exists(path := os.path.join(out_dir, name))]
+    for path in found:
+        try:
+            return read_checkpoint(path)
+        except ValueError as error:
+            say(f"WARNING: {error}")
+    if found:
+        raise ValueError(f"no checkpoint in {out_dir} can be read; restore one or start afresh in another --out_dir")
+    return None
+
+
+def build_model(model_settings):
+    """Model settings as a checkpoint stores them -> model with fresh weights."""
+    return ConceptEncoder(ConceptConfig(**model_settings))
+
+
+def load_run(out_dir, device):
+    """For commands that start from a training run -> (model in eval mode on device, tokenizer, checkpoint).
+
+    Takes best.pt, else the newest ckpt.pt. Raises ValueError or FileNotFoundError saying what is missing.
+    """
+    best = os.path.join(out_dir, "best.pt")
+    checkpoint = None
+    if os.path.exists(best):
+        try:
+            checkpoint = read_checkpoint(best)
+        except ValueError as error:
+            print(f"WARNING: {error}; trying ckpt.pt", file=sys.stderr)
+    checkpoint = checkpoint or latest_checkpoint(out_dir)
+    if checkpoint is None:
+        raise FileNotFoundError(f"{out_dir} holds no checkpoint; train first: python train.py --out_dir={out_dir}")
+    tok = Tokenizer.load(os.path.join(out_dir, "tokenizer"))
+    if tok.fingerprint != checkpoint["tokenizer_fingerprint"]:
+        raise ValueError(f"{out_dir}/tokenizer is not the one its checkpoint was trained with "
+                         f"({tok.fingerprint[:12]} against {checkpoint['tokenizer_fingerprint'][:12]})")
+    model = build_model(checkpoint["model_settings"])
+    model.load_state_dict(checkpoint["model"])
+    return model.to(device).eval(), tok, checkpoint
+
+
+def model_state(model):
+    """(settings as a dict, weights on the CPU) of an uncompiled, unwrapped model."""
+    return asdict(model.cfg), {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+
+
+# ---- evaluation -------------------------------------------------------------
+
+@torch.no_grad()
+def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probability=0.15, rows=256, micro_batch=32):
+    """Loss on fixed masks of the first `rows` rows of `data`, the same for every model, batch size and device.
+
+    -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the predicted tokens' text),
+    "predicted" (tokens)}. All [MASK], no other replacement. Every rank takes part.
+    """
+    was_training = model.training
+    model.eval()
+    n_bytes = torch.from_numpy(tok.n_bytes).to(machine.device)
+    nats = hits = predicted = text_bytes = 0.0
+    mine = torch.arange(machine.rank, min(rows, data.n_blocks), machine.world_size)
+    for index in mine.split(micro_batch):
+        ids = torch.as_tensor(data.block(index.numpy()))
+        batch = mask_batch(ids.to(machine.device), index.to(machine.device), masking_type, mlm_probability, tok,
+                           seed=EVAL_SEED)
+        with autocast(machine.device, dtype):
+            concepts, tokens = model.encode(batch.inputs)
+            states = model.decode(concepts, tokens, batch.positions, model.documents(batch.inputs))
+            logits = model.logits(states).float()
+        cross_entropy = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        used = batch.weights.flatten()
+        nats += (cross_entropy * used).sum().item()
+        hits += ((logits.argmax(-1) == batch.targets) * batch.weights).sum().item()
+        predicted += used.sum().item()
+        text_bytes += (n_bytes[batch.targets] * batch.weights).sum().item()
+    model.train(was_training)
+    nats, hits, predicted, text_bytes = machine.all_sum(nats, hits, predicted, text_bytes)
+    if not predicted:
+        raise ValueError("no token of the evaluation rows can be masked: they hold special tokens only")
+    loss = nats / predicted
+    return {"loss": loss, "accuracy": hits / predicted, "perplexity": math.exp(min(loss, 100)),
+            "bits_per_byte": nats / math.log(2) / max(text_bytes, 1), "predicted": int(predicted)}
+
+
+# ---- log --------------------------------------------------------------------
+
+def append_log(out_dir, record):
+    """One JSON object a line; what is not a finite number becomes null, which JSON has a word for."""
+    record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    with open(os.path.join(out_dir, "log.jsonl"), "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_log(out_dir):
+    """Records of log.jsonl; a last line cut short by a crash is left out."""
+    path, records = os.path.join(out_dir, "log.jsonl"), []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                with contextlib.suppress(json.JSONDecodeError):
+                    records.append(json.loads(line))
+    return records
+
+
+def rewind_log(out_dir, step):
+    """Drops what a crashed run logged after the checkpoint that is being resumed."""
+    kept = "".join(json.dumps(r) + "\n" for r in read_log(out_dir) if r["step"] <= step)
+    replace_file(os.path.join(out_dir, "log.jsonl"), lambda file: file.write(kept.encode()))

@@ -1,0 +1,51 @@
+"""Files that survive a crash: replaced whole or not at all, and folders with one writer at a time."""
+
+import contextlib
+import fcntl
+import json
+import os
+
+
+def replace_file(path, write, keep=""):
+    """write(binary file), fsync, rename: `path` is always the old file or the whole new one, whatever happens.
+
+    keep: a name under which the old file stays. A failed write (a full disk) leaves everything as it was.
+    """
+    path = str(path)
+    try:
+        with open(path + ".tmp", "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path + ".tmp")
+        raise
+    if keep and os.path.exists(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(keep)
+        os.link(path, keep)  # a second name for the old file: no moment is without a `path`
+    os.replace(path + ".tmp", path)
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def write_json(path, value):
+    """Replaces `path` by `value` as JSON, on disk when it returns."""
+    replace_file(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+
+
+def lock_folder(folder):
+    """Makes this process the only writer of `folder` until the returned file is closed or the process ends.
+
+    Raises BlockingIOError when another process has it.
+    """
+    os.makedirs(folder, exist_ok=True)
+    file = open(os.path.join(folder, ".lock"), "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise
+    return file

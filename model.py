@@ -1,0 +1,379 @@
+"""ConceptEncoder: a small fixed set of learned concept vectors reads a token sequence, thinks, and is decoded back.
+
+    tokens (B,T) --embed--> x_BTd --[local mixers]--> x_BTd         open bottleneck only: tokens see their neighbours
+    concepts c_CD --n_layer x [ read x | self-attention | gated FFN ]--> c_BCD       O(T * C), never O(T^2)
+    masked positions (B,K) --decoder reads c--> y_BKD --tied head--> logits_BKV      only where something is predicted
+
+bottleneck="strict" is the pure hypothesis: token states never change and a decoder query is a position and nothing
+else, so whatever is predicted went through the concepts. bottleneck="open" lets tokens see their neighbours by a
+depthwise convolution and decodes from the token's own state: better losses, and the concepts carry what is not local.
+
+Choices that decide whether it trains (each has a test in tests/test_model.py):
+- the decoder query holds the position; without it all masked tokens of a row get the same prediction
+- concepts start at std 1: near-zero concepts all read the same average and stay copies of each other
+- tokens are normalised before they are read and queries and keys are normalised per head
+
+Shapes: B rows, T tokens, K predicted positions, C concepts, D concept_dim, d token width, V vocabulary, H heads.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+EXPAND_BELOW = 64  # a narrower token table is expanded: its products would have rank token_dim, too few for a softmax
+
+
+@dataclass(frozen=True)
+class ConceptConfig:
+    """Shape of a ConceptEncoder. Impossible combinations raise ValueError, all of them at once."""
+    vocab_size: int = 30522  # rows of the token table; 30,522 is BERT's
+    block_size: int = 512  # longest row, in tokens
+    n_layer: int = 4  # concept layers
+    n_head: int = 8  # attention heads; concept_dim is divided among them
+    n_concept: int = 64  # concept vectors
+    concept_dim: int = 512  # width of a concept, D
+    token_dim: int = 512  # width of the token table, from 4
+    ffn_dim: int = 2048  # hidden width of the gated feed-forward layers
+    bottleneck: str = "open"  # "open" or "strict"
+    position: str = "learned"  # "learned" table or "sinusoidal" (any length up to block_size, no parameters)
+    bias: bool = False  # biases in linear layers and norms; the micro presets count with them
+    dropout: float = 0.0  # on residual branches; 0 for pretraining
+    hide_masked: bool = False  # concepts do not read [MASK] tokens (as MAE); needs mask_id
+    isolate_documents: bool = False  # documents packed into one row do not see each other; needs eot_id
+    n_mixer: int = 2  # local mixer blocks (open)
+    mixer_kernel: int = 7  # tokens a mixer sees, odd (open)
+    n_decoder: int = 1  # decoder blocks (open)
+    concept_std: float = 1.0  # standard deviation of the concepts at the start
+    mask_id: int = -1  # id of [MASK]
+    eot_id: int = -1  # id that ends a document
+
+    def __post_init__(self):
+        at_least = dict(vocab_size=2, block_size=1, n_layer=1, n_head=1, n_concept=1, concept_dim=2, token_dim=4,
+                        ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1)
+        wrong = [f"{name}={getattr(self, name)}: expected {low} or more"
+                 for name, low in at_least.items() if getattr(self, name) < low]
+        if not wrong and self.concept_dim % self.n_head:
+            divisors = [n for n in range(1, 65) if self.concept_dim % n == 0]
+            wrong.append(f"n_head={self.n_head} does not divide concept_dim={self.concept_dim}; these do: {divisors}")
+        if self.bottleneck not in ("open", "strict"):
+            wrong.append(f"bottleneck={self.bottleneck!r}: expected 'open' or 'strict'")
+        if self.position not in ("learned", "sinusoidal"):
+            wrong.append(f"position={self.position!r}: expected 'learned' or 'sinusoidal'")
+        if self.position == "sinusoidal" and self.token_width % 2:
+            wrong.append(f"position='sinusoidal' needs an even token width, not {self.token_width}")
+        if self.mixer_kernel % 2 == 0:
+            wrong.append(f"mixer_kernel={self.mixer_kernel}: expected an odd number of tokens")
+        if not 0 <= self.dropout < 1:
+            wrong.append(f"dropout={self.dropout}: expected 0 or more and below 1")
+        for flag, name in (("hide_masked", "mask_id"), ("isolate_documents", "eot_id")):
+            if getattr(self, flag) and not 0 <= getattr(self, name) < self.vocab_size:
+                wrong.append(f"{flag}=True needs {name}, an id of the tokenizer below vocab_size")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    @property
+    def token_width(self):
+        """d, the width in which tokens are mixed and read: token_dim, or that of the expanded table."""
+        return self.token_dim if self.token_dim >= EXPAND_BELOW else min(256, self.concept_dim)
+
+
+class Attention(nn.Module):
+    """Multi-head attention. x_BQD reads y_BNE under mask (broadcastable to B,1,Q,N; True = may read) -> (B,Q,D).
+
+    Queries and keys are RMS-normalised per head (2302.05442), so scores stay within +-sqrt(D/H) at any depth.
+    """
+    def __init__(self, cfg, kv_dim):
+        super().__init__()
+        D = cfg.concept_dim
+        self.n_head = cfg.n_head
+        self.q = nn.Linear(D, D, bias=cfg.bias)
+        self.kv = nn.Linear(kv_dim, 2 * D, bias=cfg.bias)
+        self.out = nn.Linear(D, D, bias=cfg.bias)
+
+    def forward(self, x_BQD, y_BNE, mask=None):
+        k, v = self.kv(y_BNE).chunk(2, dim=-1)
+        return self.out(attend(self.q(x_BQD), k, v, self.n_head, mask))
+
+
+def attend(q, k, v, n_head, mask=None):
+    """Scaled dot-product attention with QK-norm. q (B,Q,D), k and v (B,N,D) -> (B,Q,D)."""
+    q, k, v = (t.unflatten(-1, (n_head, -1)).transpose(1, 2) for t in (q, k, v))
+    q, k = (F.rms_norm(t, t.shape[-1:]).to(v.dtype) for t in (q, k))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class GatedFFN(nn.Module):
+    """GELU(a) * b with one input matrix for both (GEGLU, 2002.05202). (..., D) -> (..., D)."""
+    def __init__(self, cfg):
+        super().__init__()
+        self.wi = nn.Linear(cfg.concept_dim, 2 * cfg.ffn_dim, bias=cfg.bias)
+        self.out = nn.Linear(cfg.ffn_dim, cfg.concept_dim, bias=cfg.bias)
+
+    def forward(self, x):
+        a, b = self.wi(x).chunk(2, dim=-1)
+        return self.out(F.gelu(a) * b)
+
+
+class ConceptLayer(nn.Module):
+    """Concepts read the tokens, talk to each other, think. c_BCD, x_BTd -> c_BCD; pre-norm."""
+    def __init__(self, cfg):
+        super().__init__()
+        self.read_norm, self.self_norm, self.ffn_norm = (norm(cfg) for _ in range(3))
+        self.read = Attention(cfg, cfg.token_width)
+        self.self_attention = Attention(cfg, cfg.concept_dim)
+        self.ffn = GatedFFN(cfg)
+        self.drop = nn.Dropout(cfg.dropout)
+
+    def forward(self, c_BCD, x_BTd, read_mask=None, self_mask=None):
+        c_BCD = c_BCD + self.drop(self.read(self.read_norm(c_BCD), x_BTd, read_mask))
+        h_BCD = self.self_norm(c_BCD)
+        c_BCD = c_BCD + self.drop(self.self_attention(h_BCD, h_BCD, self_mask))
+        return c_BCD + self.drop(self.ffn(self.ffn_norm(c_BCD)))
+
+
+class LocalMixer(nn.Module):
+    """Gated depthwise convolution: each token sees its neighbours, O(T). x_BTd -> x_BTd; pre-norm, residual."""
+    def __init__(self, cfg):
+        super().__init__()
+        d, self.kernel = cfg.token_width, cfg.mixer_kernel
+        self.norm = nn.LayerNorm(d, bias=cfg.bias)
+        self.wi = nn.Linear(d, 4 * d, bias=cfg.bias)
+        self.taps = nn.Parameter(torch.empty(2 * d, self.kernel))
+        self.out = nn.Linear(2 * d, d, bias=cfg.bias)
+        self.drop = nn.Dropout(cfg.dropout)
+
+    def forward(self, x_BTd, real_BT=None, documents_BT=None):
+        u, gate = self.wi(self.norm(x_BTd)).chunk(2, dim=-1)
+        if real_BT is not None:
+            u = u * real_BT[..., None]  # padding must look like the end of the row
+        return x_BTd + self.drop(self.out(self.convolve(u, documents_BT) * F.silu(gate)))
+
+    def convolve(self, u_BTm, documents_BT):
+        """Every channel with its own taps; taps that reach into another document count as zero."""
+        taps, half, T = self.taps.to(u_BTm.dtype), self.kernel // 2, u_BTm.shape[1]
+        if documents_BT is None:
+            # as a 1 x T image in channels-last layout: no copy, and twice as fast as conv1d on a CPU
+            y = F.conv2d(u_BTm[:, None].permute(0, 3, 1, 2), taps[:, None, None], padding=(0, half), groups=len(taps))
+            return y.permute(0, 2, 3, 1)[:, 0]
+        padded, docs = F.pad(u_BTm, (0, 0, half, half)), F.pad(documents_BT, (half, half), value=-1)
+        same = [docs[:, j:j + T] == documents_BT for j in range(self.kernel)]
+        return sum(padded[:, j:j + T] * taps[:, j] * same[j][..., None] for j in range(self.kernel))
+
+
+class StrictDecoder(nn.Module):
+    """Positions read concepts: one attention, concepts are the values. (B,K,d) -> (B,K,D)."""
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_head = cfg.n_head
+        self.k = nn.Linear(cfg.concept_dim, cfg.concept_dim, bias=cfg.bias)
+        self.norm = norm(cfg)
+
+    def forward(self, query_BKD, c_BCD, mask=None):
+        return self.norm(attend(query_BKD, self.k(c_BCD), c_BCD, self.n_head, mask))
+
+
+class OpenDecoder(nn.Module):
+    """n_decoder blocks in which masked tokens read the concepts and think. (B,K,D) -> (B,K,D); pre-norm."""
+    def __init__(self, cfg):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(dict(read_norm=norm(cfg), read=Attention(cfg, cfg.concept_dim),
+                               ffn_norm=norm(cfg), ffn=GatedFFN(cfg))) for _ in range(cfg.n_decoder))
+        self.drop, self.norm = nn.Dropout(cfg.dropout), norm(cfg)
+
+    def forward(self, y_BKD, c_BCD, mask=None):
+        for block in self.blocks:
+            y_BKD = y_BKD + self.drop(block["read"](block["read_norm"](y_BKD), c_BCD, mask))
+            y_BKD = y_BKD + self.drop(block["ffn"](block["ffn_norm"](y_BKD)))
+        return self.norm(y_BKD)
+
+
+class TableExpansion(nn.Module):
+    """token_dim numbers a token -> a table of width d: fixed random Fourier features, then a two-layer MLP.
+
+    Both the encoder and the tied head use the expanded table, so its rank is d and not token_dim. (V,t) -> (V,d).
+    """
+    def __init__(self, cfg):
+        super().__init__()
+        d = cfg.token_width
+        waves = torch.randn(cfg.token_dim, d // 2, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("waves", waves)  # fixed: 2006.10739, scale 1
+        self.wi = nn.Linear(2 * (d // 2), d, bias=cfg.bias)
+        self.out = nn.Linear(d, d, bias=cfg.bias)
+
+    def forward(self, table_Vt):
+        angles = table_Vt @ self.waves
+        return self.out(F.gelu(self.wi(torch.cat((angles.sin(), angles.cos()), dim=-1))))
+
+
+class ConceptEncoder(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg, d, D = cfg, cfg.token_width, cfg.concept_dim
+        self.wte = nn.Parameter(torch.empty(cfg.vocab_size, cfg.token_dim))
+        self.expansion = TableExpansion(cfg) if d != cfg.token_dim or cfg.token_dim < EXPAND_BELOW else None
+        if cfg.position == "learned":
+            self.wpe = nn.Parameter(torch.empty(cfg.block_size, d))
+        else:
+            self.register_buffer("wpe", sinusoids(cfg.block_size, d) * table_std(d) * math.sqrt(2), persistent=False)
+        self.concepts = nn.Parameter(torch.empty(cfg.n_concept, D))
+        self.mixers = nn.ModuleList(LocalMixer(cfg) for _ in range(cfg.n_mixer * (cfg.bottleneck == "open")))
+        self.layers = nn.ModuleList(ConceptLayer(cfg) for _ in range(cfg.n_layer))
+        self.norm = norm(cfg)
+        self.query = nn.Identity() if d == D else nn.Linear(d, D, bias=cfg.bias)
+        self.decoder = (StrictDecoder if cfg.bottleneck == "strict" else OpenDecoder)(cfg)
+        self.narrow = nn.Identity() if d == D else nn.Linear(D, d, bias=cfg.bias)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        for name, p in self.named_parameters():
+            if name == "wte":
+                p.normal_(0, 1.0 if self.expansion else table_std(p.shape[1]))
+            elif name == "wpe":
+                p.normal_(0, table_std(p.shape[1]))
+            elif name == "concepts":
+                p.normal_(0, self.cfg.concept_std)
+            elif name.endswith("taps"):
+                p.normal_(0, p.shape[1] ** -0.5)
+            elif p.ndim == 2:  # keeps the variance; branches that are added up start smaller, but never at zero
+                branch = name.endswith("out.weight") and not name.startswith("expansion")
+                p.normal_(0, p.shape[1] ** -0.5 * ((2 * self.cfg.n_layer) ** -0.5 if branch else 1))
+            elif name.endswith("bias"):
+                p.zero_()
+        if self.expansion:  # the expanded table starts as large as a plain one would
+            self.expansion.out.weight *= table_std(self.cfg.token_width) * 2
+
+    def table(self):
+        """The token table in the width tokens are read in, shared by embedding and head. -> (V,d)."""
+        return self.expansion(self.wte) if self.expansion else self.wte
+
+    def encode(self, ids, attention_mask=None):
+        """ids (B,T) int64, attention_mask (B,T) True or 1 = real token -> concepts (B,C,D), tokens (B,T,d)."""
+        return self._encode(ids, attention_mask, self.table(), self.documents(ids))
+
+    def _encode(self, ids, attention_mask, table_Vd, documents_BT):
+        B, T = ids.shape
+        if T > self.cfg.block_size:
+            raise ValueError(f"a row of {T} tokens is longer than block_size={self.cfg.block_size}: cut it shorter")
+        real_BT = None if attention_mask is None else attention_mask.bool()
+        read_mask, self_mask = self.masks(ids, real_BT, documents_BT)
+        x_BTd = F.embedding(ids, table_Vd) + self.wpe[:T]
+        x_BTd = F.layer_norm(x_BTd, x_BTd.shape[-1:])
+        for mixer in self.mixers:
+            x_BTd = mixer(x_BTd, real_BT, documents_BT)
+        c_BCD = self.concepts.expand(B, -1, -1)
+        read_BTd = F.layer_norm(x_BTd, x_BTd.shape[-1:]) if self.mixers else x_BTd
+        for layer in self.layers:
+            c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask)
+        return self.norm(c_BCD), x_BTd
+
+    def decode(self, concepts, tokens, positions, documents=None):
+        """Concepts (B,C,D), tokens (B,T,d), positions (B,K) int64 -> states (B,K,D).
+
+        The strict decoder never looks at `tokens`. documents (B,T): pass self.documents(ids) with isolate_documents.
+        """
+        index_BKd = positions[..., None].expand(-1, -1, tokens.shape[-1])
+        query_BKd = self.wpe[positions] if self.cfg.bottleneck == "strict" else tokens.gather(1, index_BKd)
+        mask = None
+        if documents is not None:
+            mask = self.serves(documents, documents.gather(1, positions)).transpose(1, 2)[:, None]
+        return self.decoder(self.query(query_BKd), concepts, mask)
+
+    def logits(self, states):
+        """States (B,K,D) -> (B,K,V), by the token table itself (tied)."""
+        return F.linear(self.narrow(states), self.table())
+
+    def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
+        """Mean loss in nats of predicting targets (B,K) at positions (B,K) of the masked rows ids (B,T).
+
+        weights (B,K) float, 0 for unused slots. The sum is divided by total_weight, or by the sum of the weights: pass
+        the weight of the whole batch when this is one micro-batch or one rank of it, and add the results up.
+        """
+        table_Vd, documents_BT = self.table(), self.documents(ids)
+        concepts, tokens = self._encode(ids, attention_mask, table_Vd, documents_BT)
+        states_BKD = self.decode(concepts, tokens, positions, documents_BT)
+        logits_BKV = F.linear(self.narrow(states_BKD), table_Vd)
+        nats_BK = F.cross_entropy(logits_BKV.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        total = weights.sum().clamp(min=1e-9) if total_weight is None else total_weight
+        return (nats_BK * weights.flatten()).sum() / total
+
+    # ---- who may read whom --------------------------------------------------
+
+    def documents(self, ids):
+        """Number of the document each token belongs to, from 0; None unless isolate_documents. EOT ends a document."""
+        if not self.cfg.isolate_documents:
+            return None
+        is_eot = ids == self.cfg.eot_id
+        return F.pad(is_eot[:, :-1] & ~is_eot[:, 1:], (1, 0)).cumsum(1)  # a run of EOT ends one document
+
+    def serves(self, documents_BT, wanted_BN):
+        """Concepts are dealt out to the documents of a row like cards. -> (B,C,N) bool: concept c serves document n.
+
+        Exact isolation up to n_concept documents a row; beyond that, documents that share a concept see each other.
+        """
+        n_B11 = (documents_BT[:, -1:, None] + 1).clamp(max=self.cfg.n_concept)
+        concept_C1 = torch.arange(self.cfg.n_concept, device=wanted_BN.device)[:, None]
+        return concept_C1 % n_B11 == wanted_BN[:, None] % n_B11
+
+    def masks(self, ids, real_BT, documents_BT):
+        """Masks for concepts reading tokens, (B,1,1 or C,T), and reading each other, (B,1,C,C); None where all may.
+
+        No query is ever left without a key (its softmax would be NaN on some back-ends): a row in which everything is
+        hidden is read as it is.
+        """
+        visible_BT = real_BT
+        if self.cfg.hide_masked:
+            shown_BT = ids != self.cfg.mask_id
+            visible_BT = shown_BT if real_BT is None else shown_BT & real_BT
+        if visible_BT is not None:
+            visible_BT = visible_BT | ~visible_BT.any(1, keepdim=True)
+        if documents_BT is None:
+            return None if visible_BT is None else visible_BT[:, None, None], None
+        read_BCT = own_BCT = self.serves(documents_BT, documents_BT)
+        if visible_BT is not None:
+            read_BCT = own_BCT & visible_BT[:, None]
+            read_BCT = read_BCT | (own_BCT & ~read_BCT.any(-1, keepdim=True))
+        number_C = torch.arange(self.cfg.n_concept, device=ids.device).expand(len(ids), -1)
+        return read_BCT[:, None], self.serves(documents_BT, number_C)[:, None]
+
+    # ---- cost ---------------------------------------------------------------
+
+    def num_params(self):
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self, T, K, B=1):
+        """Training FLOPs (forward + backward, three times the forward) an input token, rows of T tokens, K predicted.
+
+        Matrix products, attention and convolutions; checked against torch.utils.flop_counter. B matters only for
+        tables that are expanded once for all rows of a batch.
+        """
+        cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.cfg.n_concept
+        ffn = 3 * D * cfg.ffn_dim
+        layer = C * (2 * D * D + 2 * T * D + 4 * D * D + 2 * C * D + ffn) + T * 2 * d * D
+        mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
+        block = K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * D
+        decoder = C * D * D + K * 2 * C * D if cfg.bottleneck == "strict" else cfg.n_decoder * block
+        head = K * (d * cfg.vocab_size + (2 * d * D if d != D else 0))
+        table = sum(p.numel() for p in self.expansion.parameters() if p.ndim == 2) if self.expansion else 0
+        table = (table + self.expansion.waves.numel() if self.expansion else 0) * cfg.vocab_size / B
+        return 6 * (cfg.n_layer * layer + len(self.mixers) * mixer + decoder + head + table) / T
+
+
+def norm(cfg):
+    return nn.LayerNorm(cfg.concept_dim, bias=cfg.bias)
+
+
+def table_std(width):
+    """Against a normalised state this gives logits of std 1/2: the first loss is close to ln(V)."""
+    return 0.5 * width**-0.5
+
+
+def sinusoids(length, width, base=10_000.0):
+    """Fixed position codes (1706.03762, section 3.5). -> (length, width), entries in [-1, 1]."""
+    wave = torch.exp(torch.arange(0, width, 2) * (-math.log(base) / width))
+    angle = torch.arange(length)[:, None] * wave
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)

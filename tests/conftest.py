@@ -1,0 +1,99 @@
+"""A small prepared data set and a way to run the repository's commands."""
+
+import contextlib
+import gc
+import io
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"  # real data; tests that need it skip where it is not
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
+
+
+def run(*args, ok=True, env=None, nproc=0, timeout=240):
+    """Runs `python args...` (with nproc: under torchrun) in the repository's folder -> CompletedProcess."""
+    launcher = [sys.executable] + (["-m", "torch.distributed.run", f"--nproc_per_node={nproc}", "--master_port",
+                                    str(random.randint(20000, 60000))] if nproc else [])
+    done = subprocess.run([*launcher, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, **(env or {})})
+    assert not ok or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def call(script, *args, ok=True):
+    """Runs a script in this process, which spares the seconds of a new one -> like run()."""
+    out, code = io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    before = sys.argv, os.getcwd(), torch.get_num_threads()
+    sys.argv, _ = [script, *map(str, args)], os.chdir(ROOT)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            out.write(stop.code + "\n")
+    finally:
+        sys.argv, cwd, threads = before
+        os.chdir(cwd)
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        gc.collect()  # closes the lock of the run's folder
+    done = subprocess.CompletedProcess(sys.argv, code, out.getvalue(), "")
+    assert not ok or code == 0, done.stdout
+    return done
+
+
+def start(*args):
+    """Starts `python args...` -> Popen; the caller reads its output and stops it."""
+    return subprocess.Popen([sys.executable, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+
+
+def wait_for(process, text):
+    """Reads the output of a started process until a line holds `text`."""
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"{text!r} never came:\n{seen}")
+
+
+def result(done):
+    """The JSON object on the last line of stdout."""
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def refused(done, *parts):
+    """The command failed with one clear message that holds all parts, and without a traceback."""
+    text = done.stdout + done.stderr
+    assert done.returncode not in (0, -signal.SIGSEGV, -signal.SIGABRT), text
+    assert "Traceback" not in text, text
+    for part in parts:
+        assert part in text, f"{part!r} missing in:\n{text}"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Byte-level bins of 60 kB of made-up prose; 40 documents."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = random.Random(0)
+    nouns, verbs = ["cat", "river", "model", "concept", "reader", "stone"], ["sees", "reads", "keeps", "follows"]
+    for n in range(40):
+        text = " ".join(f"The {rng.choice(nouns)} {rng.choice(verbs)} the {rng.choice(nouns)}." for _ in range(60))
+        (folder / f"{n:02}.txt").write_text(text)
+    run("prepare.py", f"--input={folder}/*.txt", f"--out_dir={folder}/bins", "--tokenizer=byte", "--val_fraction=0.2",
+        "--num_proc=1")
+    return folder / "bins"

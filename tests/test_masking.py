@@ -1,0 +1,218 @@
+"""Masks: exact budgets, whole words, no favourites, the same on every machine."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from masking import MASKING_TYPES, mask_batch, slots, span_law, word_flags, word_starts
+
+EOT, MASK, V = 99, 98, 100
+
+
+class Toy(SimpleNamespace):
+    """ids 0-9 end in punctuation and start a word, 10-49 start a word, 50-94 continue one, 95-99 are special."""
+    __hash__ = object.__hash__
+
+
+@pytest.fixture(scope="module")
+def tok():
+    ids = np.arange(V)
+    return Toy(vocab_size=V, mask_id=MASK, eot_id=EOT, is_special=ids >= 95, starts_word=(ids < 50) | (ids >= 95),
+               starts_punct=ids < 10, ends_punct=ids < 10)
+
+
+def rows(B, T, seed=0, eot=0.01, starts=0.7):
+    """Random rows in which about `starts` of the tokens begin a word and some end a document."""
+    rng = np.random.default_rng(seed)
+    ids = np.where(rng.random((B, T)) < starts, rng.integers(0, 50, (B, T)), rng.integers(50, 95, (B, T)))
+    return torch.from_numpy(np.where(rng.random((B, T)) < eot, EOT, ids))
+
+
+def masked(batch, T):
+    """(B, T) bool of predicted positions; also checks that no position is predicted twice."""
+    hit = torch.zeros(len(batch.positions), T, dtype=torch.int64)
+    hit.scatter_add_(1, batch.positions, batch.weights.long())
+    assert hit.max() <= 1
+    return hit.bool()
+
+
+def words(ids, tok):
+    """(B, T) number of the word of each token, by a plain loop; -1 for special tokens."""
+    out = np.full(ids.shape, -1)
+    for row, result in zip(ids.numpy(), out):
+        word = -1
+        for i, t in enumerate(row):
+            if tok.is_special[t]:
+                continue
+            joins = i > 0 and tok.starts_punct[t] and tok.ends_punct[row[i - 1]]
+            if i == 0 or tok.is_special[row[i - 1]] or (tok.starts_word[t] and not joins):
+                word += 1
+            result[i] = word
+    return out
+
+
+@pytest.mark.parametrize("masking_type", MASKING_TYPES)
+@pytest.mark.parametrize("p", [0.15, 0.5, 0.8])
+def test_the_budget_is_met(tok, masking_type, p):
+    B, T = 4000, 128
+    ids = rows(B, T)
+    hit = masked(mask_batch(ids, torch.arange(B), masking_type, p, tok), T)
+    maskable = torch.from_numpy(~tok.is_special)[ids]
+    count, budget = hit.sum(1).double(), p * maskable.sum(1)
+    assert abs((count - budget).mean()) < 4 * (count - budget).std() / math.sqrt(B)
+    assert abs(count.sum() / maskable.sum() - p) < 0.01 * p
+    if masking_type == "token":
+        assert (count - budget).abs().max() < 1
+
+
+@pytest.mark.parametrize("masking_type", MASKING_TYPES)
+def test_inputs_targets_and_weights_fit_together(tok, masking_type):
+    ids = rows(64, 200)
+    inputs, positions, targets, weights = batch = mask_batch(ids, torch.arange(64), masking_type, 0.3, tok)
+    hit = masked(batch, 200)
+    assert positions.shape == targets.shape == weights.shape == (64, slots(200, masking_type, 0.3))
+    assert ((weights == 0) | (weights == 1)).all()
+    assert (inputs[hit] == MASK).all() and (inputs[~hit] == ids[~hit]).all(), "predicted if and only if hidden"
+    assert (targets == ids.gather(1, positions)).all()
+    assert not torch.from_numpy(tok.is_special)[ids[hit]].any()
+
+
+@pytest.mark.parametrize("masking_type", ["whole_word", "concepts", "span"])
+def test_words_are_never_cut(tok, masking_type):
+    ids = rows(500, 128, starts=0.5)
+    hit = masked(mask_batch(ids, torch.arange(500), masking_type, 0.2, tok), 128).numpy()
+    for word, h in zip(words(ids, tok), hit):
+        for w in range(word.max() + 1):
+            assert h[word == w].all() or not h[word == w].any()
+
+
+def test_words_of_the_fast_path_equal_a_plain_loop(tok):
+    ids = rows(200, 64, eot=0.1)
+    starts = word_starts(word_flags(tok, torch.device("cpu"))[ids]) & torch.from_numpy(~tok.is_special)[ids]
+    fast = torch.where(torch.from_numpy(tok.is_special)[ids], -1, starts.cumsum(1) - 1)
+    assert (fast.numpy() == words(ids, tok)).all()
+
+
+@pytest.mark.parametrize("masking_type", MASKING_TYPES)
+def test_no_position_is_favoured(tok, masking_type):
+    """Chi-square over positions: BERT's skip rule, SpanBERT's anchors and T5's ends all fail this."""
+    B, T = 20000, 48
+    ids = rows(1, T, seed=3, eot=0).repeat(B, 1)
+    maskable = torch.from_numpy(~tok.is_special)[ids[0]]
+    hit = masked(mask_batch(ids, torch.arange(B), masking_type, 0.2, tok), T).double().mean(0)[maskable]
+    standard_error = math.sqrt(0.2 * 0.8 / B)
+    assert (hit - 0.2).abs().max() < 5 * standard_error
+
+
+def test_long_words_are_masked_as_often_as_short_ones(tok):
+    B, T = 20000, 60
+    ids = rows(1, T, seed=5, eot=0, starts=0.4).repeat(B, 1)
+    hit = masked(mask_batch(ids, torch.arange(B), "whole_word", 0.15, tok), T).double().mean(0)
+    word = torch.from_numpy(words(ids[:1], tok)[0])
+    lengths = torch.bincount(word)[word]
+    assert lengths.max() >= 4
+    for length in lengths.unique():
+        assert abs(hit[lengths == length].mean() - 0.15) < 4 * math.sqrt(0.15 * 0.85 / B)
+
+
+@pytest.mark.parametrize("law", ["poisson(3)", "geometric(0.2,10)", "poisson(lambda=3)"])
+def test_span_lengths_follow_their_law(tok, law):
+    """Runs of masked words away from the edges of the row have the distribution asked for, by chi-square."""
+    B, T = 3000, 512
+    ids = torch.randint(10, 50, (B, T), generator=torch.Generator().manual_seed(0))  # one token a word
+    hit = masked(mask_batch(ids, torch.arange(B), "span", 0.15, tok, span_length_distribution=law), T)
+    edge = torch.nn.functional.pad(hit.int(), (1, 1)).diff(dim=1)
+    start, stop = (edge == 1).nonzero(), (edge == -1).nonzero()
+    inner = (start[:, 1] > 0) & (stop[:, 1] < T)
+    lengths = (stop - start)[inner, 1]
+    expected = torch.bincount(span_law(law)).double() / 65536
+    seen = torch.bincount(lengths, minlength=len(expected))[:len(expected)].double()
+    use = expected * len(lengths) > 20
+    chi2 = ((seen - expected * len(lengths)) ** 2 / (expected * len(lengths)))[use].sum()
+    dof = int(use.sum()) - 1
+    assert chi2 < dof + 5 * math.sqrt(2 * dof) + 20, f"chi2 {chi2:.0f} at {dof} degrees: {seen / len(lengths)}"
+    assert abs(lengths.double().mean() / (torch.arange(len(expected)) * expected).sum() - 1) < 0.02
+
+
+def test_concepts_mask_runs_of_neighbouring_words(tok):
+    """concept_window=3 hides 7 neighbours at a time and still only the share asked for (never 68 % for 15 %)."""
+    B, T = 500, 256
+    ids = torch.randint(10, 50, (B, T), generator=torch.Generator().manual_seed(1))
+    hit = masked(mask_batch(ids, torch.arange(B), "concepts", 0.15, tok, concept_window=3), T)
+    edge = torch.nn.functional.pad(hit.int(), (1, 1)).diff(dim=1)
+    start, stop = (edge == 1).nonzero(), (edge == -1).nonzero()
+    inner = (start[:, 1] > 0) & (stop[:, 1] < T)
+    assert ((stop - start)[inner, 1] == 7).all()
+    assert abs(hit.double().mean() - 0.15) < 0.003
+
+
+def test_spans_do_not_cross_documents(tok):
+    ids = rows(300, 128, eot=0.1)
+    batch = mask_batch(ids, torch.arange(300), "span", 0.5, tok)
+    assert (batch.inputs[ids == EOT] == EOT).all(), "an end of document is never hidden, so no run of masks holds one"
+
+
+@pytest.mark.parametrize("masking_type", MASKING_TYPES)
+def test_masks_depend_on_nothing_but_seed_epoch_and_sample(tok, masking_type):
+    ids, sample = rows(32, 100), torch.arange(1000, 1032)
+    whole = mask_batch(ids, sample, masking_type, 0.2, tok, seed=3, epoch=1)
+    order = torch.randperm(32)
+    shuffled = mask_batch(ids[order], sample[order], masking_type, 0.2, tok, seed=3, epoch=1)
+    for a, b in zip(whole, shuffled):
+        assert torch.equal(a[order], b)
+    torch.manual_seed(1)
+    single = mask_batch(ids[5:6], sample[5:6], masking_type, 0.2, tok, seed=3, epoch=1)
+    assert torch.equal(whole.inputs[5:6], single.inputs)
+    for change in (dict(seed=4), dict(epoch=2)):
+        other = mask_batch(ids, sample, masking_type, 0.2, tok, **{"seed": 3, "epoch": 1, **change})
+        a, b = masked(whole, 100).double(), masked(other, 100).double()
+        assert (a * b).sum() / a.sum() < 0.35, "other seeds and epochs draw other masks"
+
+
+def test_pairs_of_tokens_are_masked_independently(tok):
+    """The random order is one: P(i and j) is the same for neighbours and for distant tokens."""
+    B, T = 20000, 32
+    ids = torch.full((B, T), 20)
+    hit = masked(mask_batch(ids, torch.arange(B), "token", 0.25, tok), T).double()
+    both = (hit.T @ hit / B)[~torch.eye(T, dtype=torch.bool)]
+    expected = 8 * 7 / (32 * 31)
+    assert (both - expected).abs().max() < 5.5 * math.sqrt(expected / B)
+
+
+def test_mixture_replaces_whole_words_80_10_10(tok):
+    ids = rows(3000, 100, starts=0.5, eot=0)
+    batch = mask_batch(ids, torch.arange(3000), "whole_word", 0.3, tok, mask_replace="80/10/10")
+    hit = masked(batch, 100)
+    n = hit.sum().item()
+    kept, hidden = (batch.inputs == ids) & hit, (batch.inputs == MASK) & hit
+    assert abs(hidden.sum() / n - 0.8) < 5 * math.sqrt(2 * 0.16 / n)
+    random_rate = 1 - (hidden.sum() + kept.sum()) / n
+    assert abs(random_rate - 0.1 * (1 - 1 / 95)) < 5 * math.sqrt(2 * 0.09 / n)
+    assert (batch.inputs[~hit] == ids[~hit]).all()
+    assert not torch.from_numpy(tok.is_special)[batch.inputs[hit & ~hidden]].any(), "random ids are never special"
+    for word, h in zip(words(ids[:200], tok), hidden[:200].numpy()):
+        for w in range(word.max() + 1):
+            assert h[word == w].all() or not h[word == w].any()
+
+
+@pytest.mark.parametrize("masking_type", MASKING_TYPES)
+@pytest.mark.parametrize("row", [[EOT] * 16, [20], [60] * 3, [20] + [60] * 63, [EOT, 20, EOT, EOT, 30, EOT]],
+                         ids=["specials", "one token", "one word", "giant word", "tiny documents"])
+def test_odd_rows_are_masked_or_left_alone(tok, masking_type, row):
+    ids = torch.tensor([row, row])
+    for p in (0.01, 0.5, 0.99):
+        hit = masked(mask_batch(ids, torch.arange(len(ids)), masking_type, p, tok), ids.shape[1])
+        assert not torch.from_numpy(tok.is_special)[ids[hit]].any()
+
+
+@pytest.mark.parametrize("wrong", [dict(masking_type="words"), dict(mlm_probability=0), dict(mlm_probability=1.0),
+                                   dict(mlm_probability=math.nan), dict(mlm_probability=-0.1), dict(concept_window=0),
+                                   dict(span_length_distribution="poisson(0)"), dict(span_length_distribution="exp(3)"),
+                                   dict(span_length_distribution="geometric(2,10)"), dict(mask_replace="90/10")])
+def test_impossible_settings_are_refused_with_what_is_allowed(tok, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*expected"):
+        settings = {"masking_type": "span", "mlm_probability": 0.15, **wrong}
+        mask_batch(rows(2, 8), torch.arange(2), tok=tok, **settings)

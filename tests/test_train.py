@@ -1,0 +1,302 @@
+"""Training end to end, by the commands a user types: exact, resumable, hard to break."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, call, refused, result, run, start, wait_for
+
+from common import read_checkpoint, read_log
+from configurator import read_settings
+
+TINY = ["--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=8", "--concept_dim=32", "--token_dim=32",
+        "--ffn_dim=64", "--n_mixer=1", "--batch_size=8", "--micro_batch=8", "--max_steps=20", "--warmup_steps=5",
+        "--eval_interval=10", "--eval_rows=16", "--log_interval=1", "--dtype=fp32", "--learning_rate=3e-3"]
+
+
+def train(data_dir, out_dir, *args, ok=True, nproc=0, fresh=False):
+    """Runs train.py on the tiny model; in a process of its own where that is the promise (fresh) or needed (nproc)."""
+    args = [f"--data_dir={data_dir}", f"--out_dir={out_dir}", *TINY, *args]
+    return run("train.py", *args, ok=ok, nproc=nproc) if fresh or nproc else call("train.py", *args, ok=ok)
+
+
+def losses(out_dir):
+    return {r["step"]: r["loss"] for r in read_log(out_dir) if "loss" in r}
+
+
+@pytest.fixture(scope="session")
+def trained(data_dir, tmp_path_factory):
+    """The out_dir of an uninterrupted run of 20 steps with dropout, and its losses."""
+    out = tmp_path_factory.mktemp("run") / "whole"
+    summary = result(train(data_dir, out, "--dropout=0.1"))
+    assert summary["step"] == 20 and summary["stopped"] == "max_steps" and summary["val_loss"] < 5.8
+    return out
+
+
+def test_resume_is_bitwise(trained, data_dir, tmp_path):
+    """20 steps == 7, stop as a pre-emption would, 13 more: every loss and every weight, with dropout on."""
+    first = result(train(data_dir, tmp_path, "--dropout=0.1", "--stop_at_step=7", fresh=True))
+    assert first["step"] == 7 and first["stopped"] == "stop_at_step"
+    second = result(train(data_dir, tmp_path, "--dropout=0.1", fresh=True))
+    assert second["step"] == 20
+    assert losses(tmp_path) == losses(trained)
+    a, b = (read_checkpoint(d / "ckpt.pt") for d in (trained, tmp_path))
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    assert [r for r in read_log(trained) if "val_loss" in r] == [r for r in read_log(tmp_path) if "val_loss" in r]
+
+
+@pytest.mark.parametrize("optimizer", ["muon"])
+def test_resume_is_bitwise_with(optimizer, data_dir, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train(data_dir, whole, f"--optimizer={optimizer}")
+    train(data_dir, halves, f"--optimizer={optimizer}", "--stop_at_step=12")
+    train(data_dir, halves, f"--optimizer={optimizer}")
+    assert losses(whole) == losses(halves)
+
+
+def test_logging_and_evaluation_do_not_change_training(trained, data_dir, tmp_path):
+    train(data_dir, tmp_path, "--dropout=0.1", "--eval_interval=3", "--log_interval=4")
+    assert losses(tmp_path).items() <= losses(trained).items() and len(losses(tmp_path)) == 5
+
+
+def test_micro_batches_and_processes_give_the_same_losses(data_dir, tmp_path):
+    """1 x 8 == 4 micro-batches x 2 == 2 processes x 2 micro-batches x 2, to 1e-5."""
+    expected = None
+    for name, args, nproc in (("one", [], 0), ("micro", ["--micro_batch=2"], 0), ("ddp", ["--micro_batch=2"], 2)):
+        train(data_dir, tmp_path / name, *args, nproc=nproc)
+        now = losses(tmp_path / name)
+        expected = expected or now
+        assert now == pytest.approx(expected, abs=1e-5)
+    evals = [[r["val_loss"] for r in read_log(tmp_path / n) if "val_loss" in r] for n in ("one", "ddp")]
+    assert evals[0] == pytest.approx(evals[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_save_and_stop(number, data_dir, tmp_path):
+    process = start("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--max_steps=100000")
+    wait_for(process, "step 5/")
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=60)
+    summary = json.loads(rest.strip().splitlines()[-1])
+    assert process.returncode == 0 and summary["stopped"] == number.name
+    assert read_checkpoint(tmp_path / "ckpt.pt")["step"] == summary["step"]
+
+
+def test_sigterm_reaches_all_processes_under_torchrun(data_dir, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511", "train.py",
+         f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--max_steps=100000"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    wait_for(process, "step 5/")
+    process.terminate()
+    rest, _ = process.communicate(timeout=60)
+    assert '"stopped": "SIGTERM"' in rest
+    assert read_checkpoint(tmp_path / "ckpt.pt")["step"] >= 5
+
+
+def test_kill_never_loses_the_checkpoint(data_dir, tmp_path):
+    """kill -9 while checkpoints are being written all the time: the folder always resumes."""
+    reached = 0
+    for wait in (2, 3, 8):
+        process = start("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--max_steps=100000",
+                        "--save_minutes=0")
+        wait_for(process, f"step {reached + wait}/")
+        process.kill()
+        process.communicate()
+        step = read_checkpoint(tmp_path / "ckpt.pt")["step"]
+        assert step >= reached
+        reached = step
+    done = train(data_dir, tmp_path, f"--max_steps={reached + 3}")
+    assert f"resuming at step {reached}" in done.stdout
+    steps = [r["step"] for r in read_log(tmp_path) if "loss" in r]
+    assert steps == sorted(set(steps)), "what a killed run logged beyond its checkpoint is dropped"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(damage, trained, data_dir, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    path = out / "ckpt.pt"
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    path.write_bytes({"cut": data[:len(data) // 2], "flip": data, "empty": b"", "foreign": b"hello"}[damage])
+    done = train(data_dir, out, "--dropout=0.1")
+    assert "WARNING" in done.stdout and "ckpt.pt" in done.stdout and "resuming at step 10" in done.stdout
+    assert losses(out) == losses(trained)
+    for name in ("ckpt.pt", "ckpt_prev.pt"):
+        (out / name).write_bytes(b"")
+    refused(train(data_dir, out, "--dropout=0.1", ok=False), "no checkpoint in", "can be read")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(data_dir, tmp_path):
+    """The size limit of a process stands in for the disk: writes fail half way, as they do on a full one."""
+    train(data_dir, tmp_path, "--stop_at_step=5")
+    before = (tmp_path / "ckpt.pt").read_bytes()
+    limit = f"import resource, runpy, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2); " \
+            f"sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py')"
+    done = run("-c", limit, f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, env={"PYTHONPATH": str(ROOT)})
+    assert "was not written" in done.stdout and result(done)["step"] == 20
+    assert (tmp_path / "ckpt.pt").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+    fresh = run("-c", limit, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'new'}", *TINY,
+                env={"PYTHONPATH": str(ROOT)}, ok=False)
+    refused(fresh, "cannot write a first checkpoint")
+
+
+NAN_AT = """
+import math, runpy, sys, torch
+real, calls = torch.nn.utils.clip_grad_norm_, [0]
+def spoiled(parameters, *rest):
+    calls[0] += 1
+    norm = real(parameters, *rest)
+    return norm * math.nan if calls[0] in {steps} else norm
+torch.nn.utils.clip_grad_norm_ = spoiled
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("train.py")
+"""
+
+
+def test_a_non_finite_gradient_is_skipped_and_ten_in_a_row_stop(data_dir, tmp_path):
+    args = [f"--data_dir={data_dir}", *TINY]
+    done = run("-c", NAN_AT.format(steps={4, 5}), f"--out_dir={tmp_path / 'a'}", *args, env={"PYTHONPATH": str(ROOT)})
+    assert result(done)["skipped"] == 2 and "update skipped (2 in a row)" in done.stdout
+    done = run("-c", NAN_AT.format(steps=set(range(8, 99))), f"--out_dir={tmp_path / 'b'}", *args, ok=False,
+               env={"PYTHONPATH": str(ROOT)})
+    refused(done, "10 updates in a row", "ckpt.pt")
+    assert read_checkpoint(tmp_path / "b" / "ckpt.pt")["step"] == 10
+
+
+def test_exploding_weights_are_never_saved_as_nan(data_dir, tmp_path):
+    train(data_dir, tmp_path, "--learning_rate=1e30", "--min_lr=1e30", "--max_steps=60", ok=False)
+    for path in tmp_path.glob("*.pt"):
+        assert all(t.isfinite().all() for t in read_checkpoint(path)["model"].values())
+
+
+def test_overfit_batch_reaches_zero(data_dir, tmp_path):
+    done = train(data_dir, tmp_path, "--overfit_batch=true", "--max_steps=600", "--eval_interval=600",
+                 "--log_interval=100", "--concept_dim=64", "--batch_size=2", "--micro_batch=2")
+    assert result(done)["stopped"] == "overfit" and result(done)["loss"] < 0.05
+    refused(train(data_dir, tmp_path / "short", "--overfit_batch=true", ok=False), "overfit_batch reached a loss of")
+
+
+def test_patience_stops_early(data_dir, tmp_path):
+    summary = result(train(data_dir, tmp_path, "--patience=2", "--eval_interval=1", "--learning_rate=1e-30",
+                           "--min_lr=0", "--max_steps=50"))
+    assert summary["stopped"] == "patience" and summary["step"] < 50
+
+
+def test_max_tokens_and_max_minutes_end_the_schedule(data_dir, tmp_path):
+    assert result(train(data_dir, tmp_path / "a", "--max_tokens=5000"))["step"] == 10
+    summary = result(train(data_dir, tmp_path / "b", "--max_steps=1000000", "--max_minutes=0.05"))
+    assert summary["stopped"] == "max_minutes" and read_log(tmp_path / "b")[-2]["lr"] < 3e-3
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_schedules_warm_up_and_end_where_they_should(schedule, data_dir, tmp_path):
+    extra = [] if schedule == "constant" else ["--min_lr=1e-5"]
+    train(data_dir, tmp_path, f"--lr_schedule={schedule}", *extra, "--eval_interval=100")
+    lr = [r["lr"] for r in read_log(tmp_path) if "lr" in r]
+    assert lr[:5] == pytest.approx([3e-3 * i / 6 for i in range(1, 6)]) and max(lr) == pytest.approx(3e-3)
+    if schedule == "constant":
+        assert lr[5:] == [3e-3] * 15
+    else:
+        assert lr[5:] == sorted(lr[5:], reverse=True) and lr[-1] < 1.1e-3
+    if schedule == "wsd":
+        assert lr[15] == pytest.approx(3e-3) and lr[18] == pytest.approx(1e-5 + (3e-3 - 1e-5) * (1 - 0.5**0.5))
+
+
+def test_weights_of_another_run_start_a_new_one(trained, data_dir, tmp_path):
+    done = train(data_dir, tmp_path, f"--init_from={trained}", "--dropout=0.1", "--max_steps=1")
+    assert result(done)["step"] == 1
+    first = next(r["val_loss"] for r in read_log(tmp_path) if "val_loss" in r)
+    assert first == min(r["val_loss"] for r in read_log(trained) if "val_loss" in r)
+    refused(train(data_dir, tmp_path / "x", f"--init_from={trained}", "--n_concept=4", ok=False), "do not fit")
+
+
+@pytest.mark.parametrize("args, parts", [
+    (["--n_head=3"], ["n_head=3 does not divide concept_dim=32"]),
+    (["--micro_batch=3"], ["micro_batch=3 does not divide", "--micro_batch=2"]),
+    (["--mlm_probability=0"], ["mlm_probability=0.0"]), (["--mlm_probability=1"], ["mlm_probability=1.0"]),
+    (["--mlm_probability=nan"], ["mlm_probability=nan"]),
+    (["--optimizer=sgd", "--lr_schedule=step"], ["optimizer='sgd'", "lr_schedule='step'"]),
+    (["--concept_window=5"], ["concept_window=5 has no effect"]),
+    (["--block_size=1e6"], ["block_size", "largest usable"]), (["--dtype=fp16"], ["dtype=fp16 needs a CUDA GPU"]),
+    (["--device=tpu"], ["device='tpu'"]), (["--vocab_size=100"], ["vocab_size=100", "--vocab_size=0"]),
+    (["--batch_size=0"], ["batch_size=0"]), (["--max_steps=0"], ["max_steps=0"]),
+    (["--data_dir=nowhere"], ["nowhere"]), (["--init_from=nowhere"], ["nowhere"])])
+def test_mistakes_end_in_one_message(args, parts, data_dir, tmp_path):
+    refused(train(data_dir, tmp_path / "new", *args, ok=False), *parts)
+    assert not (tmp_path / "new" / "ckpt.pt").exists()
+
+
+def test_resuming_with_other_settings_is_refused(trained, data_dir):
+    refused(train(data_dir, trained, "--dropout=0.1", "--concept_dim=64", ok=False), "cannot be resumed",
+            "concept_dim: 32")
+    refused(train(data_dir, trained, "--dropout=0.1", "--seed=5", ok=False), "seed: 1337")
+    refused(train(data_dir, trained, "--init_from=scratch", ok=False), "already holds a run")
+
+
+def test_two_runs_cannot_share_a_folder(data_dir, tmp_path):
+    process = start("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--max_steps=100000")
+    try:
+        wait_for(process, "step 1/")
+        refused(train(data_dir, tmp_path, ok=False), "another run is writing")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_config_json_and_log_describe_the_run(trained):
+    config = json.loads((trained / "config.json").read_text())
+    assert set(read_settings(ROOT / "train.py")) <= set(config) and config["dropout"] == 0.1
+    record = next(r for r in read_log(trained) if "loss" in r)
+    assert {"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "mfu", "memory_gib"} <= set(record)
+    assert sorted(os.listdir(trained)) == [".lock", "best.pt", "ckpt.pt", "ckpt_prev.pt", "config.json", "log.jsonl",
+                                           "tokenizer"]
+
+
+# ---- the commands that start from a run --------------------------------------------
+
+def test_eval_is_the_same_whatever_the_batch_and_draws_curves(trained):
+    a = result(call("eval.py", f"--out_dir={trained}", "--rows=24", "--dtype=fp32"))
+    b = result(call("eval.py", f"--out_dir={trained}", "--rows=24", "--micro_batch=5", "--dtype=fp32"))
+    name = next(iter(a["data"]))
+    for masking_type in ("token", "whole_word", "concepts", "span"):
+        assert a["data"][name][masking_type] == pytest.approx(b["data"][name][masking_type], rel=1e-5)
+        r = a["data"][name][masking_type]
+        assert r["perplexity"] == pytest.approx(2.718281828459045 ** r["loss"])
+        assert r["bits_per_byte"] == pytest.approx(r["loss"] / 0.6931471805599453), "a byte-level token is a byte"
+    assert (trained / "curves.png").read_bytes()[:4] == b"\x89PNG" and (trained / "eval.json").exists()
+
+
+def test_eval_refuses_foreign_data(trained, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"text number {n} about nothing " * 20 for n in range(60)))
+    run("prepare.py", f"--input={tmp_path}/a.txt", f"--out_dir={tmp_path}/bins", "--tokenizer=bpe:600",
+        "--val_fraction=0.3", ok=False)
+    if (tmp_path / "bins" / "meta.json").exists():
+        refused(call("eval.py", f"--out_dir={trained}", f"--data_dir={tmp_path}/bins", ok=False), "another tokenizer")
+    refused(call("eval.py", f"--out_dir={tmp_path}/nothing", ok=False), "holds no checkpoint", "train.py")
+
+
+def test_sample_fills_masks(trained, tmp_path):
+    out = result(call("sample.py", f"--out_dir={trained}", "--text=The c[MASK]t reads the [MASK]iver.", "--top=3"))
+    assert len(out["masks"]) == 2 and len(out["masks"][0]) == 3 and "[MASK]" not in out["filled"]
+    assert sum(c["p"] for c in out["masks"][0]) <= 1.0001
+    refused(call("sample.py", f"--out_dir={trained}", "--text=no mask", ok=False), "no [MASK]")
+    refused(call("sample.py", f"--out_dir={trained}", "--text=" + "[MASK]" * 100, ok=False), "the model reads 64")
+
+
+def test_sample_reads_standard_input(trained):
+    done = subprocess.run([sys.executable, "sample.py", f"--out_dir={trained}"], cwd=ROOT, text=True,
+                          capture_output=True, input="The c[MASK]t.\n\nA m\u00f6del \U0001f600 [MASK]\n")
+    assert len(result(done)) == 2
+    done = subprocess.run([sys.executable, "sample.py", f"--out_dir={trained}"], cwd=ROOT, text=True,
+                          capture_output=True, input="\n")
+    refused(done, "no text")
