@@ -1,0 +1,29 @@
+"""About 1B parameters, open bottleneck.
+
+    torchrun --nproc_per_node=4 train.py config/base.py --data_dir=data/mine
+
+1,028,957,952 parameters with a 30,522-word vocabulary, 3,383.3 MFLOP a token, 20 B tokens, 6.8e+19 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 189 h; 4x4090 81.4 h, $195.28; 4xA100 43.0 h, $206.55.
+Weights, gradients and two AdamW moments take 15 GiB a process, because train.py copies the model to each
+process (DDP); on a 24 GB card that leaves little for activations.
+"""
+out_dir = "out/base"
+data_dir = "data/owt"
+bottleneck = "open"
+n_layer = 22
+n_head = 16
+n_concept = 256
+concept_dim = 1664
+token_dim = 1024
+ffn_dim = 4608
+block_size = 512
+masking_type = "whole_word"
+mlm_probability = 0.3
+batch_size = 1024
+micro_batch = 4  # rows a forward pass of one GPU; lower it when memory runs out
+learning_rate = 0.0003
+min_lr = learning_rate / 100
+warmup_steps = 2000
+max_steps = 38000  # 20 B tokens
+eval_interval = 1000
+eval_rows = 1024

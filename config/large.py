@@ -1,0 +1,29 @@
+"""About 3B parameters, open bottleneck.
+
+    torchrun --nproc_per_node=4 train.py config/large.py --data_dir=data/mine
+
+3,059,289,088 parameters with a 30,522-word vocabulary, 9,823.0 MFLOP a token, 20 B tokens, 2.0e+20 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 547 h; 4x4090 236 h, $566.98; 4xA100 125 h, $599.69.
+Weights, gradients and two AdamW moments take 46 GiB a process, because train.py copies the model to each
+process (DDP): an 80 GB card holds it, a 24 GB card does not.
+"""
+out_dir = "out/large"
+data_dir = "data/owt"
+bottleneck = "open"
+n_layer = 30
+n_head = 20
+n_concept = 256
+concept_dim = 2560
+token_dim = 1024
+ffn_dim = 6912
+block_size = 512
+masking_type = "whole_word"
+mlm_probability = 0.3
+batch_size = 1024
+micro_batch = 2  # rows a forward pass of one GPU; lower it when memory runs out
+learning_rate = 0.0002
+min_lr = learning_rate / 100
+warmup_steps = 2000
+max_steps = 38000  # 20 B tokens
+eval_interval = 1000
+eval_rows = 1024

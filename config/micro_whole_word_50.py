@@ -1,0 +1,28 @@
+"""micro_balanced with whole-word masking, 50 %: does a hard task teach concepts more?
+
+    torchrun --nproc_per_node=4 train.py config/micro_whole_word_50.py --data_dir=data/mine
+
+37,205,504 parameters with a 30,522-word vocabulary, 75.8 MFLOP a token, 10 B tokens, 7.6e+17 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 2.1 h; 4x4090 0.9 h, $2.19; 4xA100 0.5 h, $2.31.
+"""
+out_dir = "out/micro_whole_word_50"
+data_dir = "data/owt"
+bottleneck = "strict"
+n_layer = 4
+n_head = 8
+n_concept = 64
+concept_dim = 512
+token_dim = 512
+ffn_dim = 2048
+bias = True
+block_size = 512
+masking_type = "whole_word"
+mlm_probability = 0.5
+batch_size = 256
+micro_batch = 64  # rows a forward pass of one GPU; lower it when memory runs out
+learning_rate = 0.001
+min_lr = learning_rate / 100
+warmup_steps = 2000
+max_steps = 76000  # 10 B tokens
+eval_interval = 1000
+eval_rows = 1024

@@ -1,0 +1,28 @@
+"""Three wide layers, 96 concepts of width 640.
+
+    torchrun --nproc_per_node=4 train.py config/micro_wide.py --data_dir=data/mine
+
+44,956,160 parameters with a 30,522-word vocabulary, 60.5 MFLOP a token, 10 B tokens, 6.0e+17 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 1.7 h; 4x4090 0.7 h, $1.74; 4xA100 0.4 h, $1.85.
+"""
+out_dir = "out/micro_wide"
+data_dir = "data/owt"
+bottleneck = "strict"
+n_layer = 3
+n_head = 10
+n_concept = 96
+concept_dim = 640
+token_dim = 640
+ffn_dim = 2560
+bias = True
+block_size = 512
+masking_type = "whole_word"
+mlm_probability = 0.15
+batch_size = 256
+micro_batch = 64  # rows a forward pass of one GPU; lower it when memory runs out
+learning_rate = 0.001
+min_lr = learning_rate / 100
+warmup_steps = 2000
+max_steps = 76000  # 10 B tokens
+eval_interval = 1000
+eval_rows = 1024

@@ -1,0 +1,29 @@
+"""About 7B parameters, open bottleneck.
+
+    torchrun --nproc_per_node=4 train.py config/xlarge.py --data_dir=data/mine
+
+6,932,897,792 parameters with a 30,522-word vocabulary, 21,877.1 MFLOP a token, 20 B tokens, 4.4e+20 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 1,219 h; 4x4090 526 h, $1,262.74; 4xA100 278 h, $1,335.60.
+Weights, gradients and two AdamW moments take 103 GiB a process, because train.py copies the model to each
+process (DDP): no single card holds it, so these shapes are for counting and planning until sharded training is there.
+"""
+out_dir = "out/xlarge"
+data_dir = "data/owt"
+bottleneck = "open"
+n_layer = 32
+n_head = 32
+n_concept = 256
+concept_dim = 4096
+token_dim = 1024
+ffn_dim = 8192
+block_size = 512
+masking_type = "whole_word"
+mlm_probability = 0.3
+batch_size = 1024
+micro_batch = 1  # rows a forward pass of one GPU; lower it when memory runs out
+learning_rate = 0.00015
+min_lr = learning_rate / 100
+warmup_steps = 2000
+max_steps = 38000  # 20 B tokens
+eval_interval = 1000
+eval_rows = 1024
