@@ -1,0 +1,348 @@
+"""Documents -> token bins: duplicates, the train/val split, the vocabulary, tokenising in several processes.
+
+`write_dataset` is what prepare.py and data/NAME/prepare.py call; shards.py puts the ids on disk. A text seen before is
+dropped; a hash of the text chooses train or val, so the split knows neither order nor processes. Order in is order out.
+Memory does not grow with the input but for the set of texts seen: 8 bytes a document, twice that while merging.
+"""
+
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from shards import DataError, commit, finish, load_meta, load_state, locked, open_bins, removal
+from tokenizer import Tokenizer
+
+CHUNK_BYTES = 4_000_000  # of UTF-8 text: what one process tokenises at a time; a kill loses one such chunk a process
+PIECE_CHARS = 1_000_000  # longer documents are tokenised in pieces, so that memory is bounded
+SAMPLE_BYTES = 64_000_000  # of text that a bpe:N vocabulary is trained on
+ROOT = os.path.dirname(os.path.abspath(__file__))
+
+
+def utf8(text):
+    """Text -> its UTF-8 bytes; half a surrogate pair, which JSON can hold, becomes U+FFFD as in tokenizer.py."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def digest(data):
+    """UTF-8 bytes of a document -> 16 bytes: the first 8 tell texts apart, the last 8 choose the split."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def in_val(digests, val_fraction):
+    """uint64 (n, 2) digests -> bool (n,): the same share `val_fraction` of all possible texts for ever."""
+    return digests[:, 1] < np.uint64(int(val_fraction * 2**64))
+
+
+def cut(text, size):
+    """Text -> pieces of at most `size` characters that end after a blank line, else a line, else before a space."""
+    pieces, start = [], 0
+    while len(text) - start > size:
+        low, high = start + size // 2, start + size
+        ends = ((text.rfind(mark, low, high), keep) for mark, keep in (("\n\n", 2), ("\n", 1), (" ", 0)))
+        end = next((at + keep for at, keep in ends if at > start), high)
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
+
+
+def from_texts(make_texts):
+    """`documents` for write_dataset from a function that returns an iterable of (text, split or None) each time."""
+    return lambda start: ((*unit, n) for n, unit in enumerate(make_texts(), 1) if n > (start or 0))
+
+
+class Seen:
+    """64-bit digests in sorted arrays, each over twice as long as the next. 100 M texts: a collision with p = 3e-4."""
+
+    def __init__(self, digests):
+        self.levels = [np.unique(digests)]
+
+    def add(self, digests):
+        """uint64 (n,) -> bool (n,), True where a digest occurs for the first time."""
+        fresh = np.zeros(len(digests), bool)
+        fresh[np.unique(digests, return_index=True)[1]] = True
+        for level in self.levels:
+            if len(level):
+                fresh &= level[np.minimum(np.searchsorted(level, digests), len(level) - 1)] != digests
+        self.levels.append(np.sort(digests[fresh]))
+        while len(self.levels) > 1 and len(self.levels[-2]) < 2 * len(self.levels[-1]):
+            self.levels.append(np.concatenate([self.levels.pop(), self.levels.pop()]))
+            self.levels[-1].sort()
+        return fresh
+
+
+def training_sample(documents, val_fraction):
+    """Up to SAMPLE_BYTES of distinct train documents, chosen by hash over the whole input -> iterator of texts.
+
+    A share 2**-k of all texts is kept, and k rises whenever that is too much, so the order of the input is irrelevant.
+    """
+    limit, kept, n_bytes = 2**64, {}, 0
+    for text, split, _ in documents(None):
+        data = utf8(text or "")
+        key = np.frombuffer(digest(data), "<u8")[None]
+        rank = int(key[0, 0])
+        if not data.strip() or rank >= limit or rank in kept:
+            continue
+        if split == "val" or split is None and in_val(key, val_fraction)[0]:
+            continue  # the vocabulary knows nothing of val either
+        kept[rank] = data
+        n_bytes += len(data)
+        while n_bytes > SAMPLE_BYTES and len(kept) > 1:
+            limit //= 2
+            kept = {rank: data for rank, data in kept.items() if rank < limit}
+            n_bytes = sum(map(len, kept.values()))
+    return (kept[rank].decode() for rank in sorted(kept))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# chunks
+
+Chunk = collections.namedtuple("Chunk", "texts n_bytes is_val digests counts position")
+
+
+def read_chunks(documents, position, seen, val_fraction):
+    """Documents from `position` on -> Chunks of distinct texts, cut by size alone, so always at the same places."""
+    rows, size, counts = [], 0, collections.Counter()
+    for text, split, position in documents(position):  # noqa: B020
+        if not (text and text.strip()):
+            counts["bad_lines" if text is None else "empty"] += 1
+            continue
+        rows.append((text, utf8(text), split))
+        size += len(rows[-1][1])
+        if size >= CHUNK_BYTES:
+            yield make_chunk(rows, counts, position, seen, val_fraction)
+            rows, size, counts = [], 0, collections.Counter()
+    yield make_chunk(rows, counts, position, seen, val_fraction)
+
+
+def make_chunk(rows, counts, position, seen, val_fraction):
+    """[(text, its UTF-8, split)] -> Chunk without the texts seen before; the arrays have one entry a kept text."""
+    keys = np.frombuffer(b"".join(digest(row[1]) for row in rows), "<u8").reshape(-1, 2)
+    fresh = seen.add(keys[:, 0])
+    keys, kept = keys[fresh], [row for row, new in zip(rows, fresh) if new]
+    is_val = [row[2] == "val" if row[2] else hashed for row, hashed in zip(kept, in_val(keys, val_fraction))]
+    counts["duplicates"] = len(rows) - len(kept)
+    counts["replacement_characters"] = sum(row[1].count("\ufffd".encode()) for row in kept)
+    n_bytes = np.array([len(row[1]) for row in kept], np.int64)
+    return Chunk([row[0] for row in kept], n_bytes, np.array(is_val, bool), keys[:, 0], counts, position)
+
+
+def encode_texts(tokenizer, dtype, texts):
+    """Texts -> (number of ids of each, all ids one after the other in `dtype`); each text ends in eot_id."""
+    lengths, parts = [], [np.zeros(0, dtype)]
+    for text in texts:
+        ids = [*tokenizer.encode(cut(text, PIECE_CHARS)), np.array([tokenizer.eot_id])]
+        lengths.append(sum(map(len, ids)))
+        parts += [part.astype(dtype) for part in ids]
+    return np.array(lengths, np.int64), np.concatenate(parts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# processes: our own, not multiprocessing: scripts need no main guard, and the children of a killed parent end by
+# themselves because their pipe closes
+
+
+def worker():
+    """A tokenising process: lists of texts in on stdin, ids out on stdout, until the parent closes the pipe or dies."""
+    with contextlib.suppress(EOFError, pickle.UnpicklingError, BrokenPipeError):
+        tokenizer, dtype = pickle.load(sys.stdin.buffer)
+        while True:
+            send(sys.stdout.buffer, encode_texts(tokenizer, dtype, pickle.load(sys.stdin.buffer)))
+
+
+def send(pipe, message):
+    """Pickles `message` into a pipe, at once."""
+    pickle.dump(message, pipe, protocol=5)
+    pipe.flush()
+
+
+def start_process(message):
+    """Starts a worker, out of reach of the terminal's Ctrl-C, and sends it `message`."""
+    code = f"import sys; sys.path.insert(0, {ROOT!r}); import documents; documents.worker()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
+    send(process.stdin, message)
+    return process
+
+
+def encode_chunks(chunks, tokenizer, dtype, num_proc):
+    """Yields (chunk without its texts, lengths, ids) in input order; a process holds one chunk at a time."""
+    if num_proc == 1:
+        for chunk in chunks:
+            yield chunk._replace(texts=None), *encode_texts(tokenizer, dtype, chunk.texts)
+        return
+    processes, busy = [], collections.deque()  # busy: (chunk, process), the oldest first
+    try:
+        for chunk in chunks:
+            done = None
+            if len(processes) < num_proc:  # started when there is work for them
+                processes.append(start_process((tokenizer, dtype)))
+                busy.append((chunk._replace(texts=None), processes[-1]))
+            else:
+                oldest, process = busy.popleft()
+                done = (oldest, *pickle.load(process.stdout))
+                busy.append((chunk._replace(texts=None), process))
+            send(busy[-1][1].stdin, chunk.texts)  # before the caller writes `done`, so that no process waits
+            if done:
+                yield done
+        while busy:
+            oldest, process = busy.popleft()
+            yield (oldest, *pickle.load(process.stdout))
+    except (EOFError, pickle.UnpicklingError, BrokenPipeError):
+        raise DataError("a tokenising process died; --num_proc=1 goes on from here with the least memory") from None
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# text in, bins out
+
+
+def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=0, num_proc=0, settings=None,
+                  input_bytes=0, source="", licence="", shard_tokens=2**31):
+    """Writes or completes the bins of `documents` in `out_dir`; returns a summary dict. Raises DataError, OSError.
+
+    documents(position) yields (text, split, position after it), from the start for None; text is None for a line
+    skipped as bad, split is "train", "val" or None (by hash), position a JSON value. tokenizer: "byte", "bpe:N", a
+    published name or a folder. max_tokens=0: all. num_proc=0: all cores up to 8. `settings`: whatever else decides the
+    documents; a folder begun with other settings is refused. input_bytes: expected text, for the bar and the disk.
+    """
+    start_s = time.perf_counter()
+    if not 0 <= val_fraction < 1 or max_tokens < 0 or num_proc < 0:
+        raise DataError(f"val_fraction = {val_fraction}, max_tokens = {max_tokens}, num_proc = {num_proc}: "
+                        "expected 0 <= val_fraction < 1 and no negative number")
+    settings = dict(settings or {}, tokenizer=tokenizer, val_fraction=val_fraction, max_tokens=max_tokens,
+                    shard_tokens=shard_tokens)
+    command = shlex.join(["python", *sys.argv])
+    os.makedirs(out_dir, exist_ok=True)
+    with locked(out_dir):
+        state = load_state(out_dir, json.loads(json.dumps(settings)))
+        if state is None:
+            print(f"{out_dir} is already complete, made with the same settings", flush=True)
+            return summary(out_dir, time.perf_counter() - start_s)
+        tok = make_tokenizer(tokenizer, documents, out_dir, val_fraction, state)
+        dtype, before = np.dtype("<u2" if tok.n_vocab <= 65536 else "<u4"), sum(state["bytes"].values())
+        check_disk(out_dir, dtype.itemsize * (max_tokens or input_bytes / (1 if tokenizer == "byte" else 3)))
+        seen, tokenizer_s = Seen(open_bins(out_dir, state, dtype)), time.perf_counter() - start_s
+        if not state["full"]:
+            chunks = read_chunks(documents, state["position"], seen, val_fraction)
+            show = progress(input_bytes, before)
+            for result in encode_chunks(chunks, tok, dtype, num_proc or min(8, os.cpu_count())):
+                with writing(out_dir):
+                    commit(out_dir, state, *result)
+                show(sum(state["bytes"].values()))
+                if state["full"]:
+                    break
+        with writing(out_dir):
+            finish(out_dir, state, tok, dtype, {"source": source, "licence": licence, "command": command})
+        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, sum(state["bytes"].values()) - before)
+
+
+@contextlib.contextmanager
+def writing(out_dir):
+    """A full disk, or any other refusal to write, becomes one message."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{out_dir}: {error.strerror} while writing. What was committed is kept: make room, and the "
+                        "same command goes on from there") from None
+
+
+def make_tokenizer(spec, documents, out_dir, val_fraction, state):
+    """The tokenizer of `out_dir`, which the first call trains or loads and saves there."""
+    folder = os.path.join(out_dir, "tokenizer")
+    vocab_size = spec.removeprefix("bpe:")
+    if vocab_size != spec and not vocab_size.isdigit():
+        raise DataError(f"tokenizer {spec}: expected bpe:N with the size of the vocabulary, such as bpe:16000")
+    if vocab_size == spec:
+        tok = call_tokenizer(spec, Tokenizer.load, spec)
+    elif not os.path.isdir(folder):
+        print(f"training a vocabulary of {vocab_size} on a sample of the text", flush=True)
+        tok = call_tokenizer(spec, Tokenizer.train, training_sample(documents, val_fraction), int(vocab_size))
+    if not os.path.isdir(folder):
+        shutil.rmtree(folder + ".tmp", ignore_errors=True)
+        tok.save(folder + ".tmp")
+        os.replace(folder + ".tmp", folder)
+    saved = call_tokenizer(folder, Tokenizer.load, folder)
+    expected = {saved.fingerprint, state.setdefault("fingerprint", saved.fingerprint)}
+    if len(expected | ({tok.fingerprint} if vocab_size == spec else set())) > 1:
+        raise DataError(f"{out_dir} was begun with another tokenizer than {spec} is now: use another --out_dir, or "
+                        f"start over after {removal(out_dir)}")
+    return saved
+
+
+def call_tokenizer(spec, function, *args):
+    """function(*args); what tokenizer.py finds wrong with a name, folder or vocabulary size becomes a DataError."""
+    try:
+        return function(*args)
+    except (ValueError, OSError) as error:
+        raise DataError(f"tokenizer {spec}: {error}") from None
+
+
+def check_disk(out_dir, need):
+    """DataError when the disk of `out_dir` has less room than `need` bytes."""
+    free = shutil.disk_usage(out_dir).free
+    if need > free:
+        raise DataError(f"{out_dir}: about {need / 1e9:.2f} GB of token ids to write and {free / 1e9:.2f} GB free. "
+                        "Make room, use another --out_dir, or write less with --max_tokens=N")
+
+
+def progress(total, start):
+    """A function to call with the bytes of text done: moves a bar on a terminal, else prints a line every 10 s."""
+    bar, began = tqdm(total=total or None, initial=start, unit="B", unit_scale=True, disable=None), time.monotonic()
+    last = began
+
+    def show(done):
+        nonlocal last
+        now = time.monotonic()
+        bar.update(done - bar.n)
+        if bar.disable and now - last > 10:
+            rate, last = (done - start) / (now - began), now
+            left = f", about {max(0, total - done) / rate / 60:.0f} min left" if total else ""
+            print(f"{done / 1e6:,.0f} MB of text, {rate / 1e6:.1f} MB/s{left}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def summary(out_dir, seconds, tokenizer_s=0.0, n_bytes=0):
+    """The JSON line of a prepare; mb_per_s counts UTF-8 text, without the time to make the tokenizer."""
+    meta = load_meta(out_dir)
+    splits, rate = meta["splits"], n_bytes / 1e6 / (seconds - tokenizer_s)
+    both = {name: splits["train"][name] + splits["val"][name] for name in ("documents", "bytes")}
+    counts = {name: meta[name] for name in ("duplicates", "empty", "bad_lines", "replacement_characters")}
+    return {"out_dir": out_dir, "train_tokens": splits["train"]["tokens"], "val_tokens": splits["val"]["tokens"],
+            **both, **counts, "n_vocab": meta["n_vocab"], "unigram_entropy": meta["unigram_entropy"],
+            "seconds": round(seconds, 2), "tokenizer_seconds": round(tokenizer_s, 2),
+            "mb_per_s": round(rate, 2) if n_bytes else None}
+
+
+@contextlib.contextmanager
+def one_message():
+    """For scripts: a user's mistake, Ctrl-C and SIGTERM end in one message on stderr and exit code 1."""
+
+    def stop(signum, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit("stopped by a signal: what was finished is kept, the same command goes on from there")
+    except (DataError, OSError) as error:
+        sys.exit(str(error))

@@ -1,0 +1,475 @@
+"""Promises of prepare.py and data/NAME/prepare.py: kept through kills, full disks and every kind of input."""
+
+import gzip
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import documents
+import shards
+from tokenizer import Tokenizer
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DATA = os.path.join(ROOT, "..", "shared", "data")
+# prepare.py with chunks of 20 kB instead of 4 MB, so that a small input has many moments to be killed at
+SMALL_CHUNKS = f"""
+import runpy, sys
+sys.path.insert(0, {ROOT!r})
+import documents
+documents.CHUNK_BYTES = 20_000
+runpy.run_path({ROOT!r} + "/prepare.py", run_name="__main__")
+"""
+
+
+def texts(n=60):
+    """n different documents of 50 to 300 words, some of them made up so that a BPE has something to learn."""
+    rng = np.random.default_rng(1)
+    made_up = ["".join(map(chr, rng.integers(0x61, 0x7B, 6))) for _ in range(200)]
+    words = np.array("the a concept reads long sequence of naïve tokens 漢字 and thinks\n\n".split(" ") + made_up)
+    return [f"{i} " + " ".join(rng.choice(words, rng.integers(50, 300))) for i in range(n)]
+
+
+def write_jsonl(path, some_texts):
+    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(some_texts)))
+    return path
+
+
+def start(*args, code=None, **popen):
+    """Starts prepare.py, or python -c `code`, with `args`."""
+    command = [sys.executable, "-c", code] if code else [sys.executable, os.path.join(ROOT, "prepare.py")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *map(str, args)], **pipes, **popen)
+
+
+def finished(process):
+    """(exit code, stdout, stderr); no program of ours may show a traceback."""
+    out, err = process.communicate()
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+def prepare(*args, **popen):
+    """Runs prepare.py to its good end -> its JSON line."""
+    rc, out, err = finished(start(*args, **popen))
+    assert rc == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def refusal(*args, **popen):
+    """Runs prepare.py to its bad end -> its message."""
+    rc, _, err = finished(start(*args, **popen))
+    assert rc == 1
+    return err
+
+
+def small(folder, some_texts, **settings):
+    """write_dataset in this process, chunks of 20 kB."""
+    settings = {"tokenizer": "byte", "val_fraction": 0.1, "num_proc": 1, **settings}
+    units = documents.from_texts(lambda: ((text, None) for text in some_texts))
+    return documents.write_dataset(units, str(folder), **settings)
+
+
+def contents(folder, meta=True):
+    """{name: bytes} of all files; the command line in meta.json is left out."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    about = json.loads(found.pop("meta.json"))
+    about.pop("command")
+    return {**found, "meta": about} if meta else found
+
+
+def decoded(folder):
+    """Sorted documents of both splits."""
+    meta, tok, found = json.loads((folder / "meta.json").read_text()), Tokenizer.load(str(folder / "tokenizer")), []
+    for split in ("train", "val"):
+        ids = np.fromfile(folder / f"{split}.bin", meta["dtype"])
+        found += [tok.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == meta["eot_id"]) + 1)[:-1]]
+    return sorted(found)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# killed, stopped, full
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """1,500 documents, 1.4 MB, and what an undisturbed run makes of them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    args = [f"--input={write_jsonl(folder / 'in.jsonl', texts(1500))}", "--tokenizer=bpe:600", "--val_fraction=0.05"]
+    prepare(*args, f"--out_dir={folder / 'whole'}", "--num_proc=1", code=SMALL_CHUNKS)
+    return args, folder / "whole"
+
+
+def committed(folder):
+    """Number of documents that progress.json vouches for, -1 without one."""
+    try:
+        return json.loads((folder / "progress.json").read_text())["n_digests"]
+    except FileNotFoundError:
+        return -1
+
+
+def wait_for_commit(process, folder, beyond):
+    while committed(folder) <= beyond and process.poll() is None:
+        time.sleep(0.001)
+    assert process.poll() is None, "it finished before it could be disturbed"
+
+
+def test_bytes_do_not_depend_on_num_proc(corpus, tmp_path):
+    args, whole = corpus
+    prepare(*args, f"--out_dir={tmp_path}", "--num_proc=3", code=SMALL_CHUNKS)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_kill_9_at_any_moment_then_the_same_bytes(corpus, tmp_path):
+    args, whole = corpus
+    rng, kills = np.random.default_rng(), []
+    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)  # while the vocabulary is made
+    time.sleep(rng.uniform(0.2, 0.6))
+    process.kill()
+    for num_proc in (1, 2, 1, 2):
+        process = start(*args, f"--out_dir={tmp_path}", f"--num_proc={num_proc}", code=SMALL_CHUNKS)
+        wait_for_commit(process, tmp_path, max(0, committed(tmp_path)))
+        time.sleep(rng.uniform(0, 0.03))
+        process.kill()
+        process.wait()
+        kills.append(committed(tmp_path))
+    assert 0 < kills[0] < kills[-1], kills
+    with pytest.raises(ValueError, match="interrupted"):
+        shards.TokenData(str(tmp_path), "train", 8)
+    message = refusal(*args[:2], f"--out_dir={tmp_path}", "--val_fraction=0.1")
+    assert "val_fraction is 0.05 there and 0.1 now" in message and "rm -rf" in message
+    prepare(*args, f"--out_dir={tmp_path}", code=SMALL_CHUNKS)
+    assert contents(tmp_path) == contents(whole)
+
+
+class Crash(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("where", ["append", "write_json", "scan", "os.replace", "os.remove"])
+def test_a_crash_before_or_after_any_step_then_the_same_bytes(where, tmp_path, monkeypatch):
+    """Every single call of the functions that touch the disk, the last renames included."""
+    monkeypatch.setattr(documents, "CHUNK_BYTES", 20_000)
+    settings, some = {"shard_tokens": 15_000, "val_fraction": 0.3}, texts() + texts()[:20]
+    assert small(tmp_path / "whole", some, **settings)["duplicates"] == 20
+    owner, name = (os, where[3:]) if where.startswith("os.") else (shards, where)
+    real, crashes = getattr(owner, name), 0
+    for after in (False, True):
+        for at in range(1000):
+            calls = iter(range(1000))
+
+            def step(*args, calls=calls, at=at, after=after):
+                n = next(calls)
+                if n == at and not after:
+                    raise Crash
+                result = real(*args)
+                if n == at:
+                    raise Crash
+                return result
+
+            out = tmp_path / f"{after}{at}"
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, step)
+                try:
+                    small(out, some, **settings)
+                    break
+                except Crash:
+                    crashes += 1
+            small(out, some, **settings)
+            assert contents(out) == contents(tmp_path / "whole"), (after, at)
+    assert crashes >= 2
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_cleanly_and_the_same_command_goes_on(stop, corpus, tmp_path):
+    args, whole = corpus
+    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)
+    wait_for_commit(process, tmp_path, 0)
+    process.send_signal(stop)
+    rc, _, err = finished(process)
+    assert rc == 1 and "the same command goes on" in err
+    prepare(*args, f"--out_dir={tmp_path}", code=SMALL_CHUNKS)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_full_disk_is_one_message_and_the_same_command_goes_on(corpus, tmp_path):
+    args, whole = corpus
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    message = refusal(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS, preexec_fn=limit)
+    assert "while writing" in message and "goes on" in message and committed(tmp_path) > 0
+    prepare(*args, f"--out_dir={tmp_path}", code=SMALL_CHUNKS)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_killed_tokenising_process_is_one_message(corpus, tmp_path):
+    args, whole = corpus
+    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)
+    wait_for_commit(process, tmp_path, 0)
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        os.kill(int(file.read().split()[0]), signal.SIGKILL)
+    rc, _, err = finished(process)
+    assert rc == 1 and "--num_proc=1" in err
+    prepare(*args, f"--out_dir={tmp_path}", code=SMALL_CHUNKS)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_tokenising_processes_end_with_a_killed_parent(corpus, tmp_path):
+    process = start(*corpus[0], f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)
+    wait_for_commit(process, tmp_path, 0)
+    process.kill()
+    process.communicate(timeout=20)  # returns when no process holds its stderr any more; each of them inherited it
+
+
+def test_the_vocabulary_is_trained_on_a_bounded_sample_without_val(monkeypatch):
+    monkeypatch.setattr(documents, "SAMPLE_BYTES", 50_000)
+    some = texts(300)
+    orders = [documents.from_texts(lambda order=order: ((text, None) for text in order))
+              for order in (some, some[::-1] + some)]
+    samples = [list(documents.training_sample(order, 0.3)) for order in orders]
+    assert samples[0] == samples[1] and 20_000 < sum(len(text.encode()) for text in samples[0]) <= 50_000
+    keys = np.frombuffer(b"".join(documents.digest(text.encode()) for text in some), "<u8").reshape(-1, 2)
+    is_val = dict(zip(some, documents.in_val(keys, 0.3)))
+    assert 50 < sum(is_val.values()) < 150 and not any(is_val[text] for text in samples[0])
+    forced = documents.from_texts(lambda: ((text, "val" if "7" in text[:2] else "train") for text in some[:40]))
+    assert list(documents.training_sample(forced, 0.3)) and not any(
+        "7" in text[:2] for text in documents.training_sample(forced, 0.3))
+
+
+def test_two_prepares_do_not_mix(tmp_path):
+    with shards.locked(str(tmp_path)), pytest.raises(ValueError, match="another prepare is writing there"):
+        small(tmp_path, texts())
+
+
+def test_a_finished_folder_is_left_alone(corpus):
+    args, whole = corpus
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    result = prepare(*args, f"--out_dir={whole}")
+    assert result["documents"] == 1500 and result["mb_per_s"] is None
+    assert "tokenizer is 'bpe:600' there and 'byte' now" in refusal(args[0], f"--out_dir={whole}", "--tokenizer=byte")
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+
+
+def test_a_mistyped_tokenizer_does_not_bind_the_folder(corpus, tmp_path):
+    args, _ = corpus
+    assert "gpt22" in refusal(args[0], f"--out_dir={tmp_path}", "--tokenizer=gpt22")
+    assert "bpe:16000" in refusal(args[0], f"--out_dir={tmp_path}", "--tokenizer=bpe:many")
+    assert "tokenizer bpe:16000" in refusal(args[0], f"--out_dir={tmp_path}")  # not enough text for that
+    assert prepare(args[0], f"--out_dir={tmp_path}", "--tokenizer=byte")["n_vocab"] == 261
+
+
+def test_bins_of_others_are_not_touched(corpus, tmp_path):
+    (tmp_path / "train.bin").write_bytes(b"precious")
+    assert "not made by this command" in refusal(corpus[0][0], f"--out_dir={tmp_path}")
+    assert (tmp_path / "train.bin").read_bytes() == b"precious"
+
+
+def test_validate_finds_one_flipped_bit(corpus, tmp_path):
+    args, _ = corpus
+    prepare(args[0], f"--out_dir={tmp_path}", "--tokenizer=byte")
+    assert prepare("validate", f"--data_dir={tmp_path}")["valid"] is True
+    data = bytearray((tmp_path / "train.bin").read_bytes())
+    data[1000] ^= 1
+    (tmp_path / "train.bin").write_bytes(data)
+    assert "sha256" in refusal("validate", f"--data_dir={tmp_path}")
+
+
+def test_validate_compares_counts_and_entropy(tmp_path):
+    small(tmp_path, texts())
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    for name, change in (("documents", {"documents": 7}), ("bytes of text", {"bytes": 7})):
+        train = {**meta["splits"]["train"], **change}
+        (tmp_path / "meta.json").write_text(json.dumps({**meta, "splits": {**meta["splits"], "train": train}}))
+        assert f"{name}, expected 7" in refusal("validate", f"--data_dir={tmp_path}")
+    (tmp_path / "meta.json").write_text(json.dumps({**meta, "unigram_entropy": 1.0}))
+    assert "meta.json says 1.0" in refusal("validate", f"--data_dir={tmp_path}")
+    assert "no other setting" in refusal("validate", f"--data_dir={tmp_path}", "--num_proc=2")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# kinds of input
+
+
+@pytest.fixture(scope="module")
+def from_jsonl(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jsonl")
+    prepare(f"--input={write_jsonl(folder / 'in.jsonl', texts())}", f"--out_dir={folder / 'out'}", "--tokenizer=byte",
+            "--val_fraction=0.1")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_packed_inputs_equal_jsonl(suffix, from_jsonl, tmp_path):
+    plain, path = (from_jsonl / "in.jsonl").read_bytes(), tmp_path / f"in{suffix}"
+    if suffix == ".parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"text": texts(), "n": range(60)}), path, row_group_size=7)
+    elif suffix == ".jsonl.gz":
+        path.write_bytes(gzip.compress(plain))
+    else:
+        zstandard = pytest.importorskip("zstandard")
+        path.write_bytes(zstandard.compress(plain[:5000]) + zstandard.compress(plain[5000:]))  # two frames
+    prepare(f"--input={path}", f"--out_dir={tmp_path / 'out'}", "--tokenizer=byte", "--val_fraction=0.1")
+    assert contents(tmp_path / "out", meta=False) == contents(from_jsonl / "out", meta=False)
+
+
+def test_text_files_come_back_whole(tmp_path):
+    """Folders, globs, .md, a byte order mark, Windows line ends; pieces of one file join to it."""
+    long = "\n\n".join(texts(40))
+    (tmp_path / "in/deep").mkdir(parents=True)
+    (tmp_path / "in/a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    (tmp_path / "in/deep/b.md").write_text(long)
+    (tmp_path / "in/ignored.csv").write_text("1,2")
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"packed"))
+    result = prepare(f"--input={tmp_path}/in,{tmp_path}/*.gz", f"--out_dir={tmp_path / 'out'}", "--tokenizer=byte",
+                     "--cut_chars=2000", "--val_fraction=0.2")
+    assert result["bytes"] == len(long.encode()) + len("one\r\ntwo") + len("packed")
+    found = decoded(tmp_path / "out")
+    assert {"one\r\ntwo", "packed"} <= set(found) and max(map(len, found)) <= 2000
+    pieces = documents.cut(long, 2000)
+    assert "".join(pieces) == long and set(pieces) == set(found) - {"one\r\ntwo", "packed"}
+    assert sum(piece.endswith("\n\n") for piece in pieces) > len(pieces) / 2
+
+
+def test_bytes_that_are_not_utf8_are_replaced_or_refused(tmp_path):
+    good = b"x" * 1_048_575 + "é".encode()  # a character across the border of two reads is no mistake
+    (tmp_path / "a.txt").write_bytes(good + b"\n\n" + b"caf\xe9 " * 3 + b"\n" + b"y" * 3000)
+    args = [f"--input={tmp_path}/a.txt", f"--out_dir={tmp_path}/out", "--tokenizer=byte", "--cut_chars=1000"]
+    message = refusal(*args, "--on_bad_utf8=refuse")
+    assert f"a.txt: not UTF-8 at byte {len(good) + 2 + 3:,};" in message
+    result = prepare(*args, "--val_fraction=0.1")
+    assert result["replacement_characters"] == 3 and any("caf\ufffd caf\ufffd" in d for d in decoded(tmp_path / "out"))
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "left \\ud800 right"}\n' + "".join(
+        json.dumps({"text": text}) + "\n" for text in texts()))
+    args = [f"--out_dir={tmp_path}/out", "--tokenizer=byte", "--val_fraction=0.1"]
+    assert prepare(f"--input={tmp_path}/a.jsonl", *args)["replacement_characters"] == 1
+    assert "left \ufffd right" in decoded(tmp_path / "out")
+    assert prepare("validate", f"--data_dir={tmp_path}/out")["valid"]
+
+
+BAD_INPUT = {
+    "no such file": (None, "", "matches nothing"),
+    "unknown suffix": ("a.csv", b"1,2", "a.csv: unknown kind of file.*parquet"),
+    "empty file": ("a.txt", b"", "the file is empty"),
+    "no JSON": ("a.jsonl", b'{"text": "x"}\n\n{"text": oops}\n', r"a.jsonl:3: no JSON.*--on_bad_line=skip"),
+    "no text_key": ("a.jsonl", b'{"text": "x"}\n{"txt": "y", "n": 1}\n', r"a.jsonl:2: no text under 'text' .*txt, n"),
+    "text is a number": ("a.jsonl", b'{"text": 5}\n', r"a.jsonl:1: no text under 'text'"),
+    "line is a list": ("a.jsonl", b'["x"]\n', r"a.jsonl:1: no text under 'text' \(there is: list\)"),
+    "nested too deeply": ("a.jsonl", b"[" * 200_000 + b"\n", r"a.jsonl:1: nested too deeply"),
+    "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20], "a.jsonl.gz: damaged or cut short"),
+    "no gzip": ("a.txt.gz", b"plain text", "a.txt.gz: damaged or cut short"),
+    "no zstd": ("a.txt.zst", b"plain text", "a.txt.zst: damaged or cut short"),
+    "no parquet": ("a.parquet", b"plain text", "a.parquet: not a whole .parquet file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_message(name, tmp_path):
+    file, data, message = BAD_INPUT[name]
+    if file:
+        (tmp_path / file).write_bytes(data)
+    error = refusal(f"--input={tmp_path / (file or '*.txt')}", f"--out_dir={tmp_path}/out", "--tokenizer=byte")
+    assert len(error.strip().splitlines()) == 1
+    assert re.search(message, error), error
+
+
+def test_parquet_without_the_column_names_those_it_has(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"body": ["x"], "text": [1]}), tmp_path / "a.parquet")
+    args = [f"--input={tmp_path}/a.parquet", f"--out_dir={tmp_path}/out", "--tokenizer=byte"]
+    for key in ("text", "nothing"):
+        message = refusal(*args, f"--text_key={key}")
+        assert f"no column of strings '{key}' (there is: body (string), text (int64))" in message
+
+
+def test_bad_lines_can_be_skipped_and_are_counted(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", texts())
+    path.write_text(path.read_text() + "oops\n{}\n")
+    result = prepare(f"--input={path}", f"--out_dir={tmp_path}/out", "--tokenizer=byte", "--val_fraction=0.1",
+                     "--on_bad_line=skip")
+    assert (result["documents"], result["bad_lines"]) == (60, 2)
+
+
+def test_50_mb_on_one_line_in_bounded_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    line = "".join(map(chr, rng.integers(0x61, 0x7B, 1_000_000))) + "é"  # no space anywhere
+    with open(tmp_path / "a.txt", "w", encoding="utf-8") as file:
+        for i in range(50):
+            file.write(f"{i}{line}")
+    code = SMALL_CHUNKS.replace("documents.CHUNK_BYTES = 20_000", "import atexit, resource; atexit.register(lambda: "
+        "print(*(resource.getrusage(who).ru_maxrss // 1024 for who in (0, -1)), file=sys.stderr))")
+    rc, out, err = finished(start(f"--input={tmp_path}/a.txt", f"--out_dir={tmp_path}/out", "--tokenizer=byte",
+                                  "--num_proc=2", "--val_fraction=0.1", code=code))
+    assert rc == 0, err
+    assert json.loads(out.splitlines()[-1])["bytes"] == (tmp_path / "a.txt").stat().st_size
+    parent, child = map(int, err.splitlines()[-1].split())
+    assert parent + 2 * child < 1000, f"{parent} MiB and twice {child} MiB"
+    data = b"".join((tmp_path / f"out/{split}.bin").read_bytes()[::2] for split in ("train", "val"))
+    assert sum(data) == sum((tmp_path / "a.txt").read_bytes()) + 4 * json.loads(out)["documents"]  # eot_id is 260 = 4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# data/NAME/prepare.py
+
+
+def run_data(name, *args):
+    code = f"import runpy; runpy.run_path({ROOT!r} + '/data/{name}/prepare.py', run_name='__main__')"
+    return prepare(*args, code=code)
+
+
+def test_pydocs_is_english_and_the_same_each_time(tmp_path):
+    for folder in ("a", "b"):
+        result = run_data("pydocs", "--max_bytes=300000", "--tokenizer=byte", f"--out_dir={tmp_path / folder}")
+    assert 300_000 <= result["bytes"] < 400_000
+    assert contents(tmp_path / "a", meta=False) == contents(tmp_path / "b", meta=False)
+    words = " ".join(decoded(tmp_path / "a")).split()
+    assert 0.03 < words.count("the") / len(words) < 0.12  # about 6 % of English prose
+    assert not any(mark in " ".join(words) for mark in (">>>", ":class:", "``"))
+
+
+def test_shakespeare_from_a_local_copy(tmp_path):
+    text = "\n\n".join(f"SPEAKER {i}:\n{text}" for i, text in enumerate(texts(100)))
+    (tmp_path / "input.txt").write_text(text)
+    result = run_data("shakespeare", f"--input={tmp_path}/input.txt", f"--out_dir={tmp_path}/out")
+    assert result["bytes"] == len(text.encode()) and result["val_tokens"] > 0
+
+
+def test_wikitext_keeps_the_official_split_and_cuts_at_articles(tmp_path):
+    def article(i):
+        return f" = Title {i} = \n \n {texts()[i]} \n = = Section = = \n more \n"
+
+    (tmp_path / "train.txt").write_text(" \n" + "".join(map(article, range(9))))
+    (tmp_path / "valid.txt").write_text("".join(map(article, range(8, 11))))
+    result = run_data("wikitext2", f"--input={tmp_path}", f"--out_dir={tmp_path}/out", "--tokenizer=byte")
+    assert (result["documents"], result["duplicates"]) == (11, 1)
+    assert decoded(tmp_path / "out") == sorted(map(article, range(11)))
+    meta = json.loads((tmp_path / "out/meta.json").read_text())
+    assert meta["splits"]["val"]["documents"] == 3, "the article in both stays in val"
+
+
+def test_no_network_names_input(tmp_path, monkeypatch):
+    for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("shakespeare", "wikitext2"):
+        code = f"import runpy; runpy.run_path({ROOT!r} + '/data/{name}/prepare.py', run_name='__main__')"
+        assert "--input=" in refusal(f"--out_dir={tmp_path / name}", code=code)
+
+
+@pytest.mark.skipif(not os.path.isdir(DATA), reason="real data is not part of the repository")
+def test_real_wikitext_2(tmp_path):
+    result = run_data("wikitext2", f"--input={DATA}/wikitext-2", f"--out_dir={tmp_path}/out", "--tokenizer=byte")
+    assert result["bytes"] > 11_000_000 and 600 < result["documents"] < 800
