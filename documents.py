@@ -230,7 +230,6 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
     settings = dict(settings or {}, tokenizer=tokenizer, val_fraction=val_fraction, max_tokens=max_tokens,
                     shard_tokens=shard_tokens)
     command = shlex.join(["python", *sys.argv])
-    os.makedirs(out_dir, exist_ok=True)
     with locked(out_dir):
         state = load_state(out_dir, json.loads(json.dumps(settings)))
         if state is None:

@@ -36,16 +36,29 @@ def write_json(path, value):
     replace_file(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
 
-def lock_folder(folder):
-    """Makes this process the only writer of `folder` until the returned file is closed or the process ends.
+class FolderLock:
+    """Makes this process the only writer of `folder` until close(), the end of a `with`, or the end of the process.
 
-    Raises BlockingIOError when another process has it.
+    Raises BlockingIOError when another process has it. The kernel keeps the lock: a killed process leaves none behind.
     """
-    os.makedirs(folder, exist_ok=True)
-    file = open(os.path.join(folder, ".lock"), "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise
-    return file
+    def __init__(self, folder):
+        os.makedirs(folder, exist_ok=True)
+        self.descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise
+
+    def close(self):
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+        self.descriptor = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    __del__ = close

@@ -10,7 +10,6 @@ Its batch(step) is a pure function of (seed, step): there is no loader state to 
 
 import bisect
 import contextlib
-import fcntl
 import glob
 import hashlib
 import itertools
@@ -23,6 +22,7 @@ import shutil
 
 import numpy as np
 
+from files import FolderLock, write_json
 from tokenizer import Tokenizer
 
 FORMAT, SPLITS = 1, ("train", "val")
@@ -41,23 +41,12 @@ class DataError(ValueError):
 @contextlib.contextmanager
 def locked(out_dir):
     """One writer a folder; the kernel drops the lock when the process ends, however it ends."""
-    handle = os.open(out_dir, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        lock = FolderLock(out_dir)
     except BlockingIOError:
         raise DataError(f"{out_dir}: another prepare is writing there; wait for it, or use another --out_dir") from None
-    finally:
-        os.close(handle)
-
-
-def write_json(path, value):
-    """Replaces `path` in one step, on disk when it returns."""
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".tmp", path)
+    with lock:
+        yield
 
 
 def load_state(out_dir, settings):

@@ -21,6 +21,8 @@ import numpy as np
 import regex  # tiktoken depends on it: the stdlib `re` has no \p{L}
 import tiktoken
 
+from files import replace_file, write_json
+
 SPECIALS = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "<|endoftext|>")  # the last five ids, in this order
 TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
 META_FILE, RANKS_FILE = "tokenizer_meta.json", "tokenizer.tiktoken"
@@ -129,16 +131,6 @@ def fingerprint_of(pattern, ranks, specials):
 
 
 # ------------------------------------------------------------------------------------------------------------- folders
-def write_file(path, text):
-    """Writes `text` to `path` completely or not at all."""
-    partial = f"{path}.{os.getpid()}.tmp"
-    with open(partial, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def read_folder(folder):
     """Folder written by save() -> (name, pattern, ranks, specials); ValueError naming what is damaged."""
     remedy = "Copy the folder again, or re-run the prepare.py command that wrote it"
@@ -228,9 +220,9 @@ class Tokenizer:
     def save(self, folder: str):
         """Writes two small files from which load(folder) restores this tokenizer without network."""
         os.makedirs(folder, exist_ok=True)
-        write_file(os.path.join(folder, RANKS_FILE), ranks_text(self.ranks))
+        replace_file(os.path.join(folder, RANKS_FILE), lambda file: file.write(ranks_text(self.ranks).encode()))
         meta = {key: getattr(self, key) for key in ("name", "pattern", "specials", "fingerprint")}
-        write_file(os.path.join(folder, META_FILE), json.dumps(meta, indent=1) + "\n")  # last: it vouches for the ranks
+        write_json(os.path.join(folder, META_FILE), meta)  # last: it vouches for the ranks
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Texts -> one uint32 array of ids each; no special ids, nothing added."""

@@ -105,7 +105,7 @@ from common import (
     save_checkpoint,
     user_mistakes,
 )
-from files import lock_folder, write_json
+from files import FolderLock, write_json
 from masking import check_masking, mask_batch
 from model import ConceptConfig
 from shards import TokenData
@@ -163,7 +163,7 @@ with user_mistakes():
     torch.manual_seed(seed)
     model = build_model(model_settings())
     try:
-        lock = lock_folder(out_dir) if machine.is_main else None
+        lock = FolderLock(out_dir) if machine.is_main else None
     except BlockingIOError:
         raise ValueError(f"another run is writing to {out_dir}; stop it or choose another --out_dir") from None
     resumed = latest_checkpoint(out_dir, machine.say) if init_from != "scratch" else None
@@ -241,12 +241,12 @@ def progress_at(step):
 
 optimizers = make_optimizers()
 scaler = torch.amp.GradScaler(machine.device.type, enabled=dtype == "fp16")
-step, skipped_total, best_loss, bad_evals, before_minutes = 0, 0, math.inf, 0, 0.0
+step, evaluated_at, skipped_total, best_loss, bad_evals, before_minutes = 0, -1, 0, math.inf, 0, 0.0
 if resumed:
     for opt, state in zip(optimizers, resumed["optimizers"]):
         opt.load_state_dict(state)
     scaler.load_state_dict(resumed["scaler"])
-    step, skipped_total = resumed["step"], resumed["skipped"]
+    step, evaluated_at, skipped_total = resumed["step"], resumed["evaluated_at"], resumed["skipped"]
     best_loss, bad_evals, before_minutes = resumed["best_loss"], resumed["bad_evals"], resumed["minutes"]
     if machine.is_main:
         rewind_log(out_dir, step)
@@ -340,9 +340,9 @@ def update(lr):
 
 def validate():
     """Validation loss on fixed masks (single tokens, 15 %), the same for every masking strategy."""
-    global best_loss, bad_evals
+    global best_loss, bad_evals, evaluated_at
     result = evaluate(model, val_data, tok, machine, dtype, rows=eval_rows, micro_batch=micro_batch)
-    better = result["loss"] < best_loss
+    better, evaluated_at = result["loss"] < best_loss, step
     best_loss, bad_evals = min(best_loss, result["loss"]), 0 if better else bad_evals + 1
     machine.say(f"step {step}: validation loss {result['loss']:.4f} nats (unigram entropy {entropy:.3f}), "
                 f"accuracy {result['accuracy']:.1%}{', best so far' if better else ''}")
@@ -360,7 +360,8 @@ def save(best=False):
     small = dict(model_settings=settings, model=weights, settings=config, step=step, tokens=step * tokens_per_step,
                  best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint)
     full = small | dict(optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
-                        rng=torch.get_rng_state(), skipped=skipped_total, bad_evals=bad_evals, minutes=minutes())
+                        rng=torch.get_rng_state(), skipped=skipped_total, bad_evals=bad_evals, minutes=minutes(),
+                        evaluated_at=evaluated_at)
     for name, checkpoint in [("ckpt.pt", full)] + [("best.pt", small)] * best:
         try:
             save_checkpoint(out_dir, checkpoint, name)
@@ -379,7 +380,8 @@ if resumed:
     torch.set_rng_state(resumed["rng"])
 else:
     torch.manual_seed(seed + machine.rank)  # dropout differs between processes
-    validate()
+if step % eval_interval == 0 and evaluated_at != step:  # at the start, or where a pre-emption left an evaluation out
+    save(best=validate())
 batch, total = masked_batch(step)
 while not stopped and step < max_steps:
     lr = learning_rate_at(step, progress_at(step))
@@ -396,13 +398,19 @@ while not stopped and step < max_steps:
             sys.exit(f"error: {MAX_SKIPPED} updates in a row had a non-finite gradient; the last good checkpoint is "
                      f"{out_dir}/ckpt.pt; resume it with a lower --learning_rate")
 
-    if step % log_interval == 0 or step == max_steps or overfit_batch:
+    # every process must take the same branch: what any of them has seen counts for all
+    is_due = time.monotonic() - last_save > 60 * save_minutes
+    asked, due, out_of_time = machine.all_sum(bool(signals.name), is_due, max_minutes and minutes() >= max_minutes)
+    stopped = ((asked and (signals.name or "signal")) or (out_of_time and "max_minutes")
+               or (step == stop_at_step and "stop_at_step") or (step == max_steps and "max_steps") or "")
+
+    if step % log_interval == 0 or stopped or overfit_batch:
         loss_now, = machine.all_sum(loss)
         seconds = time.monotonic() - window_start
         tokens_per_s = window_steps * tokens_per_step / seconds
         eta = min((max_steps - step) * seconds / window_steps, (max_minutes or math.inf) * 60 - minutes() * 60)
         mfu = tokens_per_s * flops_per_token / (peak * machine.world_size)
-        if step % log_interval == 0 or step == max_steps:
+        if step % log_interval == 0 or stopped:
             machine.say(f"step {step}/{max_steps} loss {loss_now:.4f} norm {norm:.2f} lr {lr:.2e} "
                         f"{tokens_per_s:,.0f} tok/s mfu {mfu:.0%} {memory_gib(machine.device):.1f} GiB "
                         f"eta {max(eta, 0) / 60:.1f} min")
@@ -411,13 +419,10 @@ while not stopped and step < max_steps:
                      skipped=skipped_total))
         window_start, window_steps = time.monotonic(), 0
 
-    # every process must take the same branch: what any of them has seen counts for all
-    is_due = time.monotonic() - last_save > 60 * save_minutes
-    asked, due, out_of_time = machine.all_sum(bool(signals.name), is_due, max_minutes and minutes() >= max_minutes)
-    stopped = ((asked and (signals.name or "signal")) or (out_of_time and "max_minutes")
-               or (step == stop_at_step and "stop_at_step") or (overfit_batch and loss_now < 0.05 and "overfit") or "")
+    if overfit_batch and loss_now < 0.05:
+        stopped = "overfit"
     pre_empted = asked or stopped == "stop_at_step"
-    if not pre_empted and (step % eval_interval == 0 or step == max_steps or stopped):
+    if not pre_empted and (step % eval_interval == 0 or stopped):
         pause = time.monotonic()
         save(best=validate())
         if patience and bad_evals >= patience:
@@ -433,6 +438,6 @@ if machine.is_main:
     evaluations = [r["val_loss"] for r in read_log(out_dir) if "val_loss" in r]
     print(json.dumps(dict(
         out_dir=out_dir, step=step, tokens=step * tokens_per_step, stopped=stopped or "max_steps",
-        loss=None if math.isnan(loss_now) else loss_now,
-        val_loss=evaluations[-1], best_val_loss=best_loss, unigram_entropy=entropy, params=model.num_params(),
+        loss=None if math.isnan(loss_now) else loss_now, val_loss=evaluations[-1] if evaluations else None,
+        best_val_loss=best_loss, unigram_entropy=entropy, params=model.num_params(),
         tokens_per_s=round(tokens_per_s), minutes=round(minutes(), 2), skipped=skipped_total)))

@@ -1,0 +1,148 @@
+"""The README is true: its commands run and its links lead somewhere; presets are what their heads say."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from runpy import run_path
+
+import pytest
+import torch
+from conftest import ROOT, run
+
+from model import ConceptConfig, ConceptEncoder
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
+            if line.strip() and not line.startswith("#")]
+FAST = {  # what makes a README command quick enough for a test; everything else in it runs as written
+    "train.py": ["--max_steps=2", "--batch_size=4", "--micro_batch=2", "--warmup_steps=1", "--eval_rows=2",
+                 "--max_minutes=0"],
+    "data/pydocs/prepare.py": ["--max_bytes=1500000", "--tokenizer=bpe:2000"],
+    "prepare.py": ["--tokenizer=bpe:1000", "--val_fraction=0.2"],
+    "eval.py": ["--rows=4"],
+    "sample.py": [],
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the tracked and new files, as a fresh clone has them, with a folder of texts to prepare."""
+    clone = tmp_path_factory.mktemp("clone")
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in filter(lambda n: (ROOT / n).is_file(), names.stdout.split("\n")):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, clone / name)
+    (clone / "texts").mkdir()
+    for i, path in enumerate(sorted(ROOT.glob("*.py"))):
+        (clone / "texts" / f"{i}.txt").write_text(path.read_text())
+    return clone
+
+
+def quick(command):
+    """A README command as an argument list, made quick."""
+    words = [w for w in shlex.split(command.split("  #")[0]) if w not in ("until", "do")]
+    if words[0] == "torchrun":
+        words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533", *words[2:]]
+    words = [sys.executable if w == "python" else w for w in words]
+    script = next((w for w in words if w.endswith(".py") and not w.startswith("config/") and w != sys.executable), None)
+    if "validate" in words or script is None:
+        return words
+    assert script in FAST, f"the test does not know how to run {command!r}"
+    if script == "train.py":
+        words = [w for w in words if not re.match(r"--(max_steps|batch_size|micro_batch)=", w)]
+    return words + FAST[script]
+
+
+def test_every_command_of_the_readme_runs(clone):
+    """In order, in one fresh copy, with settings added only to make them quick. make targets are checked by make -n."""
+    assert len(COMMANDS) >= 8
+    for command in COMMANDS:
+        if command.startswith(("git clone", "cd ")):
+            continue
+        if command.startswith("make"):
+            done = subprocess.run(["make", "-n", *command.split()[1:2]], cwd=clone, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            continue
+        if "bench.py" in command or command.startswith("until"):
+            command = command.replace("bench.py", "bench.py --help").removesuffix("; do sleep 5; done")
+        done = subprocess.run(quick(command), cwd=clone, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_make_demo_runs_what_the_readme_explains(clone):
+    lines = subprocess.run(["make", "-n", "demo"], cwd=clone, capture_output=True, text=True).stdout
+    for part in ("data/pydocs/prepare.py", "train.py config/demo.py", "eval.py", "sample.py"):
+        assert part in lines
+
+
+def test_files_the_readme_names_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    for name in links + re.findall(r"`((?:config|records|tests)/[\w./]+)`", README):
+        assert name.startswith("http") or (ROOT / name).exists(), name
+
+
+def test_the_demo_sentences_have_masks():
+    lines = (ROOT / "config" / "demo_sentences.txt").read_text().splitlines()
+    assert len(lines) == 5 and all("[MASK]" in line for line in lines)
+
+
+SIZES = {"tiny": 100e6, "small": 500e6, "base": 1e9, "large": 3e9, "xlarge": 7e9}
+PEAK = {"4x3090": 4 * 71.2e12, "4x4090": 4 * 165e12, "4xA100": 4 * 312e12}  # dense bf16 FLOP/s
+
+
+PRESETS = sorted(path for path in (ROOT / "config").glob("*.py") if path.stem != "demo")
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_heads_state_size_cost_and_time_correctly(path):
+    """Each head's parameters, MFLOP a token, tokens, hours and prices are what the model and the settings give."""
+    settings, head = run_path(path), run_path(path)["__doc__"]
+    with torch.device("meta"):
+        model = ConceptEncoder(ConceptConfig(**{f.name: settings[f.name] for f in fields(ConceptConfig)
+                                                if f.name in settings}))
+    assert f"{model.num_params():,} parameters" in head
+    assert abs(model.num_params() / SIZES.get(path.stem, model.num_params()) - 1) < 0.06
+    T = settings["block_size"]
+    flops = model.flops_per_token(T, -(-settings["mlm_probability"] * T // 1))
+    tokens = float(re.search(r"([\d.]+) B tokens", head)[1]) * 1e9
+    assert tokens == pytest.approx(settings["max_steps"] * settings["batch_size"] * T, rel=0.01)
+    assert f"{flops / 1e6:,.1f} MFLOP a token" in head and f"{flops * tokens:.1e} FLOP" in head
+    price = {"4x4090": 2.40, "4xA100": 4.80}
+    for machine, peak in PEAK.items():
+        hours = float(re.search(rf"{machine} ([\d,.]+) h", head)[1].replace(",", ""))
+        assert hours == pytest.approx(flops * tokens / (0.35 * peak) / 3600, rel=0.02, abs=0.051)
+        if machine in price:
+            dollars = float(re.search(rf"{machine} [\d,.]+ h, \$([\d,.]+\d)", head)[1].replace(",", ""))
+            assert dollars == pytest.approx(price[machine] * flops * tokens / (0.35 * peak) / 3600, rel=0.01)
+
+
+def test_imports_go_one_way():
+    """A command never imports a command; the layers below know nothing of those above."""
+    commands = {"train", "eval", "sample", "bench", "prepare"}
+    below = {"model": set(), "files": set(), "configurator": set(), "tokenizer": {"files"}, "masking": set(),
+             "shards": {"files", "tokenizer"}, "documents": {"shards", "tokenizer", "files"}}
+    ours = commands | set(below) | {"common"}
+    for path in ROOT.glob("*.py"):
+        imported = set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M)) & ours
+        assert not imported & commands, path.name
+        assert imported <= below.get(path.stem, ours), path.name
+
+
+def test_files_stay_readable_in_one_sitting():
+    ceilings = {"model.py": 450, "train.py": 450, "configurator.py": 120}
+    for path in ROOT.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= ceilings.get(path.name, 350), path.name
+
+
+def test_torch_load_never_unpickles_code():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/**/*.py")]:
+        for call in re.findall(r"torch\.load\([^\n]*", path.read_text()):
+            assert "weights_only=True" in call, f"{path.name}: {call}"
+
+
+def test_help_of_every_command_lists_its_settings():
+    for script in ("train.py", "eval.py", "sample.py", "bench.py", "prepare.py"):
+        assert "settings, with their defaults" in run(script, "--help").stdout
