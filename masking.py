@@ -64,16 +64,18 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
         group_BT, member_BT = torch.arange(T, device=ids.device).expand(B, T), maskable_BT
         n_words_B1 = n_candidate_B1 = maskable_BT.sum(1, keepdim=True)
     else:
-        word_BT = (word_starts(flags_BT) & maskable_BT).cumsum(1) - 1
-        n_words_B1 = word_BT[:, -1:] + 1
+        word_BT = (word_starts(flags_BT) & maskable_BT).cumsum(1)
+        n_words_B1 = word_BT[:, -1:].clone()
+        word_BT.sub_(1).clamp_(min=0)
         if masking_type == "whole_word":
-            group_BT, member_BT, n_candidate_B1 = word_BT.clamp(min=0), maskable_BT, n_words_B1
+            group_BT, member_BT, n_candidate_B1 = word_BT, maskable_BT, n_words_B1
         else:
-            law = span_law(f"exactly({2 * concept_window + 1})" if masking_type == "concepts"
-                           else span_length_distribution)
             spacer = int(mlm_probability <= SPACER_MAX_RATE)
             G = T // (1 + spacer) + 1
-            length_BG = law.to(ids.device).take(bits(LENGTH, G) >> 48 & 0xFFFF)
+            if masking_type == "concepts":
+                length_BG = torch.full((B, G), 2 * concept_window + 1, device=ids.device)
+            else:
+                length_BG = span_law(span_length_distribution).to(ids.device).take(bits(LENGTH, G) >> 48 & 0xFFFF)
             group_BT, member_BT, n_candidate_B1 = group_spans(
                 word_BT, maskable_BT, n_words_B1, length_BG, spacer, (rotation_B1 * n_words_B1).long())
 
@@ -152,12 +154,12 @@ def group_spans(word_BT, maskable_BT, n_words_B1, length_BG, spacer, rotation_B1
     the end of the circle would cut is no candidate, so the length law holds; turning makes every word equally likely.
     """
     B, T = word_BT.shape
-    length_BG = torch.minimum(length_BG, (n_words_B1 - spacer).clamp(min=1))
+    length_BG = torch.minimum(length_BG, (n_words_B1 - spacer).clamp_(min=1))
     end_BG = (length_BG + spacer).cumsum(1)
     last = torch.where(n_words_B1 > 1, n_words_B1, 1 + spacer) if spacer else torch.full_like(n_words_B1, 2 * T)
     edges = torch.zeros(B, T + 1, dtype=word_BT.dtype, device=word_BT.device)
     span_of_word_BT = edges.scatter_add_(1, end_BG.clamp(max=T), torch.ones_like(end_BG)).cumsum(1)
-    turned_BT = word_BT.clamp(min=0) + rotation_B1
+    turned_BT = word_BT + rotation_B1
     turned_BT -= n_words_B1 * (turned_BT >= n_words_B1)
     group_BT = span_of_word_BT.gather(1, turned_BT)
     end_BT = end_BG.gather(1, group_BT)
@@ -200,16 +202,14 @@ def gather_slots(ids, inputs, masked_BT, n_slots):
 
 @lru_cache(maxsize=16)
 def span_law(text):
-    """ "poisson(3)" (at least 1), "geometric(0.2,10)" (p, longest) or "exactly(7)" -> (65536,) int64 inverse CDF."""
-    match = re.fullmatch(r"(poisson|geometric|exactly)\((?:lambda=)?([\d.]+)(?:,\s*(\d+))?\)", text.replace(" ", ""))
+    """ "poisson(3)" (at least 1) or "geometric(0.2,10)" (p, longest) -> (65536,) int64 lengths, its inverse CDF."""
+    match = re.fullmatch(r"(poisson|geometric)\((?:lambda=)?([\d.]+)(?:,\s*(\d+))?\)", text.replace(" ", ""))
     name, value, longest = match.groups() if match else (None, "0", None)
     value, longest = float(value), int(longest or 20)
     if name == "poisson" and 0 < value <= 10:
         p = [math.exp(-value) * value**n / math.factorial(n) for n in range(1, longest + 1)]
     elif name == "geometric" and 0 < value < 1 and 1 <= longest <= 100:
         p = [value * (1 - value) ** (n - 1) for n in range(1, longest + 1)]
-    elif name == "exactly" and value >= 1 and value == int(value):
-        p = [0.0] * (int(value) - 1) + [1.0]
     else:
         raise ValueError(f"span_length_distribution={text!r}: expected poisson(MEAN up to 10) or geometric(P,LONGEST)")
     cdf = torch.tensor(p, dtype=torch.float64).cumsum(0)
@@ -219,9 +219,11 @@ def span_law(text):
 # ---- hash -------------------------------------------------------------------
 
 def mix(x):
-    """The splitmix64 finaliser (Steele et al. 2014) on int64; multiplication wraps."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1)):
-        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+    """The splitmix64 finaliser (Steele et al. 2014) on int64, in place; multiplication wraps."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 0)):
+        x ^= (x >> shift).bitwise_and_((1 << 64 - shift) - 1)  # a logical shift
+        if factor:
+            x *= factor
     return x
 
 

@@ -266,8 +266,9 @@ def permute(index, n, key):
     """
     side = np.uint64(math.isqrt(n - 1) + 1)
     left, right = index // side, index % side
-    for round_key in range(6):
-        left, right = right, (left + mix(mix(right + key) + np.uint64(round_key)) % side) % side
+    for number in range(4):
+        round_key = key ^ np.uint64(number * 0x9E3779B97F4A7C15 % 2**64)
+        left, right = right, (left + mix(right + round_key) % side) % side
     out = left * side + right
     again = out >= n
     if again.any():
