@@ -32,7 +32,7 @@ def user_mistakes():
     """Around set-up: what the modules refuse ends the program with their one message instead of a traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -272,8 +272,8 @@ machine.say(
     f"above it has not even learned word frequencies, below it context is in use\n"
     + (f"resuming at step {step}" if resumed else "starting at step 0"))
 if machine.is_main:
-    write_json(os.path.join(out_dir, "config.json"), config | dict(git=git, torch=torch.__version__))
-    if not os.path.isdir(os.path.join(out_dir, "tokenizer")):
+    with user_mistakes():
+        write_json(os.path.join(out_dir, "config.json"), config | dict(git=git, torch=torch.__version__))
         tok.save(os.path.join(out_dir, "tokenizer"))
     needed = 3.3 * 12 * model.num_params()  # ckpt.pt, ckpt_prev.pt and one being written: weights, two moments, fp32
     if shutil.disk_usage(out_dir).free < needed:
@@ -287,7 +287,10 @@ if wandb != "off" and machine.is_main:
 
 def log(record):
     if machine.is_main:
-        append_log(out_dir, record)
+        try:
+            append_log(out_dir, record)
+        except OSError as error:  # a full disk; the line is on the screen
+            print(f"WARNING: log.jsonl was not written: {error}", flush=True)
         if tracker:
             tracker.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 

@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=4 train.py config/base.py --data_dir=data/mine
 
-1,028,957,952 parameters with a 30,522-word vocabulary, 3,383.3 MFLOP a token, 20 B tokens, 6.8e+19 FLOP.
-At 35 % of the bf16 peak (assumed): 4x3090 189 h; 4x4090 81.4 h, $195.28; 4xA100 43.0 h, $206.55.
+1,028,957,952 parameters with a 30,522-word vocabulary, 3,441.1 MFLOP a token, 20 B tokens, 6.9e+19 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 192 h; 4x4090 82.8 h, $198.62; 4xA100 43.8 h, $210.08.
 Weights, gradients and two AdamW moments take 15 GiB a process, because train.py copies the model to each
 process (DDP); on a 24 GB card that leaves little for activations.
 """
@@ -26,4 +26,3 @@ min_lr = learning_rate / 100
 warmup_steps = 2000
 max_steps = 38000  # 20 B tokens
 eval_interval = 1000
-eval_rows = 1024

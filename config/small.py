@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=4 train.py config/small.py --data_dir=data/mine
 
-513,372,928 parameters with a 30,522-word vocabulary, 1,702.9 MFLOP a token, 20 B tokens, 3.4e+19 FLOP.
-At 35 % of the bf16 peak (assumed): 4x3090 94.9 h; 4x4090 41.0 h, $98.29; 4xA100 21.7 h, $103.96.
+513,372,928 parameters with a 30,522-word vocabulary, 1,749.5 MFLOP a token, 20 B tokens, 3.5e+19 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 97.5 h; 4x4090 42.1 h, $100.98; 4xA100 22.3 h, $106.81.
 """
 out_dir = "out/small"
 data_dir = "data/owt"
@@ -24,4 +24,3 @@ min_lr = learning_rate / 100
 warmup_steps = 2000
 max_steps = 76000  # 20 B tokens
 eval_interval = 1000
-eval_rows = 1024

@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=4 train.py config/tiny.py --data_dir=data/mine
 
-104,190,720 parameters with a 30,522-word vocabulary, 217.6 MFLOP a token, 20 B tokens, 4.4e+18 FLOP.
-At 35 % of the bf16 peak (assumed): 4x3090 12.1 h; 4x4090 5.2 h, $12.56; 4xA100 2.8 h, $13.28.
+104,190,720 parameters with a 30,522-word vocabulary, 244.2 MFLOP a token, 20 B tokens, 4.9e+18 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 13.6 h; 4x4090 5.9 h, $14.10; 4xA100 3.1 h, $14.91.
 """
 out_dir = "out/tiny"
 data_dir = "data/owt"
@@ -24,4 +24,3 @@ min_lr = learning_rate / 100
 warmup_steps = 2000
 max_steps = 76000  # 20 B tokens
 eval_interval = 1000
-eval_rows = 1024

@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=4 train.py config/xlarge.py --data_dir=data/mine
 
-6,932,897,792 parameters with a 30,522-word vocabulary, 21,877.1 MFLOP a token, 20 B tokens, 4.4e+20 FLOP.
-At 35 % of the bf16 peak (assumed): 4x3090 1,219 h; 4x4090 526 h, $1,262.74; 4xA100 278 h, $1,335.60.
+6,932,897,792 parameters with a 30,522-word vocabulary, 22,035.8 MFLOP a token, 20 B tokens, 4.4e+20 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 1,228 h; 4x4090 530 h, $1,271.91; 4xA100 280 h, $1,345.29.
 Weights, gradients and two AdamW moments take 103 GiB a process, because train.py copies the model to each
 process (DDP): no single card holds it, so these shapes are for counting and planning until sharded training is there.
 """
@@ -26,4 +26,3 @@ min_lr = learning_rate / 100
 warmup_steps = 2000
 max_steps = 38000  # 20 B tokens
 eval_interval = 1000
-eval_rows = 1024

@@ -1,10 +1,13 @@
 """A small prepared data set and a way to run the repository's commands."""
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads; the models are tiny: threads would only wait for each other
+
 import contextlib
 import gc
 import io
 import json
-import os
 import random
 import runpy
 import signal
@@ -17,7 +20,6 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real data; tests that need it skip where it is not
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
 
 
 def run(*args, ok=True, env=None, nproc=0, timeout=240):

@@ -143,15 +143,16 @@ def test_a_full_disk_keeps_the_last_checkpoint(data_dir, tmp_path):
     """The size limit of a process stands in for the disk: writes fail half way, as they do on a full one."""
     train(data_dir, tmp_path, "--stop_at_step=5")
     before = (tmp_path / "ckpt.pt").read_bytes()
-    limit = f"import resource, runpy, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
-            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2); " \
-            f"sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py')"
-    done = run("-c", limit, f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, env={"PYTHONPATH": str(ROOT)})
+    limit = "import resource, runpy, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
+            "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " \
+            "sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py')"
+    done = run("-c", limit.format(len(before) // 2), f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY,
+               env={"PYTHONPATH": str(ROOT)})
     assert "was not written" in done.stdout and result(done)["step"] == 20
     assert (tmp_path / "ckpt.pt").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
-    fresh = run("-c", limit, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'new'}", *TINY,
-                env={"PYTHONPATH": str(ROOT)}, ok=False)
-    refused(fresh, "cannot write a first checkpoint")
+    for size, message in ((20_000, "cannot write a first checkpoint"), (1_000, "File too large")):
+        refused(run("-c", limit.format(size), f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'new'}", *TINY,
+                    env={"PYTHONPATH": str(ROOT)}, ok=False), message)
 
 
 NAN_AT = """
