@@ -2,8 +2,6 @@
 # make test    lint and every test, CPU only
 # make bench   speed side by side with a Hugging Face BERT of equal size
 PY = .venv/bin/python
-DATA = data/pydocs
-OUT = out/demo
 
 .PHONY: demo test bench clean
 
@@ -17,16 +15,17 @@ OUT = out/demo
 	touch $@
 
 demo: .venv/core
-	$(PY) data/pydocs/prepare.py --out_dir=$(DATA)
-	$(PY) train.py config/demo.py --data_dir=$(DATA) --out_dir=$(OUT)
-	$(PY) eval.py --out_dir=$(OUT)
-	$(PY) sample.py --out_dir=$(OUT) < config/demo_sentences.txt
+	$(PY) data/pydocs/prepare.py
+	$(PY) train.py config/demo.py
+	$(PY) eval.py --out_dir=out/demo
+	$(PY) sample.py --out_dir=out/demo < config/demo_sentences.txt
 
 test: .venv/extra
 	.venv/bin/ruff check .
 	$(PY) -m pytest
 
 bench: .venv/extra
+	$(PY) data/pydocs/prepare.py
 	$(PY) bench.py --peers=1
 
 clean:

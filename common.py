@@ -53,6 +53,12 @@ class Machine:
         if self.is_main:
             print(*words, flush=True)
 
+    def take(self, tensors):
+        """CPU tensors -> the same on this device, copied while it works."""
+        if self.device.type == "cuda":
+            tensors = [t.pin_memory() for t in tensors]
+        return [t.to(self.device, non_blocking=True) for t in tensors]
+
     def all_sum(self, *values):
         """Sums numbers or scalar tensors over all processes -> list of float."""
         if self.world_size == 1:
@@ -236,18 +242,17 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     mine = torch.arange(machine.rank, min(rows, data.n_blocks), machine.world_size)
     for index in mine.split(micro_batch):
         ids = torch.as_tensor(data.block(index.numpy()))
-        batch = mask_batch(ids.to(machine.device), index.to(machine.device), masking_type, mlm_probability, tok,
-                           seed=EVAL_SEED)
+        batch = mask_batch(ids, index, masking_type, mlm_probability, tok, seed=EVAL_SEED)
+        inputs, positions, targets, weights = machine.take(batch)
         with autocast(machine.device, dtype):
-            concepts, tokens = model.encode(batch.inputs)
-            states = model.decode(concepts, tokens, batch.positions, model.documents(batch.inputs))
+            concepts, tokens = model.encode(inputs)
+            states = model.decode(concepts, tokens, positions, model.documents(inputs))
             logits = model.logits(states).float()
-        cross_entropy = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
-        used = batch.weights.flatten()
-        nats += (cross_entropy * used).sum().item()
-        hits += ((logits.argmax(-1) == batch.targets) * batch.weights).sum().item()
-        predicted += used.sum().item()
-        text_bytes += (n_bytes[batch.targets] * batch.weights).sum().item()
+        cross_entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        nats += (cross_entropy * weights.flatten()).sum().item()
+        hits += ((logits.argmax(-1) == targets) * weights).sum().item()
+        predicted += weights.sum().item()
+        text_bytes += (n_bytes[targets] * weights).sum().item()
     model.train(was_training)
     nats, hits, predicted, text_bytes = machine.all_sum(nats, hits, predicted, text_bytes)
     if not predicted:

@@ -49,7 +49,7 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
     whole group, as in SpanBERT). Raises ValueError for settings out of range.
     """
     check_masking(masking_type, mlm_probability, concept_window, span_length_distribution, mask_replace)
-    ids, sample_ids = torch.as_tensor(ids), torch.as_tensor(sample_ids)
+    ids, sample_ids = (torch.as_tensor(x, dtype=torch.int64) for x in (ids, sample_ids))
     B, T = ids.shape
     n_slots = slots(T, masking_type, mlm_probability)
 

@@ -106,7 +106,7 @@ from common import (
     user_mistakes,
 )
 from files import FolderLock, write_json
-from masking import check_masking, mask_batch
+from masking import MaskedBatch, check_masking, mask_batch
 from model import ConceptConfig
 from shards import TokenData
 from tokenizer import Tokenizer
@@ -204,11 +204,11 @@ entropy = train_data.meta["unigram_entropy"]
 
 
 def make_optimizers():
-    """AdamW, decay on matrices only; with muon, the hidden matrices go to torch.optim.Muon instead."""
-    named = [(name, p) for name, p in model.named_parameters()]
-    tables = ("wte", "wpe", "concepts")
-    hidden = [p for name, p in named if p.ndim == 2 and name not in tables] if optimizer == "muon" else []
-    rest = [p for _, p in named if not any(p is h for h in hidden)]
+    """AdamW, decay on matrices only; with muon, the matrices of linear layers go to torch.optim.Muon instead."""
+    is_hidden = {name: optimizer == "muon" and p.ndim == 2 and name.endswith(".weight")  # no tables, no mixer taps
+                 for name, p in model.named_parameters()}
+    hidden = [p for name, p in model.named_parameters() if is_hidden[name]]
+    rest = [p for name, p in model.named_parameters() if not is_hidden[name]]
     groups = [dict(params=[p for p in rest if p.ndim >= 2], weight_decay=weight_decay),
               dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.0)]
     made = [torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(beta1, beta2), fused=True)]
@@ -301,9 +301,9 @@ def log(record):
 def masked_batch(step):
     """Masks of this process's rows of one step, and the number of predicted tokens over all processes."""
     ids, sample_ids = train_data.batch(0 if overfit_batch else step, batch_size, machine.rank, machine.world_size)
-    batch = mask_batch(ids.to(machine.device, non_blocking=True), sample_ids.to(machine.device), masking_type,
-                       mlm_probability, tok, seed, concept_window=concept_window,
+    batch = mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed, concept_window=concept_window,
                        span_length_distribution=span_length_distribution, mask_replace=mask_replace)
+    batch = MaskedBatch(*machine.take(batch))
     total = batch.weights.sum()
     if machine.world_size > 1:
         torch.distributed.all_reduce(total)
@@ -375,8 +375,9 @@ def save(best=False):
 
 
 # ---- the loop ----------------------------------------------------------------
-signals, stopped, skipped_in_a_row = StopSignals(), "", 0
 started = last_save = time.monotonic()
+signals, skipped_in_a_row = StopSignals(), 0
+stopped = "max_minutes" if max_minutes and minutes() >= max_minutes else ""
 window_start, window_steps, tokens_per_s, loss_now = time.monotonic(), 0, 0.0, math.nan
 model.train()
 if resumed:
@@ -434,6 +435,8 @@ while not stopped and step < max_steps:
     elif pre_empted or due:
         save()
 machine.close()
+if tracker:
+    tracker.finish()
 
 if overfit_batch and loss_now >= 0.05:
     sys.exit(f"error: overfit_batch reached a loss of {loss_now:.3f} in {step} steps; one batch should fall below 0.05")

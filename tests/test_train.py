@@ -281,13 +281,37 @@ def test_eval_is_the_same_whatever_the_batch_and_draws_curves(trained):
     assert (trained / "curves.png").read_bytes()[:4] == b"\x89PNG" and (trained / "eval.json").exists()
 
 
-def test_eval_refuses_foreign_data(trained, tmp_path):
-    (tmp_path / "a.txt").write_text("\n\n".join(f"text number {n} about nothing " * 20 for n in range(60)))
-    run("prepare.py", f"--input={tmp_path}/a.txt", f"--out_dir={tmp_path}/bins", "--tokenizer=bpe:600",
-        "--val_fraction=0.3", ok=False)
-    if (tmp_path / "bins" / "meta.json").exists():
-        refused(call("eval.py", f"--out_dir={trained}", f"--data_dir={tmp_path}/bins", ok=False), "another tokenizer")
-    refused(call("eval.py", f"--out_dir={tmp_path}/nothing", ok=False), "holds no checkpoint", "train.py")
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory):
+    """Bins of this repository's sources with a vocabulary of their own."""
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "a.txt").write_text("\n\n".join(path.read_text() for path in sorted(ROOT.glob("*.py"))))
+    call("prepare.py", f"--input={folder}/a.txt", f"--out_dir={folder}/bins", "--tokenizer=bpe:600",
+         "--val_fraction=0.3", "--cut_chars=4000", "--num_proc=1")
+    return folder / "bins"
+
+
+def test_data_of_another_tokenizer_is_refused(trained, other_data, data_dir, tmp_path):
+    refused(call("eval.py", f"--out_dir={trained}", f"--data_dir={data_dir},{other_data}", ok=False),
+            "another tokenizer", "--tokenizer=")
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    refused(train(other_data, out, "--dropout=0.1", "--vocab_size=320", ok=False), "vocab_size=320")
+    refused(train(other_data, out, "--dropout=0.1", ok=False), "the tokenizer of", "is not the one of the checkpoint")
+    refused(train(other_data, tmp_path / "new", f"--init_from={trained}", ok=False), "another tokenizer")
+    shutil.rmtree(out / "tokenizer")
+    shutil.copytree(other_data / "tokenizer", out / "tokenizer")
+    refused(call("sample.py", f"--out_dir={out}", "--text=a [MASK]", ok=False), "is not the one its checkpoint")
+
+
+def test_commands_without_a_run_name_the_command_that_makes_one(tmp_path):
+    for script, extra in (("eval.py", []), ("sample.py", ["--text=a [MASK]"])):
+        refused(call(script, f"--out_dir={tmp_path}/none", *extra, ok=False), "holds no checkpoint", "python train.py")
+
+
+def test_wandb_offline_records_without_network_or_account(data_dir, tmp_path):
+    train(data_dir, tmp_path, "--wandb=offline", "--max_steps=2", fresh=True)
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_sample_fills_masks(trained, tmp_path):
