@@ -231,7 +231,8 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
                     shard_tokens=shard_tokens)
     command = shlex.join(["python", *sys.argv])
     with locked(out_dir):
-        state = load_state(out_dir, json.loads(json.dumps(settings)))
+        with writing(out_dir):
+            state = load_state(out_dir, json.loads(json.dumps(settings)))
         if state is None:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
@@ -270,15 +271,16 @@ def make_tokenizer(spec, documents, out_dir, val_fraction, state):
     if vocab_size != spec and not vocab_size.isdigit():
         raise DataError(f"tokenizer {spec}: expected bpe:N with the size of the vocabulary, such as bpe:16000")
     if vocab_size == spec:
-        tok = call_tokenizer(spec, Tokenizer.load, spec)
+        tok = call_tokenizer(Tokenizer.load, spec)
     elif not os.path.isdir(folder):
         print(f"training a vocabulary of {vocab_size} on a sample of the text", flush=True)
-        tok = call_tokenizer(spec, Tokenizer.train, training_sample(documents, val_fraction), int(vocab_size))
+        tok = call_tokenizer(Tokenizer.train, training_sample(documents, val_fraction), int(vocab_size))
     if not os.path.isdir(folder):
-        shutil.rmtree(folder + ".tmp", ignore_errors=True)
-        tok.save(folder + ".tmp")
-        os.replace(folder + ".tmp", folder)
-    saved = call_tokenizer(folder, Tokenizer.load, folder)
+        with writing(out_dir):
+            shutil.rmtree(folder + ".tmp", ignore_errors=True)
+            tok.save(folder + ".tmp")
+            os.replace(folder + ".tmp", folder)
+    saved = call_tokenizer(Tokenizer.load, folder)
     expected = {saved.fingerprint, state.setdefault("fingerprint", saved.fingerprint)}
     if len(expected | ({tok.fingerprint} if vocab_size == spec else set())) > 1:
         raise DataError(f"{out_dir} was begun with another tokenizer than {spec} is now: use another --out_dir, or "
@@ -286,12 +288,12 @@ def make_tokenizer(spec, documents, out_dir, val_fraction, state):
     return saved
 
 
-def call_tokenizer(spec, function, *args):
+def call_tokenizer(function, *args):
     """function(*args); what tokenizer.py finds wrong with a name, folder or vocabulary size becomes a DataError."""
     try:
         return function(*args)
     except (ValueError, OSError) as error:
-        raise DataError(f"tokenizer {spec}: {error}") from None
+        raise DataError(str(error)) from None
 
 
 def check_disk(out_dir, need):

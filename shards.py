@@ -204,7 +204,8 @@ def unigram_entropy(counts, eot_id):
 
 def load_meta(data_dir):
     """meta.json of a prepared folder. FileNotFoundError or DataError says what is wrong and the command that helps."""
-    path, cure = os.path.join(data_dir, "meta.json"), f"python prepare.py --input=... --out_dir={data_dir}"
+    path, script = os.path.join(data_dir, "meta.json"), os.path.join(data_dir, "prepare.py")
+    cure = f"python {script}" if os.path.isfile(script) else f"python prepare.py --input=... --out_dir={data_dir}"
     if os.path.exists(os.path.join(data_dir, "progress.json")) and not os.path.exists(path):
         raise DataError(f"{data_dir}: its preparation was interrupted; run the command that began it again: {cure}")
     if not os.path.isfile(path):

@@ -369,9 +369,10 @@ def save(best=False):
         try:
             save_checkpoint(out_dir, checkpoint, name)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            free = f"{error}; {shutil.disk_usage(out_dir).free / 2**20:,.0f} MiB free"
             if not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
-                sys.exit(f"error: cannot write a first checkpoint to {out_dir}: {error}")
-            print(f"WARNING: {name} was not written ({error}); the previous one stays", flush=True)
+                sys.exit(f"error: cannot write a first checkpoint to {out_dir}: {free}")
+            print(f"WARNING: {name} was not written ({free}); the previous one stays", flush=True)
 
 
 # ---- the loop ----------------------------------------------------------------

@@ -18,8 +18,8 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
             if line.strip() and not line.startswith("#")]
 FAST = {  # what makes a README command quick enough for a test; everything else in it runs as written
-    "train.py": ["--max_steps=2", "--batch_size=4", "--micro_batch=2", "--warmup_steps=1", "--eval_rows=2",
-                 "--max_minutes=0"],
+    "train.py": ["--max_steps=2", "--n_layer=1", "--batch_size=4", "--micro_batch=2", "--warmup_steps=1",
+                 "--eval_rows=2", "--max_minutes=0"],
     "data/pydocs/prepare.py": ["--max_bytes=1500000", "--tokenizer=bpe:2000"],
     "prepare.py": ["--tokenizer=bpe:1000", "--val_fraction=0.2"],
     "eval.py": ["--rows=4"],
