@@ -87,24 +87,7 @@ from dataclasses import fields
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from common import (
-    StopSignals,
-    append_log,
-    autocast,
-    build_model,
-    choose_dtype,
-    evaluate,
-    find_machine,
-    latest_checkpoint,
-    load_run,
-    matmul_peak,
-    memory_gib,
-    model_state,
-    read_log,
-    rewind_log,
-    save_checkpoint,
-    user_mistakes,
-)
+import common
 from files import FolderLock, write_json
 from masking import MaskedBatch, check_masking, mask_batch
 from model import ConceptConfig
@@ -153,37 +136,41 @@ def model_settings():
     return settings | dict(mask_id=tok.mask_id, eot_id=tok.eot_id)
 
 
-with user_mistakes():
-    machine = find_machine(device)
+with common.user_mistakes():
+    machine = common.find_machine(device)
     check_settings()
     train_data = TokenData(data_dir, "train", block_size, seed)
     val_data = TokenData(data_dir, "val", block_size, seed)
     tok = Tokenizer.load(os.path.join(data_dir, "tokenizer"))
-    dtype, dtype_reason = choose_dtype(dtype, machine.device)
+    data_sha256 = [file["sha256"] for file in train_data.meta["splits"]["train"]["files"]]
+    dtype, dtype_reason = common.choose_dtype(dtype, machine.device)
     torch.manual_seed(seed)
-    model = build_model(model_settings())
+    model = common.build_model(model_settings())
     try:
         lock = FolderLock(out_dir) if machine.is_main else None
     except BlockingIOError:
         raise ValueError(f"another run is writing to {out_dir}; stop it or choose another --out_dir") from None
-    resumed = latest_checkpoint(out_dir, machine.say) if init_from != "scratch" else None
+    resumed = common.latest_checkpoint(out_dir, machine.say) if init_from != "scratch" else None
     if init_from == "scratch" and os.path.exists(os.path.join(out_dir, "ckpt.pt")):
         raise ValueError(f"{out_dir} already holds a run; resume it with --init_from=auto or choose another --out_dir")
     if resumed and init_from not in ("auto", "scratch"):
         machine.say(f"{out_dir} holds a run: resuming it; --init_from={init_from} was for its first start")
     if resumed:
-        changed = [f"{name}: {resumed['model_settings'].get(name)} in the checkpoint, {value} here"
-                   for name, value in model_state(model)[0].items() if resumed["model_settings"].get(name) != value]
+        before = resumed["model_settings"]
+        changed = [f"{name}: {before.get(name)} in the checkpoint, {value} here"
+                   for name, value in common.model_state(model)[0].items() if before.get(name) != value]
         if resumed["tokenizer_fingerprint"] != tok.fingerprint:
             changed.append(f"the tokenizer of {data_dir} is not the one of the checkpoint")
-        if resumed["settings"]["seed"] != seed:
-            changed.append(f"seed: {resumed['settings']['seed']} in the checkpoint, {seed} here")
+        changed += [f"{name}: {resumed['settings'][name]} in the checkpoint, {config[name]} here"
+                    for name in ("seed", "batch_size") if resumed["settings"][name] != config[name]]
+        if resumed["data_sha256"] != data_sha256:
+            changed.append(f"data_dir: {data_dir} holds other tokens than {resumed['settings']['data_dir']} did")
         if changed:
             raise ValueError(f"{out_dir} cannot be resumed with other settings:\n       " + "\n       ".join(changed)
                              + "\n       choose another --out_dir, or go back to these settings")
         model.load_state_dict(resumed["model"])
     elif init_from not in ("auto", "scratch"):
-        other, other_tok, _ = load_run(init_from, "cpu")
+        other, other_tok, _ = common.load_run(init_from, "cpu")
         if other_tok.fingerprint != tok.fingerprint:
             raise ValueError(f"{init_from} was trained with another tokenizer than that of {data_dir}")
         try:
@@ -249,17 +236,19 @@ if resumed:
     step, evaluated_at, skipped_total = resumed["step"], resumed["evaluated_at"], resumed["skipped"]
     best_loss, bad_evals, before_minutes = resumed["best_loss"], resumed["bad_evals"], resumed["minutes"]
     if machine.is_main:
-        rewind_log(out_dir, step)
+        common.rewind_log(out_dir, step)
 net = torch.compile(model, fullgraph=True) if use_compile else model
 if machine.world_size > 1:
     net = DistributedDataParallel(net, device_ids=[machine.device.index] if machine.device.type == "cuda" else None)
 
 # ---- what the run is, on screen and in out_dir --------------------------------
 flops_per_token = model.flops_per_token(block_size, math.ceil(mlm_probability * block_size), micro_batch)
-peak = matmul_peak(machine.device, dtype)
+peak = common.matmul_peak(machine.device, dtype)
 git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
 n_micro = rows_per_process // micro_batch
 changed = ", ".join(f"{name}={value}" for name, value in config.items() if value != defaults[name])
+since = resumed and ", ".join(f"{name}={resumed['settings'].get(name)} -> {value}" for name, value in config.items()
+                              if value != resumed["settings"].get(name))
 compile_reason = "on for CUDA only; a CPU gains a few percent for a 20 s start" if compile == "auto" else "as asked"
 machine.say(
     f"torch {torch.__version__}, git {git or 'none'}, {machine.world_size} x {machine.device}, matmul peak "
@@ -270,9 +259,9 @@ machine.say(
     f"{micro_batch} rows\ndata: {train_data.n_tokens:,} tokens, {max_steps:,} steps are "
     f"{max_steps * tokens_per_step / train_data.n_tokens:,.2f} epochs\nunigram entropy {entropy:.3f} nats: a loss "
     f"above it has not even learned word frequencies, below it context is in use\n"
-    + (f"resuming at step {step}" if resumed else "starting at step 0"))
+    + (f"resuming at step {step}, changed since: {since or 'nothing'}" if resumed else "starting at step 0"))
 if machine.is_main:
-    with user_mistakes():
+    with common.user_mistakes():
         write_json(os.path.join(out_dir, "config.json"), config | dict(git=git, torch=torch.__version__))
         tok.save(os.path.join(out_dir, "tokenizer"))
     needed = 3.3 * 12 * model.num_params()  # ckpt.pt, ckpt_prev.pt and one being written: weights, two moments, fp32
@@ -288,7 +277,7 @@ if wandb != "off" and machine.is_main:
 def log(record):
     if machine.is_main:
         try:
-            append_log(out_dir, record)
+            common.append_log(out_dir, record)
         except OSError as error:  # a full disk; the line is on the screen
             print(f"WARNING: log.jsonl was not written: {error}", flush=True)
         if tracker:
@@ -317,7 +306,7 @@ def forward_backward(batch, total):
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         with nullcontext() if last or machine.world_size == 1 else net.no_sync():
-            with autocast(machine.device, dtype):
+            with common.autocast(machine.device, dtype):
                 share = net(*part, total)
             # DDP averages over processes, the loss is a sum over them
             scaler.scale(share * machine.world_size).backward()
@@ -344,12 +333,13 @@ def update(lr):
 def validate():
     """Validation loss on fixed masks (single tokens, 15 %), the same for every masking strategy."""
     global best_loss, bad_evals, evaluated_at
-    result = evaluate(model, val_data, tok, machine, dtype, rows=eval_rows, micro_batch=micro_batch)
+    result = common.evaluate(model, val_data, tok, machine, dtype, rows=eval_rows, micro_batch=micro_batch)
     better, evaluated_at = result["loss"] < best_loss, step
     best_loss, bad_evals = min(best_loss, result["loss"]), 0 if better else bad_evals + 1
     machine.say(f"step {step}: validation loss {result['loss']:.4f} nats (unigram entropy {entropy:.3f}), "
                 f"accuracy {result['accuracy']:.1%}{', best so far' if better else ''}")
-    log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"], tokens=step * tokens_per_step))
+    log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"], unigram_entropy=entropy,
+             tokens=step * tokens_per_step))
     return better
 
 
@@ -359,15 +349,15 @@ def save(best=False):
     last_save = time.monotonic()
     if not machine.is_main:
         return
-    settings, weights = model_state(model)
+    settings, weights = common.model_state(model)
     small = dict(model_settings=settings, model=weights, settings=config, step=step, tokens=step * tokens_per_step,
-                 best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint)
+                 best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint, data_sha256=data_sha256)
     full = small | dict(optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
                         rng=torch.get_rng_state(), skipped=skipped_total, bad_evals=bad_evals, minutes=minutes(),
                         evaluated_at=evaluated_at)
     for name, checkpoint in [("ckpt.pt", full)] + [("best.pt", small)] * best:
         try:
-            save_checkpoint(out_dir, checkpoint, name)
+            common.save_checkpoint(out_dir, checkpoint, name)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             free = f"{error}; {shutil.disk_usage(out_dir).free / 2**20:,.0f} MiB free"
             if not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
@@ -377,7 +367,7 @@ def save(best=False):
 
 # ---- the loop ----------------------------------------------------------------
 started = last_save = time.monotonic()
-signals, skipped_in_a_row = StopSignals(), 0
+signals, skipped_in_a_row = common.StopSignals(), 0
 stopped = "max_minutes" if max_minutes and minutes() >= max_minutes else ""
 window_start, window_steps, tokens_per_s, loss_now = time.monotonic(), 0, 0.0, math.nan
 model.train()
@@ -417,11 +407,11 @@ while not stopped and step < max_steps:
         mfu = tokens_per_s * flops_per_token / (peak * machine.world_size)
         if step % log_interval == 0 or stopped:
             machine.say(f"step {step}/{max_steps} loss {loss_now:.4f} norm {norm:.2f} lr {lr:.2e} "
-                        f"{tokens_per_s:,.0f} tok/s mfu {mfu:.0%} {memory_gib(machine.device):.1f} GiB "
+                        f"{tokens_per_s:,.0f} tok/s mfu {mfu:.0%} {common.memory_gib(machine.device):.1f} GiB "
                         f"eta {max(eta, 0) / 60:.1f} min")
             log(dict(step=step, loss=loss_now, grad_norm=norm, lr=lr, tokens=step * tokens_per_step,
-                     tokens_per_s=tokens_per_s, mfu=mfu, memory_gib=memory_gib(machine.device), minutes=minutes(),
-                     skipped=skipped_total))
+                     tokens_per_s=tokens_per_s, mfu=mfu, memory_gib=common.memory_gib(machine.device),
+                     minutes=minutes(), skipped=skipped_total))
         window_start, window_steps = time.monotonic(), 0
 
     if overfit_batch and loss_now < 0.05:
@@ -442,7 +432,7 @@ if tracker:
 if overfit_batch and loss_now >= 0.05:
     sys.exit(f"error: overfit_batch reached a loss of {loss_now:.3f} in {step} steps; one batch should fall below 0.05")
 if machine.is_main:
-    evaluations = [r["val_loss"] for r in read_log(out_dir) if "val_loss" in r]
+    evaluations = [r["val_loss"] for r in common.read_log(out_dir) if "val_loss" in r]
     print(json.dumps(dict(
         out_dir=out_dir, step=step, tokens=step * tokens_per_step, stopped=stopped or "max_steps",
         loss=None if math.isnan(loss_now) else loss_now, val_loss=evaluations[-1] if evaluations else None,

@@ -116,7 +116,7 @@ def test_kill_never_loses_the_checkpoint(data_dir, tmp_path):
         assert step >= reached
         reached = step
     done = train(data_dir, tmp_path, f"--max_steps={reached + 3}")
-    assert f"resuming at step {reached}" in done.stdout
+    assert f"resuming at step {reached}, changed since: max_steps=100000 -> {reached + 3}" in done.stdout
     steps = [r["step"] for r in read_log(tmp_path) if "loss" in r]
     assert steps == sorted(set(steps)), "what a killed run logged beyond its checkpoint is dropped"
     assert not list(tmp_path.glob("*.tmp"))
@@ -241,10 +241,21 @@ def test_mistakes_end_in_one_message(args, parts, data_dir, tmp_path):
     assert not (tmp_path / "new" / "ckpt.pt").exists()
 
 
-def test_resuming_with_other_settings_is_refused(trained, data_dir):
+def test_resuming_with_other_settings_is_refused(trained, data_dir, tmp_path):
     refused(train(data_dir, trained, "--dropout=0.1", "--concept_dim=64", ok=False), "cannot be resumed",
             "concept_dim: 32")
-    refused(train(data_dir, trained, "--dropout=0.1", "--seed=5", ok=False), "seed: 1337")
+    refused(train(data_dir, trained, "--dropout=0.1", "--seed=5", "--batch_size=16", ok=False), "seed: 1337",
+            "batch_size: 8")
+    other = shutil.copytree(data_dir, tmp_path / "data")
+    (other / "train.bin").rename(other / "old")
+    (other / "val.bin").rename(other / "train.bin")
+    (other / "old").rename(other / "val.bin")
+    meta = json.loads((other / "meta.json").read_text())
+    meta["splits"]["train"], meta["splits"]["val"] = meta["splits"]["val"], meta["splits"]["train"]
+    for split in ("train", "val"):
+        meta["splits"][split]["files"][0]["name"] = f"{split}.bin"
+    (other / "meta.json").write_text(json.dumps(meta))
+    refused(train(other, trained, "--dropout=0.1", ok=False), "holds other tokens")
     refused(train(data_dir, trained, "--init_from=scratch", ok=False), "already holds a run")
 
 
