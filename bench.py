@@ -23,6 +23,7 @@ from configurator import configure
 
 config = configure(globals())
 
+import importlib.util
 import json
 import os
 import runpy
@@ -161,6 +162,11 @@ with user_mistakes():
     dtype, reason = choose_dtype(dtype, machine.device)
     if not os.path.exists(PRESET):
         raise FileNotFoundError(f"{PRESET} not found; run bench.py from the repository's folder")
+    if not all(T.isdigit() and int(T) for T in lengths.split(",")) or min(rows, repeats) < 1:
+        raise ValueError(f"lengths={lengths!r}, rows={rows}, repeats={repeats}: expected numbers above 0, lengths with "
+                         "commas between, such as --lengths=128,512")
+    if peers and importlib.util.find_spec("transformers") is None:
+        raise ValueError("--peers=1 needs transformers: pip install -r requirements-extra.txt")
     data, tok = TokenData(data_dir, "train", 512, 0), Tokenizer.load(os.path.join(data_dir, "tokenizer"))
 torch.manual_seed(0)
 peak = matmul_peak(machine.device, dtype)

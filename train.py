@@ -114,7 +114,12 @@ def check_settings():
     wrong += [f"{name}={config[name]!r}: expected {', '.join(allowed)}"
               for name, allowed in choices.items() if config[name] not in allowed]
     positive = ("batch_size", "micro_batch", "learning_rate", "max_steps", "eval_interval", "eval_rows", "log_interval")
-    wrong += [f"{name}={config[name]}: expected more than 0" for name in positive if not config[name] > 0]
+    wrong += [f"{name}={config[name]}: expected more than 0" for name in positive if not 0 < config[name] < math.inf]
+    from_zero = ("min_lr", "warmup_steps", "max_tokens", "max_minutes", "stop_at_step", "patience", "weight_decay",
+                 "grad_clip", "save_minutes")
+    wrong += [f"{name}={config[name]}: expected 0 or more" for name in from_zero if not 0 <= config[name] < math.inf]
+    wrong += [f"{name}={config[name]}: expected a number from 0, below 1" for name in ("beta1", "beta2",
+              "decay_fraction") if not 0 <= config[name] < 1]
     per_process = batch_size // machine.world_size
     if batch_size % machine.world_size:
         wrong.append(f"batch_size={batch_size} does not divide among {machine.world_size} processes")
@@ -162,7 +167,7 @@ with common.user_mistakes():
         if resumed["tokenizer_fingerprint"] != tok.fingerprint:
             changed.append(f"the tokenizer of {data_dir} is not the one of the checkpoint")
         changed += [f"{name}: {resumed['settings'][name]} in the checkpoint, {config[name]} here"
-                    for name in ("seed", "batch_size") if resumed["settings"][name] != config[name]]
+                    for name in ("seed", "batch_size", "optimizer") if resumed["settings"][name] != config[name]]
         if resumed["data_sha256"] != data_sha256:
             changed.append(f"data_dir: {data_dir} holds other tokens than {resumed['settings']['data_dir']} did")
         if changed:
@@ -244,7 +249,8 @@ if machine.world_size > 1:
 # ---- what the run is, on screen and in out_dir --------------------------------
 flops_per_token = model.flops_per_token(block_size, math.ceil(mlm_probability * block_size), micro_batch)
 peak = common.matmul_peak(machine.device, dtype)
-git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+git = shutil.which("git") and subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True,
+                                             text=True, cwd=os.path.dirname(__file__) or ".").stdout.strip()
 n_micro = rows_per_process // micro_batch
 changed = ", ".join(f"{name}={value}" for name, value in config.items() if value != defaults[name])
 since = resumed and ", ".join(f"{name}={resumed['settings'].get(name)} -> {value}" for name, value in config.items()

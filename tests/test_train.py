@@ -234,6 +234,7 @@ def test_weights_of_another_run_start_a_new_one(trained, data_dir, tmp_path):
     (["--concept_window=5"], ["concept_window=5 has no effect"]),
     (["--block_size=1e6"], ["block_size", "largest usable"]), (["--dtype=fp16"], ["dtype=fp16 needs a CUDA GPU"]),
     (["--device=tpu"], ["device='tpu'"]), (["--vocab_size=100"], ["vocab_size=100", "--vocab_size=0"]),
+    (["--beta1=1", "--weight_decay=-1", "--grad_clip=nan"], ["beta1=1.0", "weight_decay=-1.0", "grad_clip=nan"]),
     (["--batch_size=0"], ["batch_size=0"]), (["--max_steps=0"], ["max_steps=0"]),
     (["--data_dir=nowhere"], ["nowhere"]), (["--init_from=nowhere"], ["nowhere"])])
 def test_mistakes_end_in_one_message(args, parts, data_dir, tmp_path):
