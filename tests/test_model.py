@@ -227,7 +227,7 @@ def test_loss_is_the_weighted_mean_and_adds_up_over_micro_batches(bottleneck):
     assert model(ids, positions, targets, weights * 0) == 0, "nothing to predict is a loss of zero, not NaN"
 
 
-@variants
+@pytest.mark.parametrize("variant", [VARIANTS[i] for i in (0, 1, 3, 7)], ids=str)
 def test_compiles_as_one_graph(variant):
     model, args = small(**variant), batch()
     torch.compiler.reset()
