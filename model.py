@@ -279,6 +279,8 @@ class ConceptEncoder(nn.Module):
         index_BKd = positions[..., None].expand(-1, -1, tokens.shape[-1])
         query_BKd = self.wpe[positions] if self.cfg.bottleneck == "strict" else tokens.gather(1, index_BKd)
         mask = None
+        if self.cfg.isolate_documents and documents is None:
+            raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
         if documents is not None:
             mask = self.serves(documents, documents.gather(1, positions)).transpose(1, 2)[:, None]
         return self.decoder(self.query(query_BKd), concepts, mask)

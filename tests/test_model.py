@@ -182,6 +182,12 @@ def test_isolated_documents_do_not_see_each_other(bottleneck):
     assert not torch.equal(logits(open_model, ids, positions), logits(open_model, changed, positions))
 
 
+def test_isolation_cannot_be_forgotten_when_decoding():
+    model, (ids, positions, _, _) = small(isolate_documents=True), batch()
+    with pytest.raises(ValueError, match="decode needs documents"):
+        model.decode(*model.encode(ids), positions)
+
+
 @both
 def test_hide_masked_makes_masked_tokens_unreadable(bottleneck):
     """With everything but [MASK] equal, moving a [MASK] far from the query changes nothing the concepts know of it."""
