@@ -11,7 +11,7 @@ together, and mask the groups that start inside an arc drawn at a random place. 
 A group is masked with probability arc / circle whatever its length, so every word of every row is masked with
 probability mlm_probability exactly, long or short, first or last; and the number of masked tokens in a row differs from
 mlm_probability * maskable tokens by less than one group. (BERT's and SpanBERT's loops favour short words; T5's favours
-the end of the row.) Words are never cut, special tokens never masked, and an end-of-document token ends its span.
+the end of the row.) Words are never cut, special tokens never masked, and a span ends where its document ends.
 
 Randomness is an integer hash of (seed, epoch, stream, sample id, index): no generator, nothing to checkpoint, and the
 same sample gets the same mask in any batch, on any device, at any world size.
@@ -71,11 +71,13 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
             group_BT, member_BT, n_candidate_B1 = word_BT, maskable_BT, n_words_B1
         else:
             spacer = int(mlm_probability <= SPACER_MAX_RATE)
-            G = T // (1 + spacer) + 1
+            G = 2 * T // 3 + 3 if spacer else T  # spans take two words or more; ends of documents add pieces
+            n_spans = T // (1 + spacer) + 1
             if masking_type == "concepts":
-                length_BG = torch.full((B, G), 2 * concept_window + 1, device=ids.device)
+                length_BG = torch.full((B, n_spans), 2 * concept_window + 1, device=ids.device)
             else:
-                length_BG = span_law(span_length_distribution).to(ids.device).take(bits(LENGTH, G) >> 48 & 0xFFFF)
+                law = span_law(span_length_distribution).to(ids.device)
+                length_BG = law.take(bits(LENGTH, n_spans) >> 48 & 0xFFFF)
             group_BT, member_BT, n_candidate_B1 = group_spans(
                 word_BT, maskable_BT, n_words_B1, length_BG, spacer, (rotation_B1 * n_words_B1).long())
 
@@ -152,6 +154,7 @@ def group_spans(word_BT, maskable_BT, n_words_B1, length_BG, spacer, rotation_B1
 
     Returns (group_BT, member_BT bool: in a span that may be masked, n_candidate_B1 words in such spans). The span that
     the end of the circle would cut is no candidate, so the length law holds; turning makes every word equally likely.
+    A span that meets the end of a document or of the row becomes two groups, masked independently of each other.
     """
     B, T = word_BT.shape
     length_BG = torch.minimum(length_BG, (n_words_B1 - spacer).clamp_(min=1))
@@ -161,8 +164,11 @@ def group_spans(word_BT, maskable_BT, n_words_B1, length_BG, spacer, rotation_B1
     span_of_word_BT = edges.scatter_add_(1, end_BG.clamp(max=T), torch.ones_like(end_BG)).cumsum(1)
     turned_BT = word_BT + rotation_B1
     turned_BT -= n_words_B1 * (turned_BT >= n_words_B1)
-    group_BT = span_of_word_BT.gather(1, turned_BT)
-    end_BT = end_BG.gather(1, group_BT)
+    span_BT = span_of_word_BT.gather(1, turned_BT)
+    new_BT = maskable_BT.clone()  # a group begins with a span and, within a span, after the end of a document
+    new_BT[:, 1:] &= (span_BT[:, 1:] != span_BT[:, :-1]) | ~maskable_BT[:, :-1]
+    group_BT = new_BT.cumsum(1).sub_(1).clamp_(min=0)
+    end_BT = end_BG.gather(1, span_BT)
     member_BT = maskable_BT & (turned_BT < end_BT - spacer) & (end_BT <= last)
     n_candidate_B1 = torch.where(end_BG <= last, length_BG, 0).sum(1, keepdim=True) if spacer else n_words_B1
     return group_BT, member_BT, n_candidate_B1

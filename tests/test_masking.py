@@ -149,10 +149,18 @@ def test_concepts_mask_runs_of_neighbouring_words(tok):
     assert abs(hit.double().mean() - 0.15) < 0.003
 
 
-def test_spans_do_not_cross_documents(tok):
-    ids = rows(300, 128, eot=0.1)
-    batch = mask_batch(ids, torch.arange(300), "span", 0.5, tok)
-    assert (batch.inputs[ids == EOT] == EOT).all(), "an end of document is never hidden, so no run of masks holds one"
+@pytest.mark.parametrize("masking_type", ["span", "concepts"])
+def test_spans_do_not_cross_documents(tok, masking_type):
+    """Words on both sides of an end of document, and at both ends of a row, are masked independently of each other."""
+    B, T, p = 20000, 129, 0.15
+    ids = torch.full((B, T), 20)
+    ids[:, 64] = EOT
+    batch = mask_batch(ids, torch.arange(B), masking_type, p, tok)
+    assert (batch.inputs[:, 64] == EOT).all()
+    hit = masked(batch, T).double()
+    for a, b in ((63, 65), (0, 128)):
+        assert abs((hit[:, a] * hit[:, b]).mean() - p * p) < 0.01
+    assert (hit[:, 20] * hit[:, 21]).mean() > 0.07, "neighbours within a document do share a span"
 
 
 @pytest.mark.parametrize("masking_type", MASKING_TYPES)
