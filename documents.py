@@ -340,7 +340,8 @@ def one_message():
     def stop(signum, frame):
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a background job starts with it ignored
+        signal.signal(number, stop)
     try:
         yield
     except KeyboardInterrupt:
