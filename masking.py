@@ -77,7 +77,8 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
                 length_BG = torch.full((B, n_spans), 2 * concept_window + 1, device=ids.device)
             else:
                 law = span_law(span_length_distribution).to(ids.device)
-                length_BG = law.take(bits(LENGTH, n_spans) >> 48 & 0xFFFF)
+                draw_BG = bits(LENGTH, n_spans) >> 48 & 0xFFFF
+                length_BG = law.index_select(0, draw_BG.view(-1)).view(B, n_spans).long()
             group_BT, member_BT, n_candidate_B1 = group_spans(
                 word_BT, maskable_BT, n_words_B1, length_BG, spacer, (rotation_B1 * n_words_B1).long())
 
@@ -208,7 +209,7 @@ def gather_slots(ids, inputs, masked_BT, n_slots):
 
 @lru_cache(maxsize=16)
 def span_law(text):
-    """ "poisson(3)" (at least 1) or "geometric(0.2,10)" (p, longest) -> (65536,) int64 lengths, its inverse CDF."""
+    """ "poisson(3)" (at least 1) or "geometric(0.2,10)" (p, longest) -> (65536,) uint8 lengths, its inverse CDF."""
     match = re.fullmatch(r"(poisson|geometric)\((?:lambda=)?([\d.]+)(?:,\s*(\d+))?\)", text.replace(" ", ""))
     name, value, longest = match.groups() if match else (None, "0", None)
     value, longest = float(value), int(longest or 20)
@@ -219,7 +220,8 @@ def span_law(text):
     else:
         raise ValueError(f"span_length_distribution={text!r}: expected poisson(MEAN up to 10) or geometric(P,LONGEST)")
     cdf = torch.tensor(p, dtype=torch.float64).cumsum(0)
-    return torch.searchsorted(cdf / cdf[-1], (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536) + 1
+    lengths = torch.searchsorted(cdf / cdf[-1], (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536) + 1
+    return lengths.to(torch.uint8)  # small enough for the cache
 
 
 # ---- hash -------------------------------------------------------------------
