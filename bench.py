@@ -1,11 +1,12 @@
 """Speed, as ratios within one run on one machine.
 
-    python bench.py --peers=1         training step of micro_balanced against transformers' BertForMaskedLM of equal
-                                      parameters, vocabulary, row length and dtype, optimizer step included; masking
-                                      against transformers' whole-word collator; batch and masking as a share of a step
+    python bench.py                   training step of micro_balanced, strict and open, against our own Transformer of
+                                      equal parameters, vocabulary, row length and dtype, optimizer step included
+    python bench.py --peers=1         and against transformers' BertForMaskedLM of equal parameters; masking against
+                                      transformers' whole-word collator; batch and masking as a share of a step
 
 Repeats are interleaved, so that a busy machine slows all candidates alike; medians are reported. The last line on
-stdout is JSON: {"512": {"strict": {"tokens_per_s", ...}, "open": ..., "hf_bert": ...}, "ratios": ..., "data": ...}.
+stdout is JSON: {"512": {"strict": {"tokens_per_s", ...}, "open": ..., "transformer": ...}, "ratios": ..., "data": ...}.
 """
 
 # ---- settings ---------------------------------------------------------------
@@ -34,6 +35,7 @@ from dataclasses import fields
 import numpy as np
 import torch
 
+from baselines import Transformer, TransformerConfig
 from common import autocast, choose_dtype, find_machine, matmul_peak, user_mistakes
 from masking import MASKING_TYPES, mask_batch, word_flags, word_starts
 from model import ConceptConfig, ConceptEncoder
@@ -82,17 +84,27 @@ def training_step(model, loss_of):
     return step
 
 
+def fit_ffn(build, n_params):
+    """build(ffn width) with the multiple of 8 whose parameters come closest to n_params."""
+    with torch.device("meta"):
+        small, large = (sum(p.numel() for p in build(width).parameters()) for width in (8, 16))
+    return build(8 + 8 * max(0, round((n_params - small) / (large - small))))
+
+
 def hf_bert(T, n_params, vocab_size):
     """BertForMaskedLM of n_params parameters: hidden 512, 8 heads, 6 layers, feed-forward width to fit."""
     from transformers import BertConfig, BertForMaskedLM
 
-    def build(width):
-        return BertForMaskedLM(BertConfig(
-            vocab_size=vocab_size, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=width,
-            max_position_embeddings=max(512, T), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
-    with torch.device("meta"):
-        small, large = (sum(p.numel() for p in build(width).parameters()) for width in (8, 16))
-    return build(8 + 8 * round((n_params - small) / (large - small)))
+    return fit_ffn(lambda width: BertForMaskedLM(BertConfig(
+        vocab_size=vocab_size, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=width,
+        max_position_embeddings=max(512, T), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)), n_params)
+
+
+def transformer(T, n_params, vocab_size):
+    """Our Transformer of n_params parameters: width 512, 8 heads, 6 layers, feed-forward width to fit, no mixers."""
+    return fit_ffn(lambda width: Transformer(TransformerConfig(
+        vocab_size=vocab_size, block_size=max(512, T), n_layer=6, n_head=8, token_dim=512, ffn_dim=width, n_mixer=0)),
+        n_params)
 
 
 def bench_training(T):
@@ -104,6 +116,7 @@ def bench_training(T):
     ids, positions, targets, weights = (t.to(machine.device) for t in (torch_ids, positions, targets, weights))
     labels = torch.full_like(ids, -100).scatter_(1, positions, targets)
     models = {name: ConceptEncoder(preset(bottleneck=name, block_size=max(512, T))) for name in ("strict", "open")}
+    models["transformer"] = transformer(T, models["strict"].num_params(), 30522)
     steps = {name: training_step(model, lambda m: m(ids, positions, targets, weights))
              for name, model in models.items()}
     if peers:

@@ -12,17 +12,19 @@ import signal
 import sys
 import time
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from baselines import Transformer, TransformerConfig
 from files import replace_file
 from masking import mask_batch
 from model import ConceptConfig, ConceptEncoder
 from tokenizer import Tokenizer
 
+ARCHS = {"concept": (ConceptConfig, ConceptEncoder), "transformer": (TransformerConfig, Transformer)}
 EVAL_SEED = 1234  # evaluation masks depend on this and the row's number in the data set, on nothing else
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -193,8 +195,30 @@ def latest_checkpoint(out_dir, say=print):
 
 
 def build_model(model_settings):
-    """Model settings as a checkpoint stores them -> model with fresh weights."""
-    return ConceptEncoder(ConceptConfig(**model_settings))
+    """Model settings as a checkpoint stores them ("arch" and the fields of its config) -> model with fresh weights."""
+    settings = {"arch": "concept"} | model_settings
+    config_class, model_class = ARCHS[settings.pop("arch")]
+    return model_class(config_class(**settings))
+
+
+def fields_of(arch):
+    """Names of the settings of an architecture."""
+    return {field.name for field in fields(ARCHS[arch][0])}
+
+
+def differences(checkpoint, model, tok, data_sha256, settings):
+    """Why a run with these settings is not the one of the checkpoint -> list of messages, empty if it is."""
+    before, now = checkpoint["model_settings"], model_state(model)[0]
+    found = [f"{name}: {before.get(name)} in the checkpoint, {value} here"
+             for name, value in now.items() if before.get(name) != value]
+    if checkpoint["tokenizer_fingerprint"] != tok.fingerprint:
+        found.append(f"the tokenizer of {settings['data_dir']} is not the one of the checkpoint")
+    before = checkpoint["settings"]
+    found += [f"{name}: {before[name]} in the checkpoint, {settings[name]} here"
+              for name in ("seed", "batch_size", "optimizer") if before[name] != settings[name]]
+    if checkpoint["data_sha256"] != data_sha256:
+        found.append(f"data_dir: {settings['data_dir']} holds other tokens than {before['data_dir']} did")
+    return found
 
 
 def load_run(out_dir, device):
@@ -223,22 +247,26 @@ def load_run(out_dir, device):
 
 def model_state(model):
     """(settings as a dict, weights on the CPU) of an uncompiled, unwrapped model."""
-    return asdict(model.cfg), {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+    settings = dict(arch=model.arch) | asdict(model.cfg)
+    return settings, {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
 
 
 # ---- evaluation -------------------------------------------------------------
 
 @torch.no_grad()
-def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probability=0.15, rows=256, micro_batch=32):
+def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probability=0.15, rows=256, micro_batch=32,
+             frequency=None):
     """Loss on fixed masks of the first `rows` rows of `data`, the same for every model, batch size and device.
 
     -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the predicted tokens' text),
     "predicted" (tokens)}. All [MASK], no other replacement. Every rank takes part.
+    frequency: share of each id in the training text, float (V,); adds "splits": {name: {"loss", "share"}}, the loss
+    where the predicted token stands elsewhere in the row or does not, by distance to its nearest copy, by frequency.
     """
     was_training = model.training
     model.eval()
     n_bytes = torch.from_numpy(tok.n_bytes).to(machine.device)
-    nats = hits = predicted = text_bytes = 0.0
+    sums = torch.zeros(4 + 2 * len(SPLITS), dtype=torch.float64)
     mine = torch.arange(machine.rank, min(rows, data.n_blocks), machine.world_size)
     for index in mine.split(micro_batch):
         ids = torch.as_tensor(data.block(index.numpy()))
@@ -248,18 +276,49 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
             concepts, tokens = model.encode(inputs)
             states = model.decode(concepts, tokens, positions, model.documents(inputs))
             logits = model.logits(states).float()
-        cross_entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        nats += (cross_entropy * weights.flatten()).sum().item()
-        hits += ((logits.argmax(-1) == targets) * weights).sum().item()
-        predicted += weights.sum().item()
-        text_bytes += (n_bytes[targets] * weights).sum().item()
+        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(weights) * weights
+        hits = (logits.argmax(-1) == targets) * weights
+        counts = [nats, weights, hits, n_bytes[targets] * weights]
+        if frequency is not None:
+            for part in split_masks(inputs, positions, targets, frequency.to(machine.device)):
+                counts += [nats * part, weights * part]
+        sums[:len(counts)] += torch.stack([c.sum() for c in counts]).double().cpu()
     model.train(was_training)
-    nats, hits, predicted, text_bytes = machine.all_sum(nats, hits, predicted, text_bytes)
+    nats, predicted, hits, text_bytes, *parts = machine.all_sum(*sums)
     if not predicted:
         raise ValueError("no token of the evaluation rows can be masked: they hold special tokens only")
     loss = nats / predicted
-    return {"loss": loss, "accuracy": hits / predicted, "perplexity": math.exp(min(loss, 100)),
-            "bits_per_byte": nats / math.log(2) / max(text_bytes, 1), "predicted": int(predicted)}
+    result = {"loss": loss, "accuracy": hits / predicted, "perplexity": math.exp(min(loss, 100)),
+              "bits_per_byte": nats / math.log(2) / max(text_bytes, 1), "predicted": int(predicted)}
+    if frequency is not None:
+        result["splits"] = {name: {"loss": parts[2 * i] / parts[2 * i + 1] if parts[2 * i + 1] else None,
+                                   "share": parts[2 * i + 1] / predicted} for i, name in enumerate(SPLITS)}
+    return result
+
+
+SPLITS = ("copy in the row", "no copy", "copy 1-8 away", "copy 9-32 away", "copy 33-128 away", "copy over 128 away",
+          "frequent, over 1e-3", "medium, 1e-4 to 1e-3", "rare, under 1e-4", "not frequent, with copy",
+          "not frequent, no copy")
+
+
+def split_masks(inputs, positions, targets, frequency):
+    """Which predicted tokens (B,K) belong to each of SPLITS. A copy is the same id, visible in the same row."""
+    place = torch.arange(inputs.shape[1], device=inputs.device)
+    same = inputs[:, None] == targets[..., None]  # (B,K,T)
+    near = (place - positions[..., None]).abs().masked_fill(~same, 2**30).amin(-1)
+    share, copy = frequency[targets], near < 2**30
+    frequent, rare = share > 1e-3, share < 1e-4
+    return (copy, ~copy, near <= 8, (near > 8) & (near <= 32), (near > 32) & (near <= 128), (near > 128) & copy,
+            frequent, ~frequent & ~rare, rare, ~frequent & copy, ~frequent & ~copy)
+
+
+def token_frequency(data, tok, rows=4096):
+    """Share of each id in up to `rows` rows, spread over all of `data` -> float32 (V,)."""
+    n = min(rows, data.n_blocks)
+    counts = torch.zeros(tok.vocab_size)
+    for index in (torch.arange(n) * data.n_blocks // n).split(256):
+        counts += torch.bincount(torch.as_tensor(data.block(index.numpy())).flatten(), minlength=tok.vocab_size)
+    return counts / counts.sum()
 
 
 # ---- log --------------------------------------------------------------------

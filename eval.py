@@ -1,9 +1,12 @@
-"""Measure a trained model on fixed masks and draw its loss curves.
+"""Measure a trained model: losses on fixed masks, where the loss is, and whether its concepts are alive.
 
     python eval.py --out_dir=out/demo                                    on the data it was trained on
     python eval.py --out_dir=out/demo --data_dir=data/owt,data/wikitext2 on any data with the same tokenizer
+    python eval.py --out_dir=out/demo --report=1                         and one page to look at: out/demo/report.html
+    python eval.py --out_dir=out/demo --control_dir=out/transformer      a Transformer's token states as a control
 
-Prints loss, accuracy, perplexity and bits per byte for every masking strategy, writes out_dir/{eval.json,curves.png}.
+Prints loss, accuracy, perplexity and bits per byte for every masking strategy, splits the loss by copies in the row and
+by frequency, compares the concepts with those of the same network untrained, and writes out_dir/{eval.json,curves.png}.
 The masks depend on the row's number in the data set alone, so every model is asked exactly the same questions; the
 numbers of two models compare when tokenizer, split, rows, block_size and mlm_probability are the same. They concern
 predicted tokens only: bits per byte here is the cost of the hidden text, given what is left to see.
@@ -15,6 +18,9 @@ data_dir = ""  # prepared data, several with commas between; empty: what the run
 split = "val"  # val | train
 rows = 512  # rows of block_size tokens to measure on
 mlm_probability = 0.15  # share of tokens that is predicted; 0.15 is what published numbers use
+health_rows = 256  # rows the concepts are measured on, from the first data set; 0: losses only
+control_dir = ""  # a run with arch=transformer and the same tokenizer: its token states are a second control
+report = 0  # 1: write out_dir/report.html, one page to look at
 micro_batch = 32  # rows a forward pass
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
@@ -26,10 +32,40 @@ config = configure(globals())
 import json
 import os
 
-from common import choose_dtype, evaluate, find_machine, load_run, read_log, user_mistakes
+import torch
+import torch.nn.functional as F
+
+import health
+from common import build_model, choose_dtype, evaluate, find_machine, load_run, read_log, token_frequency, user_mistakes
 from files import write_json
 from masking import MASKING_TYPES, check_masking
+from report import write_report
 from shards import TokenData
+
+SENTENCES, SENTENCE_TOKENS = 6, 96  # rows of the heat map in the report, and how much of each
+
+# name in eval.json, heading, how to read it
+MEASURES = [
+    ("rank", "effective rank", "directions the concepts of one row span, of at most n_concept - 1; 1: all the same"),
+    ("rank_share", "effective rank / n_concept", "half or more is healthy"),
+    ("participation", "participation ratio", "the same, weighing strong directions more"),
+    ("duplicates", "duplicate pairs", "share of pairs of concepts of a row with a centred cosine above 0.95"),
+    ("cosine", "mean |cosine|", "of those pairs"),
+    ("input_dependence", "input dependence", "share of the variance that the text causes; near 0: learned constants"),
+    ("rankme", "RankMe of the mean", "directions in which rows differ, by their mean concept"),
+    ("rankme_slot", "RankMe of a concept", "directions in which rows differ, by one concept"),
+    ("entropy", "reading entropy / log T", "1: concepts read all tokens alike; 0: one token each"),
+    ("divergence", "reading divergence / log C", "0: all concepts read the same tokens; 1: each its own"),
+    ("position", "reading by position", "share of the reading that position alone explains"),
+    ("usage_entropy", "usage entropy / log C", "1: the decoder reads all concepts alike; 0: one of them"),
+    ("unused", "unused concepts", "share that gets less than a tenth of an equal share of the decoder's attention"),
+    ("loss", "loss, nats", "on the rows of this table; the next five are rises of it"),
+    ("zeroed", "concepts zeroed", "the decoder gets zeros"),
+    ("shuffled", "concepts shuffled", "it gets those of another row; near 0: the concepts do not matter"),
+    ("averaged", "concepts averaged", "it gets their mean over the rows, a constant"),
+    ("strongest", "strongest single concept", "zeroed alone"),
+    ("median_single", "median single concept", "zeroed alone"),
+]
 
 
 def draw_curves(records, entropy, path):
@@ -41,7 +77,7 @@ def draw_curves(records, entropy, path):
     figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130)
     for key, style in (("loss", dict(color="0.75", lw=0.8, label="training loss (this run's masks)")),
                        ("val_loss", dict(color="C0", marker="o", ms=3, label="validation loss (fixed masks, 15 %)"))):
-        axes.plot(*zip(*[(r["tokens"] / 1e6, r[key]) for r in records if key in r]), **style)
+        axes.plot(*zip(*[(r["tokens"] / 1e6, r[key]) for r in records if r.get(key) is not None]), **style)
     axes.axhline(entropy, color="C3", ls="--", lw=1, label=f"unigram entropy {entropy:.2f}: word frequencies alone")
     axes.set(xlabel="tokens seen (millions)", ylabel="nats a predicted token", title=out_dir)
     axes.spines[["top", "right"]].set_visible(False)
@@ -50,43 +86,124 @@ def draw_curves(records, entropy, path):
     figure.savefig(path)
 
 
+def measure_concepts(model, ids, batch):
+    """Everything of health.py about one model -> dict; a Transformer's token states stand in for its concepts."""
+    concepts, tokens = health.encode_rows(model, ids, machine, dtype, micro_batch)
+    if model.arch == "transformer":
+        return health.geometry(health.evenly_spaced(tokens, n_control))
+    use = health.channel_use(model, batch, machine, dtype, micro_batch, one_by_one=True)
+    some = slice(0, 2 * micro_batch)
+    read, decode = health.attention(model, batch.inputs[some], batch.positions[some], machine, dtype)
+    singles = torch.tensor(use["one_by_one"])
+    return (health.geometry(concepts) | use | health.attention_use(read, decode)
+            | dict(strongest=singles.max().item(), median_single=singles.median().item()))
+
+
+def concept_pictures(model, ids, tok):
+    """Heat maps, concept cards and the similarity matrix of the report -> dict of plain lists."""
+    concepts, _ = health.encode_rows(model, ids, machine, dtype, micro_batch)
+    centred = F.normalize(concepts - concepts.mean(1, keepdim=True), dim=-1)
+    some = ids[:2 * micro_batch]
+    read, _ = health.attention(model, some, torch.zeros(len(some), 1, dtype=torch.int64), machine, dtype)
+    sentences = []
+    for row in ids[torch.arange(min(SENTENCES, len(ids))) * len(ids) // min(SENTENCES, len(ids))]:
+        batch = health.mask_batch(row[None, :SENTENCE_TOKENS], torch.zeros(1), "token", mlm_probability, tok)
+        weights, _ = health.attention(model, batch.inputs, batch.positions, machine, dtype)
+        with torch.no_grad():
+            inputs, positions = machine.take([batch.inputs, batch.positions])
+            states = model.decode(*model.encode(inputs), positions, model.documents(inputs))
+            guesses = model.logits(states)[0, :, :tok.n_vocab].argmax(-1).tolist()
+        used = [(int(p), g) for p, g, w in zip(batch.positions[0], guesses, batch.weights[0]) if w]
+        sentences.append(dict(
+            tokens=[tok.decode([int(i)]) for i in row[:SENTENCE_TOKENS]],
+            masked=[i in dict(used) for i in range(len(batch.inputs[0]))],
+            guess=[tok.decode([dict(used)[i]]) if i in dict(used) else None for i in range(len(batch.inputs[0]))],
+            weights=[[round(w, 4) for w in concept] for concept in weights[-1].mean(1)[0].tolist()]))
+    return dict(sentences=sentences, concepts=health.top_tokens(read[-1].mean(1), some, tok),
+                similarity=[[round(x, 3) for x in row] for row in (centred @ centred.mT).mean(0).tolist()])
+
+
 with user_mistakes():
     machine = find_machine(device)
     model, tok, checkpoint = load_run(out_dir, machine.device)
     dtype, reason = choose_dtype(dtype, machine.device)
     check_masking("token", mlm_probability)
-    if rows < 1 or micro_batch < 1:
-        raise ValueError(f"rows={rows}, micro_batch={micro_batch}: expected more than 0")
-    sets = {name: TokenData(name, split, model.cfg.block_size, 0)
-            for name in (data_dir or checkpoint["settings"]["data_dir"]).split(",")}
+    if rows < 1 or micro_batch < 1 or health_rows < 0:
+        raise ValueError(f"rows={rows}, micro_batch={micro_batch}, health_rows={health_rows}: expected more than 0")
+    if report and not health_rows:
+        raise ValueError("report=1 draws the concepts; it needs health_rows above 0")
+    T = model.cfg.block_size
+    names = (data_dir or checkpoint["settings"]["data_dir"]).split(",")
+    sets = {name: TokenData(name, split, T, 0) for name in names}
     for name, data in sets.items():
         if data.meta["fingerprint"] != tok.fingerprint:
             raise ValueError(f"{name} was prepared with another tokenizer than {out_dir} was trained with; prepare it "
                              f"again with --tokenizer={out_dir}/tokenizer")
+    control = None
+    if control_dir:
+        control, control_tok, _ = load_run(control_dir, machine.device)
+        if control.arch != "transformer" or control_tok.fingerprint != tok.fingerprint or control.cfg.block_size < T:
+            raise ValueError(f"control_dir={control_dir}: expected a run with arch=transformer, the same tokenizer as "
+                             f"{out_dir} and block_size {T} or more")
 
 print(f"{out_dir} after {checkpoint['tokens']:,} tokens, {model.num_params():,} parameters, {dtype} ({reason})")
 results = {}
 for name, data in sets.items():
     entropy = data.meta["unigram_entropy"]
-    print(f"\n{name} {split}, {min(rows, data.n_blocks)} rows of {model.cfg.block_size} tokens, {mlm_probability:.0%} "
+    print(f"\n{name} {split}, {min(rows, data.n_blocks)} rows of {T} tokens, {mlm_probability:.0%} "
           f"predicted, unigram entropy {entropy:.3f} nats\n"
           f"  {'masking':<12}{'loss':>8}{'accuracy':>10}{'perplexity':>12}{'bits/byte':>11}{'predicted':>11}")
     results[name] = {"unigram_entropy": entropy}
-    for masking_type in MASKING_TYPES:
-        with user_mistakes():
-            r = evaluate(model, data, tok, machine, dtype, masking_type, mlm_probability, rows, micro_batch)
-        print(f"  {masking_type:<12}{r['loss']:>8.4f}{r['accuracy']:>10.1%}{r['perplexity']:>12.2f}"
-              f"{r['bits_per_byte']:>11.4f}{r['predicted']:>11,}", flush=True)
-        results[name][masking_type] = r
-machine.close()
+    with user_mistakes():
+        frequency = token_frequency(TokenData(name, "train", T, 0), tok)
+        for masking_type in MASKING_TYPES:
+            r = evaluate(model, data, tok, machine, dtype, masking_type, mlm_probability, rows, micro_batch,
+                         frequency if masking_type == "token" else None)
+            print(f"  {masking_type:<12}{r['loss']:>8.4f}{r['accuracy']:>10.1%}{r['perplexity']:>12.2f}"
+                  f"{r['bits_per_byte']:>11.4f}{r['predicted']:>11,}", flush=True)
+            results[name][masking_type] = r
+    print(f"  {'token masks, where the token':<30}{'loss':>8}{'share':>8}")
+    for part, r in results[name]["token"]["splits"].items():
+        print(f"  {part:<30}{'-' if r['loss'] is None else format(r['loss'], '.4f'):>8}{r['share']:>8.1%}")
 
 summary = dict(out_dir=out_dir, step=checkpoint["step"], tokens=checkpoint["tokens"], params=model.num_params(),
                split=split, mlm_probability=mlm_probability, data=results)
+records = read_log(out_dir)
+if health_rows and machine.is_main:
+    first_name, first = next(iter(sets.items()))
+    n_control = getattr(model.cfg, "n_concept", 64)
+    torch.manual_seed(checkpoint["settings"].get("seed", 0))
+    untrained = build_model(checkpoint["model_settings"]).to(machine.device).eval()
+    with user_mistakes():
+        ids, batch = health.probe_rows(first, tok, health_rows, mlm_probability)
+        columns = {"trained": measure_concepts(model, ids, batch), "untrained": measure_concepts(untrained, ids, batch)}
+        if control:
+            columns["Transformer tokens"] = measure_concepts(control, ids, batch)
+    what = "concepts" if model.arch == "concept" else f"{n_control} evenly spaced token states"
+    print(f"\nhealth of the {what} on {len(ids)} rows of {first_name}"
+          f"{'' if len(ids) == health_rows else f' (all there are; health_rows={health_rows})'}\n"
+          f"  {'':<28}" + "".join(f"{name:>20}" for name in columns))
+    table = []
+    for key, heading, meaning in MEASURES:
+        values = [column.get(key) for column in columns.values()]
+        if any(v is not None for v in values):
+            table.append([heading, meaning, *values])
+            print(f"  {heading:<28}" + "".join(f"{'-' if v is None else format(v, '.4g'):>20}" for v in values))
+    summary["health"] = columns
 if machine.is_main:
     write_json(os.path.join(out_dir, "eval.json"), summary)
-    records = read_log(out_dir)
+    entropy = next(iter(results.values()))["unigram_entropy"]
     if any("val_loss" in r for r in records):
-        first = next(iter(results.values()))
-        draw_curves(records, first["unigram_entropy"], os.path.join(out_dir, "curves.png"))
+        draw_curves(records, entropy, os.path.join(out_dir, "curves.png"))
         print(f"\nloss curves: {out_dir}/curves.png")
+    if report:
+        pictures = concept_pictures(model, ids, tok) if model.arch == "concept" else {}
+        write_report(os.path.join(out_dir, "report.html"), pictures | dict(
+            title=out_dir, arch=model.arch, step=checkpoint["step"], tokens=checkpoint["tokens"],
+            params=model.num_params(), settings=checkpoint["settings"], unigram_entropy=entropy, log=records,
+            losses=results, splits=next(iter(results.values()))["token"]["splits"],
+            health=dict(columns=list(columns), rows=table), one_by_one=columns["trained"].get("one_by_one"),
+            usage=columns["trained"].get("usage")))
+        print(f"report: {out_dir}/report.html")
     print(json.dumps(summary))
+machine.close()

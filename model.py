@@ -23,6 +23,21 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from layers import (
+    Attention,
+    GatedFFN,
+    LocalMixer,
+    MaskedEncoder,
+    attend,
+    attention_weights,
+    check_length,
+    gather_rows,
+    init_matrix,
+    norm,
+    table_std,
+    too_small,
+)
+
 EXPAND_BELOW = 64  # a narrower token table is expanded: its products would have rank token_dim, too few for a softmax
 
 
@@ -51,10 +66,8 @@ class ConceptConfig:
     eot_id: int = -1  # id that ends a document
 
     def __post_init__(self):
-        at_least = dict(vocab_size=2, block_size=1, n_layer=1, n_head=1, n_concept=1, concept_dim=2, token_dim=4,
-                        ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1)
-        wrong = [f"{name}={getattr(self, name)}: expected {low} or more"
-                 for name, low in at_least.items() if getattr(self, name) < low]
+        wrong = too_small(self, vocab_size=2, block_size=1, n_layer=1, n_head=1, n_concept=1, concept_dim=2,
+                          token_dim=4, ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1)
         if not wrong and self.concept_dim % self.n_head:
             divisors = [n for n in range(1, 65) if self.concept_dim % n == 0]
             wrong.append(f"n_head={self.n_head} does not divide concept_dim={self.concept_dim}; these do: {divisors}")
@@ -80,51 +93,14 @@ class ConceptConfig:
         return self.token_dim if self.token_dim >= EXPAND_BELOW else min(256, self.concept_dim)
 
 
-class Attention(nn.Module):
-    """Multi-head attention. x_BQD reads y_BNE under mask (broadcastable to B,1,Q,N; True = may read) -> (B,Q,D).
-
-    Queries and keys are RMS-normalised per head (2302.05442), so scores stay within +-sqrt(D/H) at any depth.
-    """
-    def __init__(self, cfg, kv_dim):
-        super().__init__()
-        D = cfg.concept_dim
-        self.n_head = cfg.n_head
-        self.q = nn.Linear(D, D, bias=cfg.bias)
-        self.kv = nn.Linear(kv_dim, 2 * D, bias=cfg.bias)
-        self.out = nn.Linear(D, D, bias=cfg.bias)
-
-    def forward(self, x_BQD, y_BNE, mask=None):
-        k, v = self.kv(y_BNE).chunk(2, dim=-1)
-        return self.out(attend(self.q(x_BQD), k, v, self.n_head, mask))
-
-
-def attend(q, k, v, n_head, mask=None):
-    """Scaled dot-product attention with QK-norm. q (B,Q,D), k and v (B,N,D) -> (B,Q,D)."""
-    q, k, v = (t.unflatten(-1, (n_head, -1)).transpose(1, 2) for t in (q, k, v))
-    q, k = (F.rms_norm(t, t.shape[-1:]).to(v.dtype) for t in (q, k))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
-class GatedFFN(nn.Module):
-    """GELU(a) * b with one input matrix for both (GEGLU, 2002.05202). (..., D) -> (..., D)."""
-    def __init__(self, cfg):
-        super().__init__()
-        self.wi = nn.Linear(cfg.concept_dim, 2 * cfg.ffn_dim, bias=cfg.bias)
-        self.out = nn.Linear(cfg.ffn_dim, cfg.concept_dim, bias=cfg.bias)
-
-    def forward(self, x):
-        a, b = self.wi(x).chunk(2, dim=-1)
-        return self.out(F.gelu(a) * b)
-
-
 class ConceptLayer(nn.Module):
     """Concepts read the tokens, talk to each other, think. c_BCD, x_BTd -> c_BCD; pre-norm."""
     def __init__(self, cfg):
         super().__init__()
-        self.read_norm, self.self_norm, self.ffn_norm = (norm(cfg) for _ in range(3))
-        self.read = Attention(cfg, cfg.token_width)
-        self.self_attention = Attention(cfg, cfg.concept_dim)
-        self.ffn = GatedFFN(cfg)
+        self.read_norm, self.self_norm, self.ffn_norm = (norm(cfg.concept_dim, cfg) for _ in range(3))
+        self.read = Attention(cfg.concept_dim, cfg.token_width, cfg)
+        self.self_attention = Attention(cfg.concept_dim, cfg.concept_dim, cfg)
+        self.ffn = GatedFFN(cfg.concept_dim, cfg)
         self.drop = nn.Dropout(cfg.dropout)
 
     def forward(self, c_BCD, x_BTd, read_mask=None, self_mask=None):
@@ -134,55 +110,30 @@ class ConceptLayer(nn.Module):
         return c_BCD + self.drop(self.ffn(self.ffn_norm(c_BCD)))
 
 
-class LocalMixer(nn.Module):
-    """Gated depthwise convolution: each token sees its neighbours, O(T). x_BTd -> x_BTd; pre-norm, residual."""
-    def __init__(self, cfg):
-        super().__init__()
-        d, self.kernel = cfg.token_width, cfg.mixer_kernel
-        self.norm = nn.LayerNorm(d, bias=cfg.bias)
-        self.wi = nn.Linear(d, 4 * d, bias=cfg.bias)
-        self.taps = nn.Parameter(torch.empty(2 * d, self.kernel))
-        self.out = nn.Linear(2 * d, d, bias=cfg.bias)
-        self.drop = nn.Dropout(cfg.dropout)
-
-    def forward(self, x_BTd, real_BT=None, documents_BT=None):
-        u, gate = self.wi(self.norm(x_BTd)).chunk(2, dim=-1)
-        if real_BT is not None:
-            u = u * real_BT[..., None]  # padding must look like the end of the row
-        return x_BTd + self.drop(self.out(self.convolve(u, documents_BT) * F.silu(gate)))
-
-    def convolve(self, u_BTm, documents_BT):
-        """Every channel with its own taps; taps that reach into another document count as zero."""
-        taps, half, T = self.taps.to(u_BTm.dtype), self.kernel // 2, u_BTm.shape[1]
-        if documents_BT is None:
-            # as a 1 x T image in channels-last layout: no copy, and twice as fast as conv1d on a CPU
-            y = F.conv2d(u_BTm[:, None].permute(0, 3, 1, 2), taps[:, None, None], padding=(0, half), groups=len(taps))
-            return y.permute(0, 2, 3, 1)[:, 0]
-        padded, docs = F.pad(u_BTm, (0, 0, half, half)), F.pad(documents_BT, (half, half), value=-1)
-        same = [docs[:, j:j + T] == documents_BT for j in range(self.kernel)]
-        return sum(padded[:, j:j + T] * taps[:, j] * same[j][..., None] for j in range(self.kernel))
-
-
 class StrictDecoder(nn.Module):
     """Positions read concepts: one attention, concepts are the values. (B,K,d) -> (B,K,D)."""
     def __init__(self, cfg):
         super().__init__()
         self.n_head = cfg.n_head
         self.k = nn.Linear(cfg.concept_dim, cfg.concept_dim, bias=cfg.bias)
-        self.norm = norm(cfg)
+        self.norm = norm(cfg.concept_dim, cfg)
 
     def forward(self, query_BKD, c_BCD, mask=None):
         return self.norm(attend(query_BKD, self.k(c_BCD), c_BCD, self.n_head, mask))
+
+    def weights(self, query_BKD, c_BCD, mask=None):
+        return attention_weights(query_BKD, self.k(c_BCD), self.n_head, mask)
 
 
 class OpenDecoder(nn.Module):
     """n_decoder blocks in which masked tokens read the concepts and think. (B,K,D) -> (B,K,D); pre-norm."""
     def __init__(self, cfg):
         super().__init__()
+        D = cfg.concept_dim
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(dict(read_norm=norm(cfg), read=Attention(cfg, cfg.concept_dim),
-                               ffn_norm=norm(cfg), ffn=GatedFFN(cfg))) for _ in range(cfg.n_decoder))
-        self.drop, self.norm = nn.Dropout(cfg.dropout), norm(cfg)
+            nn.ModuleDict(dict(read_norm=norm(D, cfg), read=Attention(D, D, cfg), ffn_norm=norm(D, cfg),
+                               ffn=GatedFFN(D, cfg))) for _ in range(cfg.n_decoder))
+        self.drop, self.norm = nn.Dropout(cfg.dropout), norm(D, cfg)
 
     def forward(self, y_BKD, c_BCD, mask=None):
         for block in self.blocks:
@@ -209,7 +160,9 @@ class TableExpansion(nn.Module):
         return self.out(F.gelu(self.wi(torch.cat((angles.sin(), angles.cos()), dim=-1))))
 
 
-class ConceptEncoder(nn.Module):
+class ConceptEncoder(MaskedEncoder):
+    arch = "concept"
+
     def __init__(self, cfg):
         super().__init__()
         self.cfg, d, D = cfg, cfg.token_width, cfg.concept_dim
@@ -222,10 +175,10 @@ class ConceptEncoder(nn.Module):
         self.concepts = nn.Parameter(torch.empty(cfg.n_concept, D))
         self.mixers = nn.ModuleList(LocalMixer(cfg) for _ in range(cfg.n_mixer * (cfg.bottleneck == "open")))
         self.layers = nn.ModuleList(ConceptLayer(cfg) for _ in range(cfg.n_layer))
-        self.norm = norm(cfg)
+        self.norm = norm(D, cfg)
         self.query = nn.Identity() if d == D else nn.Linear(d, D, bias=cfg.bias)
         self.decoder = (StrictDecoder if cfg.bottleneck == "strict" else OpenDecoder)(cfg)
-        self.narrow = nn.Identity() if d == D else nn.Linear(D, d, bias=cfg.bias)
+        self.to_table = nn.Identity() if d == D else nn.Linear(D, d, bias=cfg.bias)
         self.init_weights()
 
     @torch.no_grad()
@@ -237,28 +190,20 @@ class ConceptEncoder(nn.Module):
                 p.normal_(0, table_std(p.shape[1]))
             elif name == "concepts":
                 p.normal_(0, self.cfg.concept_std)
-            elif name.endswith("taps"):
-                p.normal_(0, p.shape[1] ** -0.5)
-            elif p.ndim == 2:  # keeps the variance; branches that are added up start smaller, but never at zero
-                branch = name.endswith("out.weight") and not name.startswith("expansion")
-                p.normal_(0, p.shape[1] ** -0.5 * ((2 * self.cfg.n_layer) ** -0.5 if branch else 1))
-            elif name.endswith("bias"):
-                p.zero_()
+            else:
+                init_matrix(name, p, self.cfg.n_layer)
         if self.expansion:  # the expanded table starts as large as a plain one would
             self.expansion.out.weight *= table_std(self.cfg.token_width) * 2
 
     def table(self):
-        """The token table in the width tokens are read in, shared by embedding and head. -> (V,d)."""
         return self.expansion(self.wte) if self.expansion else self.wte
 
-    def encode(self, ids, attention_mask=None):
-        """ids (B,T) int64, attention_mask (B,T) True or 1 = real token -> concepts (B,C,D), tokens (B,T,d)."""
-        return self._encode(ids, attention_mask, self.table(), self.documents(ids))
+    def narrow(self, states):
+        return self.to_table(states)
 
     def _encode(self, ids, attention_mask, table_Vd, documents_BT):
         B, T = ids.shape
-        if T > self.cfg.block_size:
-            raise ValueError(f"a row of {T} tokens is longer than block_size={self.cfg.block_size}: cut it shorter")
+        check_length(T, self.cfg)
         real_BT = None if attention_mask is None else attention_mask.bool()
         read_mask, self_mask = self.masks(ids, real_BT, documents_BT)
         x_BTd = F.embedding(ids, table_Vd) + self.wpe[:T]
@@ -271,13 +216,13 @@ class ConceptEncoder(nn.Module):
             c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask)
         return self.norm(c_BCD), x_BTd
 
-    def decode(self, concepts, tokens, positions, documents=None):
+    def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
         """Concepts (B,C,D), tokens (B,T,d), positions (B,K) int64 -> states (B,K,D).
 
         The strict decoder never looks at `tokens`. documents (B,T): pass self.documents(ids) with isolate_documents.
+        attention_mask has no effect here: concepts have read the real tokens only.
         """
-        index_BKd = positions[..., None].expand(-1, -1, tokens.shape[-1])
-        query_BKd = self.wpe[positions] if self.cfg.bottleneck == "strict" else tokens.gather(1, index_BKd)
+        query_BKd = self.wpe[positions] if self.cfg.bottleneck == "strict" else gather_rows(tokens, positions)
         mask = None
         if self.cfg.isolate_documents and documents is None:
             raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
@@ -285,32 +230,7 @@ class ConceptEncoder(nn.Module):
             mask = self.serves(documents, documents.gather(1, positions)).transpose(1, 2)[:, None]
         return self.decoder(self.query(query_BKd), concepts, mask)
 
-    def logits(self, states):
-        """States (B,K,D) -> (B,K,V), by the token table itself (tied)."""
-        return F.linear(self.narrow(states), self.table())
-
-    def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
-        """Mean loss in nats of predicting targets (B,K) at positions (B,K) of the masked rows ids (B,T).
-
-        weights (B,K) float, 0 for unused slots. The sum is divided by total_weight, or by the sum of the weights: pass
-        the weight of the whole batch when this is one micro-batch or one rank of it, and add the results up.
-        """
-        table_Vd, documents_BT = self.table(), self.documents(ids)
-        concepts, tokens = self._encode(ids, attention_mask, table_Vd, documents_BT)
-        states_BKD = self.decode(concepts, tokens, positions, documents_BT)
-        logits_BKV = F.linear(self.narrow(states_BKD), table_Vd)
-        nats_BK = F.cross_entropy(logits_BKV.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        total = weights.sum().clamp(min=1e-9) if total_weight is None else total_weight
-        return (nats_BK * weights.flatten()).sum() / total
-
     # ---- who may read whom --------------------------------------------------
-
-    def documents(self, ids):
-        """Number of the document each token belongs to, from 0; None unless isolate_documents. EOT ends a document."""
-        if not self.cfg.isolate_documents:
-            return None
-        is_eot = ids == self.cfg.eot_id
-        return F.pad(is_eot[:, :-1] & ~is_eot[:, 1:], (1, 0)).cumsum(1)  # a run of EOT ends one document
 
     def serves(self, documents_BT, wanted_BN):
         """Concepts are dealt out to the documents of a row like cards. -> (B,C,N) bool: concept c serves document n.
@@ -342,10 +262,15 @@ class ConceptEncoder(nn.Module):
         number_C = torch.arange(self.cfg.n_concept, device=ids.device).expand(len(ids), -1)
         return read_BCT[:, None], self.serves(documents_BT, number_C)[:, None]
 
-    # ---- cost ---------------------------------------------------------------
+    def readers(self):
+        """The modules in which concepts read tokens, in order; health.py looks at their weights."""
+        return [layer.read for layer in self.layers]
 
-    def num_params(self):
-        return sum(p.numel() for p in self.parameters())
+    def decode_readers(self):
+        """The modules in which predicted positions read concepts."""
+        return [self.decoder] if self.cfg.bottleneck == "strict" else [b["read"] for b in self.decoder.blocks]
+
+    # ---- cost ---------------------------------------------------------------
 
     def flops_per_token(self, T, K, B=1):
         """Training FLOPs (forward + backward, three times the forward) an input token, rows of T tokens, K predicted.
@@ -363,15 +288,6 @@ class ConceptEncoder(nn.Module):
         table = sum(p.numel() for p in self.expansion.parameters() if p.ndim == 2) if self.expansion else 0
         table = (table + self.expansion.waves.numel() if self.expansion else 0) * cfg.vocab_size / B
         return 6 * (cfg.n_layer * layer + len(self.mixers) * mixer + decoder + head + table) / T
-
-
-def norm(cfg):
-    return nn.LayerNorm(cfg.concept_dim, bias=cfg.bias)
-
-
-def table_std(width):
-    """Against a normalised state this gives logits of std 1/2: the first loss is close to ln(V)."""
-    return 0.5 * width**-0.5
 
 
 def sinusoids(length, width, base=10_000.0):

@@ -13,14 +13,15 @@ SIGTERM, SIGINT and SIGUSR1 save and stop. The last line on stdout is a JSON sum
 out_dir = "out/run"  # checkpoints, log and a copy of the tokenizer go here
 data_dir = "data/pydocs"  # made by a prepare.py: train.bin, val.bin, meta.json, tokenizer/
 init_from = "auto"  # auto: resume out_dir if it can be | scratch: refuse to | DIR: weights of another run, step 0
-# model: ConceptConfig in model.py explains each
+# model: ConceptConfig in model.py and TransformerConfig in baselines.py explain each
+arch = "concept"  # concept | transformer (the baseline, of width token_dim)
 vocab_size = 0  # rows of the token table; 0: as many as the data's tokenizer asks for
 block_size = 512  # tokens a row
-n_layer = 4  # concept layers
+n_layer = 4  # concept layers, or attention layers; a transformer with 0 is its local mixers alone
 n_head = 8  # attention heads
 n_concept = 64  # concept vectors
 concept_dim = 512  # width of a concept
-token_dim = 512  # width of the token table, from 4
+token_dim = 512  # width of the token table, from 4; of everything in a transformer
 ffn_dim = 2048  # hidden width of the gated feed-forward layers
 bottleneck = "open"  # open: tokens see neighbours, quality | strict: everything goes through the concepts
 position = "learned"  # learned | sinusoidal
@@ -28,10 +29,11 @@ bias = False  # biases in linear layers and norms
 dropout = 0.0  # keep 0 for pretraining
 hide_masked = False  # concepts do not read [MASK] tokens
 isolate_documents = False  # documents packed into one row do not see each other
-n_mixer = 2  # local mixer blocks (open)
-mixer_kernel = 7  # tokens a mixer sees (open)
+n_mixer = 2  # local mixer blocks (open, transformer)
+mixer_kernel = 7  # tokens a mixer sees (open, transformer)
 n_decoder = 1  # decoder blocks (open)
 concept_std = 1.0  # standard deviation of the concepts at the start
+n_register = 0  # extra learned tokens in front of every row (transformer)
 # masking: masking.py explains each
 masking_type = "whole_word"  # token | whole_word | concepts | span
 mlm_probability = 0.15  # share of tokens that is predicted
@@ -59,6 +61,7 @@ grad_clip = 1.0  # largest gradient norm; 0: no clipping
 # the rest
 eval_interval = 500  # steps between evaluations (and checkpoints)
 eval_rows = 256  # validation rows an evaluation reads
+health_rows = 64  # of these, rows on which the concepts are measured: rank, input dependence, use; 0: not
 log_interval = 10  # steps between log lines
 save_minutes = 15.0  # a checkpoint at least this often
 dtype = "auto"  # auto | bf16 | fp16 | fp32
@@ -82,15 +85,14 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import fields
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import common
+import health
 from files import FolderLock, write_json
 from masking import MaskedBatch, check_masking, mask_batch
-from model import ConceptConfig
 from shards import TokenData
 from tokenizer import Tokenizer
 
@@ -102,10 +104,14 @@ MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run g
 def check_settings():
     """Raises ValueError for settings that contradict each other or would be ignored."""
     check_masking(masking_type, mlm_probability, concept_window, span_length_distribution, mask_replace)
+    if arch not in common.ARCHS:
+        raise ValueError(f"arch={arch!r}: expected {', '.join(common.ARCHS)}")
+    of_any_arch = set(config) & set().union(*map(common.fields_of, common.ARCHS))
     only_with = {  # a changed setting on the left means nothing unless the right holds
         ("concept_window",): masking_type == "concepts", ("span_length_distribution",): masking_type == "span",
         ("n_mixer", "mixer_kernel", "n_decoder"): bottleneck == "open", ("decay_fraction",): lr_schedule == "wsd",
         ("wandb_project",): wandb != "off", ("min_lr",): lr_schedule != "constant",
+        tuple(sorted(of_any_arch - common.fields_of(arch))): False,
     }
     wrong = [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}" for names, holds
              in only_with.items() for name in names if not holds and config[name] != defaults[name]]
@@ -115,8 +121,8 @@ def check_settings():
               for name, allowed in choices.items() if config[name] not in allowed]
     positive = ("batch_size", "micro_batch", "learning_rate", "max_steps", "eval_interval", "eval_rows", "log_interval")
     wrong += [f"{name}={config[name]}: expected more than 0" for name in positive if not 0 < config[name] < math.inf]
-    from_zero = ("min_lr", "warmup_steps", "max_tokens", "max_minutes", "stop_at_step", "patience", "weight_decay",
-                 "grad_clip", "save_minutes")
+    from_zero = ("min_lr", "health_rows", "warmup_steps", "max_tokens", "max_minutes", "stop_at_step", "patience",
+                 "weight_decay", "grad_clip", "save_minutes")
     wrong += [f"{name}={config[name]}: expected 0 or more" for name in from_zero if not 0 <= config[name] < math.inf]
     wrong += [f"{name}={config[name]}: expected a number from 0, below 1" for name in ("beta1", "beta2",
               "decay_fraction") if not 0 <= config[name] < 1]
@@ -132,13 +138,13 @@ def check_settings():
 
 
 def model_settings():
-    """ConceptConfig's fields from the settings and the data's tokenizer."""
-    settings = {f.name: config[f.name] for f in fields(ConceptConfig) if f.name in config}
+    """Fields of the architecture's config from the settings and the data's tokenizer."""
+    settings = {name: config[name] for name in common.fields_of(arch) if name in config}
     settings["vocab_size"] = vocab_size or tok.vocab_size
     if settings["vocab_size"] < tok.n_vocab:
         raise ValueError(f"vocab_size={vocab_size}, but the tokenizer of {data_dir} has {tok.n_vocab} ids; "
                          f"use --vocab_size=0")
-    return settings | dict(mask_id=tok.mask_id, eot_id=tok.eot_id)
+    return settings | dict(arch=arch, mask_id=tok.mask_id, eot_id=tok.eot_id)
 
 
 with common.user_mistakes():
@@ -161,15 +167,7 @@ with common.user_mistakes():
     if resumed and init_from not in ("auto", "scratch"):
         machine.say(f"{out_dir} holds a run: resuming it; --init_from={init_from} was for its first start")
     if resumed:
-        before = resumed["model_settings"]
-        changed = [f"{name}: {before.get(name)} in the checkpoint, {value} here"
-                   for name, value in common.model_state(model)[0].items() if before.get(name) != value]
-        if resumed["tokenizer_fingerprint"] != tok.fingerprint:
-            changed.append(f"the tokenizer of {data_dir} is not the one of the checkpoint")
-        changed += [f"{name}: {resumed['settings'][name]} in the checkpoint, {config[name]} here"
-                    for name in ("seed", "batch_size", "optimizer") if resumed["settings"][name] != config[name]]
-        if resumed["data_sha256"] != data_sha256:
-            changed.append(f"data_dir: {data_dir} holds other tokens than {resumed['settings']['data_dir']} did")
+        changed = common.differences(resumed, model, tok, data_sha256, config)
         if changed:
             raise ValueError(f"{out_dir} cannot be resumed with other settings:\n       " + "\n       ".join(changed)
                              + "\n       choose another --out_dir, or go back to these settings")
@@ -344,8 +342,12 @@ def validate():
     best_loss, bad_evals = min(best_loss, result["loss"]), 0 if better else bad_evals + 1
     machine.say(f"step {step}: validation loss {result['loss']:.4f} nats (unigram entropy {entropy:.3f}), "
                 f"accuracy {result['accuracy']:.1%}{', best so far' if better else ''}")
+    alive = {}
+    if health_rows and machine.is_main:
+        alive = health.summary(model, val_data, tok, machine, dtype, health_rows, micro_batch)
+        machine.say(*(f" {name} {'-' if value is None else format(value, '.3g')}" for name, value in alive.items()))
     log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"], unigram_entropy=entropy,
-             tokens=step * tokens_per_step))
+             tokens=step * tokens_per_step) | alive)
     return better
 
 

@@ -2,15 +2,15 @@
 
 import ast
 import glob
+import shlex
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from common import ARCHS, fields_of
 from configurator import configure, read_settings
-from model import ConceptConfig
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(p for p in [*ROOT.glob("*.py"), *ROOT.glob("data/*/prepare.py")]
@@ -103,7 +103,7 @@ def test_every_setting_is_read(script):
     """Each setting occurs again as a name in its script, or is a field of the model's configuration."""
     tree = ast.parse(script.read_text())
     read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    model_fields = {f.name for f in fields(ConceptConfig)} if "fields(ConceptConfig)" in script.read_text() else set()
+    model_fields = set().union(*map(fields_of, ARCHS)) if "fields_of(" in script.read_text() else set()
     unread = set(read_settings(script)) - read - model_fields
     assert not unread, f"settings nobody reads: {unread}"
 
@@ -114,9 +114,18 @@ def test_every_setting_has_a_comment(script):
 
 
 @pytest.mark.parametrize("path", sorted(glob.glob(str(ROOT / "config" / "*.py"))), ids=lambda p: Path(p).name)
-def test_every_config_file_is_accepted_by_train(path):
-    script = str(ROOT / "train.py")
-    configure(dict(__file__=script, __doc__=""), [path])
+def test_every_config_file_is_accepted(path):
+    """By train.py; a sweep by sweep.py, and each of its arms by train.py."""
+    def accept(script, arguments):
+        return configure(dict(__file__=str(ROOT / script), __doc__=""), arguments)
+    if not Path(path).name.startswith("sweep_"):
+        accept("train.py", [path])
+        return
+    sweep = accept("sweep.py", [path])
+    lines = [shlex.split(line, comments=True) for line in sweep["arms"].splitlines()]
+    assert len([line for line in lines if line]) > 1
+    for _, *arguments in filter(None, lines):
+        accept("train.py", [str(ROOT / a) if a.endswith(".py") else a for a in shlex.split(sweep["base"]) + arguments])
 
 
 def test_a_typo_ends_in_one_message_without_traceback():

@@ -1,4 +1,4 @@
-"""The ConceptEncoder: exact sizes, a real bottleneck, no leaks, and the known ways to die."""
+"""ConceptEncoder and Transformer: exact sizes, a real bottleneck, no leaks, and the known ways to die."""
 
 import math
 from dataclasses import fields
@@ -11,17 +11,20 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import ConceptConfig, ConceptEncoder, attend
+from baselines import Transformer, TransformerConfig
+from layers import attend
+from model import ConceptConfig, ConceptEncoder
 
 ROOT = Path(__file__).parent.parent
 MASK, EOT, V = 90, 91, 92
 
 
-def small(**changes):
-    cfg = dict(vocab_size=V, block_size=32, n_layer=2, n_head=4, n_concept=8, concept_dim=64, token_dim=64, ffn_dim=96,
-               mask_id=MASK, eot_id=EOT)
+def small(arch="concept", **changes):
+    cfg = dict(vocab_size=V, block_size=32, n_layer=2, n_head=4, token_dim=64, ffn_dim=96, mask_id=MASK, eot_id=EOT)
     torch.manual_seed(0)
-    return ConceptEncoder(ConceptConfig(**{**cfg, **changes})).eval()
+    if arch == "transformer":
+        return Transformer(TransformerConfig(**{**cfg, **changes})).eval()
+    return ConceptEncoder(ConceptConfig(**{**cfg, "n_concept": 8, "concept_dim": 64, **changes})).eval()
 
 
 def batch(B=3, T=24, K=5, seed=0):
@@ -35,7 +38,9 @@ VARIANTS = [dict(bottleneck="strict"), dict(bottleneck="open"), dict(bottleneck=
             dict(bottleneck="open", token_dim=4, concept_dim=128), dict(bottleneck="open", token_dim=128),
             dict(bottleneck="strict", position="sinusoidal", token_dim=96), dict(bottleneck="open", hide_masked=True),
             dict(bottleneck="open", isolate_documents=True), dict(bottleneck="strict", isolate_documents=True),
-            dict(bottleneck="open", bias=True, n_decoder=2, n_mixer=1, mixer_kernel=3)]
+            dict(bottleneck="open", bias=True, n_decoder=2, n_mixer=1, mixer_kernel=3),
+            dict(arch="transformer"), dict(arch="transformer", n_register=5, bias=True),
+            dict(arch="transformer", isolate_documents=True, n_mixer=0), dict(arch="transformer", n_layer=1)]
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(f"{k}={x}" for k, x in v.items()))
 both = pytest.mark.parametrize("bottleneck", ["strict", "open"])
 
@@ -77,7 +82,8 @@ def test_every_parameter_gets_a_gradient(variant):
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if "isolate_documents" not in v], ids=str)
 def test_flops_agree_with_the_flop_counter(variant):
     """Forward, attention written out as matrix products; within 1 %. isolate_documents masks the same products."""
-    model = small(**{**dict(concept_dim=128, token_dim=128), **variant})
+    wide = dict(token_dim=128) if "arch" in variant else dict(concept_dim=128, token_dim=128)
+    model = small(**{**wide, **variant})
     B, T, K = 2, 32, 8
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(*batch(B, T, K))
@@ -88,14 +94,15 @@ def test_flops_agree_with_the_flop_counter(variant):
 
 def logits(model, ids, positions, attention_mask=None):
     concepts, tokens = model.encode(ids, attention_mask)
-    return model.logits(model.decode(concepts, tokens, positions, model.documents(ids)))
+    return model.logits(model.decode(concepts, tokens, positions, model.documents(ids), attention_mask))
 
 
 @variants
 def test_masks_of_a_row_get_different_predictions(variant):
     """The decode query holds the position: without it every [MASK] of a row would be filled alike."""
     model = small(**variant)
-    out = logits(model, torch.full((1, 16), MASK), torch.tensor([[3, 11]]))[0]
+    ids = torch.arange(16)[None].index_fill(1, torch.tensor([3, 11]), MASK)
+    out = logits(model, ids, torch.tensor([[3, 11]]))[0]
     assert (out[0] - out[1]).abs().max() > 1e-3
 
 
@@ -162,9 +169,9 @@ def test_hidden_and_padded_rows_stay_finite(variant):
             assert out.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@both
-def test_isolated_documents_do_not_see_each_other(bottleneck):
-    model = small(bottleneck=bottleneck, isolate_documents=True)
+@pytest.mark.parametrize("kind", [VARIANTS[0], VARIANTS[1], dict(arch="transformer", n_mixer=1)], ids=str)
+def test_isolated_documents_do_not_see_each_other(kind):
+    model = small(**kind, isolate_documents=True)
     ids = torch.randint(0, MASK, (2, 32), generator=torch.Generator().manual_seed(0))
     ids[:, [9, 20, 31]] = EOT
     positions = torch.tensor([[12, 15, 19]] * 2)
@@ -176,7 +183,7 @@ def test_isolated_documents_do_not_see_each_other(bottleneck):
     changed = ids.clone()
     changed[:, 11] = (changed[:, 11] + 1) % MASK
     assert not torch.allclose(before, logits(model, changed, positions), atol=1e-4)
-    open_model = small(bottleneck=bottleneck)
+    open_model = small(**kind)
     open_model.load_state_dict(model.state_dict())
     changed[:, 0] = (ids[:, 0] + 1) % MASK
     assert not torch.equal(logits(open_model, ids, positions), logits(open_model, changed, positions))
@@ -233,7 +240,7 @@ def test_loss_is_the_weighted_mean_and_adds_up_over_micro_batches(bottleneck):
     assert model(ids, positions, targets, weights * 0) == 0, "nothing to predict is a loss of zero, not NaN"
 
 
-@pytest.mark.parametrize("variant", [VARIANTS[i] for i in (0, 1, 3, 7)], ids=str)
+@pytest.mark.parametrize("variant", [VARIANTS[i] for i in (0, 1, 3, 7, 11)], ids=str)
 def test_compiles_as_one_graph(variant):
     model, args = small(**variant), batch()
     torch.compiler.reset()
@@ -264,10 +271,10 @@ def test_rows_longer_than_block_size_are_refused(bottleneck):
         small(bottleneck=bottleneck).encode(torch.zeros(1, 33, dtype=torch.long))
 
 
-@both
-def test_learns_a_repeated_token_from_afar(bottleneck):
+@pytest.mark.parametrize("kind", [VARIANTS[0], VARIANTS[1], dict(arch="transformer")], ids=str)
+def test_learns_a_repeated_token_from_afar(kind):
     """Each row repeats one word everywhere; the masked copy is far from any other, so concepts must carry it."""
-    model = small(bottleneck=bottleneck, block_size=32).train()
+    model = small(**kind, block_size=32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     g = torch.Generator().manual_seed(0)
     for _ in range(150):

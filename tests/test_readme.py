@@ -93,7 +93,7 @@ SIZES = {"tiny": 100e6, "small": 500e6, "base": 1e9, "large": 3e9, "xlarge": 7e9
 PEAK = {"4x3090": 4 * 71.2e12, "4x4090": 4 * 165e12, "4xA100": 4 * 312e12}  # dense bf16 FLOP/s
 
 
-PRESETS = sorted(path for path in (ROOT / "config").glob("*.py") if path.stem != "demo")
+PRESETS = sorted(path for path in (ROOT / "config").glob("*.py") if not path.stem.startswith(("demo", "sweep", "mini")))
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -121,10 +121,13 @@ def test_preset_heads_state_size_cost_and_time_correctly(path):
 
 def test_imports_go_one_way():
     """A command never imports a command; the layers below know nothing of those above."""
-    commands = {"train", "eval", "sample", "bench", "prepare"}
-    below = {"model": set(), "files": set(), "configurator": set(), "tokenizer": {"files"}, "masking": set(),
-             "shards": {"files", "tokenizer"}, "documents": {"shards", "tokenizer", "files"}}
-    ours = commands | set(below) | {"common"}
+    commands = {"train", "eval", "sample", "sweep", "bench", "prepare"}
+    below = {"layers": set(), "model": {"layers"}, "baselines": {"layers"}, "masking": set(), "files": set(),
+             "configurator": set(), "report": {"files"}, "tokenizer": {"files"}, "shards": {"files", "tokenizer"},
+             "documents": {"shards", "tokenizer", "files"}}
+    below["common"] = set(below) - {"documents", "report"}
+    below["health"] = below["common"] | {"common"}
+    ours = commands | set(below)
     for path in ROOT.glob("*.py"):
         imported = set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M)) & ours
         assert not imported & commands, path.name
@@ -144,5 +147,5 @@ def test_torch_load_never_unpickles_code():
 
 
 def test_help_of_every_command_lists_its_settings():
-    for script in ("train.py", "eval.py", "sample.py", "bench.py", "prepare.py"):
+    for script in ("train.py", "eval.py", "sample.py", "sweep.py", "bench.py", "prepare.py"):
         assert "settings, with their defaults" in run(script, "--help").stdout

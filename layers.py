@@ -1,0 +1,187 @@
+"""What both architectures are made of: attention, gated FFN, local mixer, and the loss at the predicted positions.
+
+Shapes: B rows, T tokens, K predicted positions, Q queries, N keys, D width, d token width, V vocabulary, H heads,
+e = D / H.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class MaskedEncoder(nn.Module):
+    """What every architecture shares: loss at the predicted positions only, head tied to the token table, documents.
+
+    A subclass brings `arch` (its name in settings), `cfg`, `wte`, `_encode`, `decode` and `flops_per_token`.
+    """
+    def table(self):
+        """The token table in the width tokens are read in, shared by embedding and head. -> (V,d)."""
+        return self.wte
+
+    def narrow(self, states):
+        """States -> the width of the token table."""
+        return states
+
+    def encode(self, ids, attention_mask=None):
+        """ids (B,T) int64, attention_mask (B,T) True or 1 = real token -> concepts (B,C,D), tokens (B,T,d)."""
+        return self._encode(ids, attention_mask, self.table(), self.documents(ids))
+
+    def logits(self, states):
+        """States (B,K,D) -> (B,K,V), by the token table itself (tied)."""
+        return F.linear(self.narrow(states), self.table())
+
+    def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
+        """Mean loss in nats of predicting targets (B,K) at positions (B,K) of the masked rows ids (B,T).
+
+        weights (B,K) float, 0 for unused slots. The sum is divided by total_weight, or by the sum of the weights: pass
+        the weight of the whole batch when this is one micro-batch or one rank of it, and add the results up.
+        """
+        table_Vd, documents_BT = self.table(), self.documents(ids)
+        concepts, tokens = self._encode(ids, attention_mask, table_Vd, documents_BT)
+        states_BKD = self.decode(concepts, tokens, positions, documents_BT, attention_mask)
+        logits_BKV = F.linear(self.narrow(states_BKD), table_Vd)
+        nats_BK = F.cross_entropy(logits_BKV.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        total = weights.sum().clamp(min=1e-9) if total_weight is None else total_weight
+        return (nats_BK * weights.flatten()).sum() / total
+
+    def documents(self, ids):
+        """Number of the document each token belongs to, from 0; None unless isolate_documents. EOT ends a document."""
+        if not self.cfg.isolate_documents:
+            return None
+        is_eot = ids == self.cfg.eot_id
+        return F.pad(is_eot[:, :-1] & ~is_eot[:, 1:], (1, 0)).cumsum(1)  # a run of EOT ends one document
+
+    def num_params(self):
+        return sum(p.numel() for p in self.parameters())
+
+
+class Attention(nn.Module):
+    """Multi-head attention of width D. x_BQD reads y_BNE under mask (broadcastable to B,H,Q,N; True = may read).
+
+    Queries and keys are RMS-normalised per head (2302.05442), so scores stay within +-sqrt(D/H) at any depth. turns:
+    (cosines, sines) for the queries and for the keys when positions are rotary. -> (B,Q,D).
+    """
+    def __init__(self, D, E, cfg):
+        super().__init__()
+        self.n_head = cfg.n_head
+        self.q = nn.Linear(D, D, bias=cfg.bias)
+        self.kv = nn.Linear(E, 2 * D, bias=cfg.bias)
+        self.out = nn.Linear(D, D, bias=cfg.bias)
+
+    def forward(self, x_BQD, y_BNE, mask=None, turns=None):
+        k, v = self.kv(y_BNE).chunk(2, dim=-1)
+        return self.out(attend(self.q(x_BQD), k, v, self.n_head, mask, turns))
+
+    def weights(self, x_BQD, y_BNE, mask=None, turns=None):
+        """What forward's softmax computes. -> (B,H,Q,N), rows sum to 1; for looking, not for training."""
+        return attention_weights(self.q(x_BQD), self.kv(y_BNE).chunk(2, dim=-1)[0], self.n_head, mask, turns)
+
+
+def split_heads(n_head, q, k, turns=None):
+    """q (B,Q,D), k (B,N,D) -> (B,H,Q,e), (B,H,N,e), normalised and rotated."""
+    q, k = (t.unflatten(-1, (n_head, -1)).transpose(1, 2) for t in (q, k))
+    q, k = (F.rms_norm(t, t.shape[-1:]) for t in (q, k))
+    return [rotate(t, *turn) for t, turn in zip((q, k), turns)] if turns else (q, k)
+
+
+def attend(q, k, v, n_head, mask=None, turns=None):
+    """Scaled dot-product attention with QK-norm. q (B,Q,D), k and v (B,N,D) -> (B,Q,D)."""
+    v = v.unflatten(-1, (n_head, -1)).transpose(1, 2)
+    q, k = (t.to(v.dtype) for t in split_heads(n_head, q, k, turns))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def attention_weights(q, k, n_head, mask=None, turns=None):
+    """The weights of `attend`, materialised. -> (B,H,Q,N)."""
+    q, k = split_heads(n_head, q, k, turns)
+    scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1)
+
+
+def rotate(x_BHNe, cos, sin):
+    """Rotary positions (2104.09864): pairs (j, j + e/2) turn by an angle that grows with the position."""
+    a, b = x_BHNe.chunk(2, dim=-1)
+    cos, sin = cos.to(x_BHNe.dtype), sin.to(x_BHNe.dtype)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class GatedFFN(nn.Module):
+    """GELU(a) * b with one input matrix for both (GEGLU, 2002.05202). (..., width) -> (..., width)."""
+    def __init__(self, width, cfg):
+        super().__init__()
+        self.wi = nn.Linear(width, 2 * cfg.ffn_dim, bias=cfg.bias)
+        self.out = nn.Linear(cfg.ffn_dim, width, bias=cfg.bias)
+
+    def forward(self, x):
+        a, b = self.wi(x).chunk(2, dim=-1)
+        return self.out(F.gelu(a) * b)
+
+
+class LocalMixer(nn.Module):
+    """Gated depthwise convolution: each token sees its neighbours, O(T). x_BTd -> x_BTd; pre-norm, residual."""
+    def __init__(self, cfg):
+        super().__init__()
+        d, self.kernel = cfg.token_width, cfg.mixer_kernel
+        self.norm = norm(d, cfg)
+        self.wi = nn.Linear(d, 4 * d, bias=cfg.bias)
+        self.taps = nn.Parameter(torch.empty(2 * d, self.kernel))
+        self.out = nn.Linear(2 * d, d, bias=cfg.bias)
+        self.drop = nn.Dropout(cfg.dropout)
+
+    def forward(self, x_BTd, real_BT=None, documents_BT=None):
+        u, gate = self.wi(self.norm(x_BTd)).chunk(2, dim=-1)
+        if real_BT is not None:
+            u = u * real_BT[..., None]  # padding must look like the end of the row
+        return x_BTd + self.drop(self.out(self.convolve(u, documents_BT) * F.silu(gate)))
+
+    def convolve(self, u_BTm, documents_BT):
+        """Every channel with its own taps; taps that reach into another document count as zero."""
+        taps, half, T = self.taps.to(u_BTm.dtype), self.kernel // 2, u_BTm.shape[1]
+        if documents_BT is None:
+            # as a 1 x T image in channels-last layout: no copy, and twice as fast as conv1d on a CPU
+            y = F.conv2d(u_BTm[:, None].permute(0, 3, 1, 2), taps[:, None, None], padding=(0, half), groups=len(taps))
+            return y.permute(0, 2, 3, 1)[:, 0]
+        padded, docs = F.pad(u_BTm, (0, 0, half, half)), F.pad(documents_BT, (half, half), value=-1)
+        same = [docs[:, j:j + T] == documents_BT for j in range(self.kernel)]
+        return sum(padded[:, j:j + T] * taps[:, j] * same[j][..., None] for j in range(self.kernel))
+
+
+@torch.no_grad()
+def init_matrix(name, p, n_layer):
+    """Keeps the variance; branches that are added up start smaller, but never at zero. Norms stay at 1."""
+    if name.endswith("taps"):
+        p.normal_(0, p.shape[1] ** -0.5)
+    elif p.ndim == 2:
+        branch = name.endswith("out.weight") and not name.startswith("expansion")
+        p.normal_(0, p.shape[1] ** -0.5 * ((2 * n_layer) ** -0.5 if branch else 1))
+    elif name.endswith("bias"):
+        p.zero_()
+
+
+def gather_rows(x_BTd, positions_BK):
+    """-> (B,K,d), the rows of x at the positions."""
+    return x_BTd.gather(1, positions_BK[..., None].expand(-1, -1, x_BTd.shape[-1]))
+
+
+def too_small(cfg, **at_least):
+    """Messages for the fields of a config that are below their smallest value."""
+    return [f"{name}={getattr(cfg, name)}: expected {low} or more"
+            for name, low in at_least.items() if getattr(cfg, name) < low]
+
+
+def check_length(T, cfg):
+    if T > cfg.block_size:
+        raise ValueError(f"a row of {T} tokens is longer than block_size={cfg.block_size}: cut it shorter")
+
+
+def norm(width, cfg):
+    return nn.LayerNorm(width, bias=cfg.bias)
+
+
+def table_std(width):
+    """Against a normalised state this gives logits of std 1/2: the first loss is close to ln(V)."""
+    return 0.5 * width**-0.5
