@@ -4,6 +4,7 @@
     python eval.py --out_dir=out/demo --data_dir=data/owt,data/wikitext2 on any data with the same tokenizer
     python eval.py --out_dir=out/demo --report=1                         and one page to look at: out/demo/report.html
     python eval.py --out_dir=out/demo --control_dir=out/transformer      a Transformer's token states as a control
+    python eval.py --out_dir=out/demo --sts=glue/STS-B/dev.tsv           similarity of sentences without fine-tuning
 
 Prints loss, accuracy, perplexity and bits per byte for every masking strategy, splits the loss by copies in the row and
 by frequency, compares the concepts with those of the same network untrained, and writes out_dir/{eval.json,curves.png}.
@@ -20,6 +21,7 @@ rows = 512  # rows of block_size tokens to measure on
 mlm_probability = 0.15  # share of tokens that is predicted; 0.15 is what published numbers use
 health_rows = 256  # rows the concepts are measured on, from the first data set; 0: losses only
 control_dir = ""  # a run with arch=transformer and the same tokenizer: its token states are a second control
+sts = ""  # STS-B dev.tsv or test.tsv with scores: zero-shot correlation of sentence embeddings; empty: not
 report = 0  # 1: write out_dir/report.html, one page to look at
 micro_batch = 32  # rows a forward pass
 dtype = "auto"  # auto | bf16 | fp16 | fp32
@@ -29,14 +31,26 @@ from configurator import configure
 
 config = configure(globals())
 
+import csv
 import json
 import os
 
+import scipy.stats
 import torch
 import torch.nn.functional as F
 
 import health
-from common import build_model, choose_dtype, evaluate, find_machine, load_run, read_log, token_frequency, user_mistakes
+from common import (
+    autocast,
+    build_model,
+    choose_dtype,
+    evaluate,
+    find_machine,
+    load_run,
+    read_log,
+    token_frequency,
+    user_mistakes,
+)
 from files import write_json
 from masking import MASKING_TYPES, check_masking
 from report import write_report
@@ -99,6 +113,50 @@ def measure_concepts(model, ids, batch):
             | dict(strongest=singles.max().item(), median_single=singles.median().item()))
 
 
+def read_sts(path):
+    """GLUE's STS-B, tab-separated with a header, quotes are plain text -> (sentences, sentences, scores 0..5)."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [r for r in lines if r.get("sentence1") and r.get("sentence2") and r.get("score")]
+    if len(rows) < 3:
+        raise ValueError(f"sts={path}: found {len(rows)} scored pairs; expected GLUE's STS-B with the columns "
+                         f"sentence1, sentence2 and score")
+    return [r["sentence1"] for r in rows], [r["sentence2"] for r in rows], [float(r["score"]) for r in rows]
+
+
+def zero_shot_sts(model, tok, pairs):
+    """Correlation of the cosine of two sentences' embeddings with human scores -> {embedding: {"pearson", "spearman"}}.
+
+    table: mean of the token table, which knows no order and no context; tokens: mean token state; concepts: mean
+    concept; all concepts: the concepts side by side.
+    """
+    first, second, scores = pairs
+    vectors = {}
+    for part in [(first + second)[i:i + micro_batch] for i in range(0, 2 * len(first), micro_batch)]:
+        ids = [row[:T] for row in tok.encode(part)]
+        longest = max(map(len, ids))
+        batch = torch.full((len(ids), longest), tok.pad_id)
+        for i, row in enumerate(ids):
+            batch[i, :len(row)] = torch.as_tensor(row.astype("int64"))
+        real = torch.arange(longest) < torch.tensor([len(row) for row in ids])[:, None]
+        batch, real = machine.take([batch, real])
+        with torch.no_grad(), autocast(machine.device, dtype):
+            concepts, tokens = model.encode(batch, real)
+            weights = real[..., None] / real.sum(1)[:, None, None]
+            found = dict(table=(F.embedding(batch, model.table()) * weights).sum(1), tokens=(tokens * weights).sum(1))
+            if model.arch == "concept":
+                found |= {"concepts": concepts.mean(1), "all concepts": concepts.flatten(1)}
+        for name, vector in found.items():
+            vectors.setdefault(name, []).append(vector.float().cpu())
+    result = {}
+    for name, parts in vectors.items():
+        a, b = torch.cat(parts).chunk(2)
+        cosine = F.cosine_similarity(a, b).double().numpy()
+        result[name] = dict(pearson=float(scipy.stats.pearsonr(cosine, scores)[0]),
+                            spearman=float(scipy.stats.spearmanr(cosine, scores)[0]))
+    return result
+
+
 def concept_pictures(model, ids, tok):
     """Heat maps, concept cards and the similarity matrix of the report -> dict of plain lists."""
     concepts, _ = health.encode_rows(model, ids, machine, dtype, micro_batch)
@@ -111,8 +169,9 @@ def concept_pictures(model, ids, tok):
         weights, _ = health.attention(model, batch.inputs, batch.positions, machine, dtype)
         with torch.no_grad():
             inputs, positions = machine.take([batch.inputs, batch.positions])
-            states = model.decode(*model.encode(inputs), positions, model.documents(inputs))
-            guesses = model.logits(states)[0, :, :tok.n_vocab].argmax(-1).tolist()
+            concepts, tokens = model.encode(inputs)
+            states = model.decode(concepts, tokens, positions, model.documents(inputs))
+            guesses = model.logits(states, concepts)[0, :, :tok.n_vocab].argmax(-1).tolist()
         used = [(int(p), g) for p, g, w in zip(batch.positions[0], guesses, batch.weights[0]) if w]
         sentences.append(dict(
             tokens=[tok.decode([int(i)]) for i in row[:SENTENCE_TOKENS]],
@@ -139,6 +198,7 @@ with user_mistakes():
         if data.meta["fingerprint"] != tok.fingerprint:
             raise ValueError(f"{name} was prepared with another tokenizer than {out_dir} was trained with; prepare it "
                              f"again with --tokenizer={out_dir}/tokenizer")
+    pairs = read_sts(sts) if sts else None
     control = None
     if control_dir:
         control, control_tok, _ = load_run(control_dir, machine.device)
@@ -190,6 +250,15 @@ if health_rows and machine.is_main:
             table.append([heading, meaning, *values])
             print(f"  {heading:<28}" + "".join(f"{'-' if v is None else format(v, '.4g'):>20}" for v in values))
     summary["health"] = columns
+if pairs:
+    summary["sts"] = {"trained": zero_shot_sts(model, tok, pairs)}
+    if control:
+        summary["sts"]["Transformer"] = zero_shot_sts(control, tok, pairs)
+    print(f"\nzero-shot similarity of {len(pairs[0]):,} pairs of {sts}, cosine of embeddings against human scores\n"
+          f"  {'':<28}{'Pearson':>10}{'Spearman':>10}")
+    for who, embeddings in summary["sts"].items():
+        for name, r in embeddings.items():
+            print(f"  {who + ', ' + name:<28}{r['pearson']:>10.4f}{r['spearman']:>10.4f}")
 if machine.is_main:
     write_json(os.path.join(out_dir, "eval.json"), summary)
     entropy = next(iter(results.values()))["unigram_entropy"]

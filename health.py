@@ -113,7 +113,7 @@ def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
         parts = [t.split(micro_batch) for t in (concepts, tokens, *machine.take(batch))]
         for c, x, inputs, positions, targets, weights in zip(*parts):
             with autocast(machine.device, dtype):
-                logits = model.logits(model.decode(c, x, positions, model.documents(inputs)))
+                logits = model.logits(model.decode(c, x, positions, model.documents(inputs)), c)
             cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
             nats += (cross_entropy * weights.flatten()).sum().item()
             predicted += weights.sum().item()

@@ -28,9 +28,12 @@ class MaskedEncoder(nn.Module):
         """ids (B,T) int64, attention_mask (B,T) True or 1 = real token -> concepts (B,C,D), tokens (B,T,d)."""
         return self._encode(ids, attention_mask, self.table(), self.documents(ids))
 
-    def logits(self, states):
-        """States (B,K,D) -> (B,K,V), by the token table itself (tied)."""
-        return F.linear(self.narrow(states), self.table())
+    def logits(self, states, concepts=None):
+        """States (B,K,D) -> (B,K,V), by the token table itself (tied); with a lexicon, pass the concepts too."""
+        return self._logits(states, concepts, self.table())
+
+    def _logits(self, states, concepts, table_Vd):
+        return F.linear(self.narrow(states), table_Vd)
 
     def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
         """Mean loss in nats of predicting targets (B,K) at positions (B,K) of the masked rows ids (B,T).
@@ -41,7 +44,7 @@ class MaskedEncoder(nn.Module):
         table_Vd, documents_BT = self.table(), self.documents(ids)
         concepts, tokens = self._encode(ids, attention_mask, table_Vd, documents_BT)
         states_BKD = self.decode(concepts, tokens, positions, documents_BT, attention_mask)
-        logits_BKV = F.linear(self.narrow(states_BKD), table_Vd)
+        logits_BKV = self._logits(states_BKD, concepts, table_Vd)
         nats_BK = F.cross_entropy(logits_BKV.flatten(0, 1).float(), targets.flatten(), reduction="none")
         total = weights.sum().clamp(min=1e-9) if total_weight is None else total_weight
         return (nats_BK * weights.flatten()).sum() / total

@@ -61,13 +61,14 @@ class ConceptConfig:
     n_mixer: int = 2  # local mixer blocks (open)
     mixer_kernel: int = 7  # tokens a mixer sees, odd (open)
     n_decoder: int = 1  # decoder blocks (open)
+    n_lexicon: int = 0  # concepts that also speak: their words raise the logits of the whole row (open)
     concept_std: float = 1.0  # standard deviation of the concepts at the start
     mask_id: int = -1  # id of [MASK]
     eot_id: int = -1  # id that ends a document
 
     def __post_init__(self):
         wrong = too_small(self, vocab_size=2, block_size=1, n_layer=1, n_head=1, n_concept=1, concept_dim=2,
-                          token_dim=4, ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1)
+                          token_dim=4, ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1, n_lexicon=0)
         if not wrong and self.concept_dim % self.n_head:
             divisors = [n for n in range(1, 65) if self.concept_dim % n == 0]
             wrong.append(f"n_head={self.n_head} does not divide concept_dim={self.concept_dim}; these do: {divisors}")
@@ -79,6 +80,10 @@ class ConceptConfig:
             wrong.append(f"position='sinusoidal' needs an even token width, not {self.token_width}")
         if self.mixer_kernel % 2 == 0:
             wrong.append(f"mixer_kernel={self.mixer_kernel}: expected an odd number of tokens")
+        if self.n_lexicon > self.n_concept:
+            wrong.append(f"n_lexicon={self.n_lexicon}: there are only {self.n_concept} concepts")
+        if self.n_lexicon and (self.bottleneck == "strict" or self.isolate_documents):
+            wrong.append("n_lexicon needs bottleneck='open' and isolate_documents=False: its words go to the whole row")
         if not 0 <= self.dropout < 1:
             wrong.append(f"dropout={self.dropout}: expected 0 or more and below 1")
         for flag, name in (("hide_masked", "mask_id"), ("isolate_documents", "eot_id")):
@@ -142,6 +147,29 @@ class OpenDecoder(nn.Module):
         return self.norm(y_BKD)
 
 
+class Lexicon(nn.Module):
+    """Some concepts speak: each goes through the tied head, and the words they say rise in the predictions of the row.
+
+    said_BV is a soft "or" over the speakers. In a sum of vectors of the model's width a few dozen words would drown in
+    each other's noise; words that repeat in a row are worth 0.17 nats to a model that knows them one by one (records/
+    architecture, section 3). Every position decides by a gate from 0 to 2 how much it listens.
+    """
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_lexicon = cfg.n_lexicon
+        self.words = nn.Linear(cfg.concept_dim, cfg.token_width, bias=False)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.threshold = nn.Parameter(torch.tensor(4.0))  # next to nothing is said at the start
+        self.gate = nn.Parameter(torch.zeros(cfg.concept_dim))
+
+    def forward(self, c_BCD, states_BKD, table_Vd):
+        """-> (B,K,V), to be added to the logits."""
+        spoken_BSd = self.words(c_BCD[:, :self.n_lexicon])
+        spoken_BSd = F.layer_norm(spoken_BSd, spoken_BSd.shape[-1:]) * self.scale
+        said_BV = F.softplus(F.linear(spoken_BSd, table_Vd).float().logsumexp(1) - self.threshold)
+        return 2 * torch.sigmoid(states_BKD @ self.gate)[..., None] * said_BV[:, None]
+
+
 class TableExpansion(nn.Module):
     """token_dim numbers a token -> a table of width d: fixed random Fourier features, then a two-layer MLP.
 
@@ -178,6 +206,7 @@ class ConceptEncoder(MaskedEncoder):
         self.norm = norm(D, cfg)
         self.query = nn.Identity() if d == D else nn.Linear(d, D, bias=cfg.bias)
         self.decoder = (StrictDecoder if cfg.bottleneck == "strict" else OpenDecoder)(cfg)
+        self.lexicon = Lexicon(cfg) if cfg.n_lexicon else None
         self.to_table = nn.Identity() if d == D else nn.Linear(D, d, bias=cfg.bias)
         self.init_weights()
 
@@ -200,6 +229,11 @@ class ConceptEncoder(MaskedEncoder):
 
     def narrow(self, states):
         return self.to_table(states)
+
+    def _logits(self, states, concepts, table_Vd):
+        logits_BKV = F.linear(self.to_table(states), table_Vd)
+        return logits_BKV if self.lexicon is None or concepts is None else (
+            logits_BKV + self.lexicon(concepts, states, table_Vd))
 
     def _encode(self, ids, attention_mask, table_Vd, documents_BT):
         B, T = ids.shape
@@ -285,6 +319,7 @@ class ConceptEncoder(MaskedEncoder):
         block = K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * D
         decoder = C * D * D + K * 2 * C * D if cfg.bottleneck == "strict" else cfg.n_decoder * block
         head = K * (d * cfg.vocab_size + (2 * d * D if d != D else 0))
+        head += cfg.n_lexicon * (d * cfg.vocab_size + d * D) + K * D * (cfg.n_lexicon > 0)
         table = sum(p.numel() for p in self.expansion.parameters() if p.ndim == 2) if self.expansion else 0
         table = (table + self.expansion.waves.numel() if self.expansion else 0) * cfg.vocab_size / B
         return 6 * (cfg.n_layer * layer + len(self.mixers) * mixer + decoder + head + table) / T

@@ -14,6 +14,7 @@ arms = ""  # one arm a line: NAME and its own arguments; # starts a comment
 seeds = "1,2,3"  # seeds of each arm, with commas between
 flops = 0.0  # training FLOPs of a run, by the model's own formula; 0: the budget in base
 out_dir = "out/sweep"  # runs go to folders in here
+evaluate = 0  # 1: eval.py on each run, its losses under every masking as further columns
 jobs = 1  # runs at a time; each gets its share of the CPU threads, and a GPU of its own where there are any
 # -----------------------------------------------------------------------------
 from configurator import configure
@@ -34,6 +35,7 @@ import torch
 
 from common import build_model, fields_of, read_log, user_mistakes
 from files import replace_file, write_json
+from masking import MASKING_TYPES
 from tokenizer import Tokenizer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -86,6 +88,9 @@ def run(job):
     start = time.monotonic()
     with open(os.path.join(folder, "output.txt"), "a") as output:
         code = subprocess.run(command, cwd=HERE, env=env, stdout=output, stderr=subprocess.STDOUT).returncode
+        if evaluate and not code:
+            command = [sys.executable, "eval.py", f"--out_dir={os.path.abspath(folder)}", "--health_rows=0"]
+            code = subprocess.run(command, cwd=HERE, env=env, stdout=output, stderr=subprocess.STDOUT).returncode
     lines = open(os.path.join(folder, "output.txt"), errors="replace").read().strip().splitlines() or [""]
     if code:
         print(f"{name} seed {seed} failed: {lines[-1]}\n    {shlex.join(command)}", flush=True)
@@ -93,31 +98,37 @@ def run(job):
     records = [r for r in read_log(folder) if r.get("val_loss") is not None]
     print(f"{name} seed {seed}: {records[-1]['val_loss']:.4f} nats after {records[-1]['tokens']:,} tokens, "
           f"{(time.monotonic() - start) / 60:.1f} min", flush=True)
+    losses = next(iter(json.loads(lines[-1])["data"].values())) if evaluate else {}
     return dict(arm=name, seed=seed, tokens=records[-1]["tokens"], loss=records[-1]["val_loss"],
+                bits_per_byte=records[-1]["val_bits_per_byte"],
+                maskings={key: r["loss"] for key, r in losses.items() if key in MASKING_TYPES},
                 health={key: records[-1].get(key) for key in HEALTH},
                 curve=[(r["tokens"], r["val_loss"]) for r in records])
 
 
 def spread(values, digits):
-    """Median [smallest, largest]; an en dash where there is nothing."""
+    """Median [smallest, largest]; - where there is nothing."""
     values = [v for v in values if v is not None]
     if not values:
-        return "–"
+        return "-"
     middle = f"{statistics.median(values):.{digits}f}"
     return middle if len(values) == 1 else f"{middle} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
 def table():
     """Markdown: an arm a row, best median first; losses are nats a predicted token on the fixed masks."""
-    lines = ["| arm | parameters | MFLOP a token | tokens | training FLOPs | validation loss | rank | input dependence "
-             "| duplicates | shuffled |", "|---|" + "---:|" * 9]
+    columns = ["validation loss", "bits a byte", *(f"{m} masks" for m in MASKING_TYPES if evaluate), "rank",
+               "input dependence", "duplicates", "shuffled"]
+    lines = ["| arm | parameters | MFLOP a token | tokens | training FLOPs | " + " | ".join(columns) + " |",
+             "|---" + "|---:" * (len(columns) + 4) + "|"]
     for name in ranked:
         mine, arm = by_arm[name], plans[name]
         total = mine[0]["tokens"] * arm["mflop_per_token"] * 1e6
-        lines.append(f"| {name} | {arm['params']:,} | {arm['mflop_per_token']:.2f} | {mine[0]['tokens']:,} | "
-                     f"{total:.2e} | {spread([r['loss'] for r in mine], 3)} | " + " | ".join(
-                         spread([r["health"][key] for r in mine], 1 if key == "concept_rank" else 3)
-                         for key in HEALTH) + " |")
+        cells = [name, f"{arm['params']:,}", f"{arm['mflop_per_token']:.2f}", f"{mine[0]['tokens']:,}", f"{total:.2e}",
+                 spread([r["loss"] for r in mine], 3), spread([r["bits_per_byte"] for r in mine], 3)]
+        cells += [spread([r["maskings"][m] for r in mine], 3) for m in MASKING_TYPES if evaluate]
+        cells += [spread([r["health"][key] for r in mine], 1 if key == "concept_rank" else 3) for key in HEALTH]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

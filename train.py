@@ -32,6 +32,7 @@ isolate_documents = False  # documents packed into one row do not see each other
 n_mixer = 2  # local mixer blocks (open, transformer)
 mixer_kernel = 7  # tokens a mixer sees (open, transformer)
 n_decoder = 1  # decoder blocks (open)
+n_lexicon = 0  # concepts that also speak: their words rise in the predictions of the whole row (open)
 concept_std = 1.0  # standard deviation of the concepts at the start
 n_register = 0  # extra learned tokens in front of every row (transformer)
 # masking: masking.py explains each
@@ -106,12 +107,11 @@ def check_settings():
     check_masking(masking_type, mlm_probability, concept_window, span_length_distribution, mask_replace)
     if arch not in common.ARCHS:
         raise ValueError(f"arch={arch!r}: expected {', '.join(common.ARCHS)}")
-    of_any_arch = set(config) & set().union(*map(common.fields_of, common.ARCHS))
     only_with = {  # a changed setting on the left means nothing unless the right holds
         ("concept_window",): masking_type == "concepts", ("span_length_distribution",): masking_type == "span",
-        ("n_mixer", "mixer_kernel", "n_decoder"): bottleneck == "open", ("decay_fraction",): lr_schedule == "wsd",
-        ("wandb_project",): wandb != "off", ("min_lr",): lr_schedule != "constant",
-        tuple(sorted(of_any_arch - common.fields_of(arch))): False,
+        ("n_mixer", "mixer_kernel", "n_decoder", "n_lexicon"): arch != "concept" or bottleneck == "open",
+        ("decay_fraction",): lr_schedule == "wsd", ("min_lr",): lr_schedule != "constant",
+        ("wandb_project",): wandb != "off",
     }
     wrong = [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}" for names, holds
              in only_with.items() for name in names if not holds and config[name] != defaults[name]]
@@ -251,6 +251,7 @@ git = shutil.which("git") and subprocess.run(["git", "describe", "--always", "--
                                              text=True, cwd=os.path.dirname(__file__) or ".").stdout.strip()
 n_micro = rows_per_process // micro_batch
 changed = ", ".join(f"{name}={value}" for name, value in config.items() if value != defaults[name])
+unused = ", ".join(sorted(set(config) & set().union(*map(common.fields_of, common.ARCHS)) - common.fields_of(arch)))
 since = resumed and ", ".join(f"{name}={resumed['settings'].get(name)} -> {value}" for name, value in config.items()
                               if value != resumed["settings"].get(name))
 compile_reason = "on for CUDA only; a CPU gains a few percent for a 20 s start" if compile == "auto" else "as asked"
@@ -258,6 +259,7 @@ machine.say(
     f"torch {torch.__version__}, git {git or 'none'}, {machine.world_size} x {machine.device}, matmul peak "
     f"{peak / 1e12:.2f} TFLOP/s each\ndtype {dtype} ({dtype_reason}); compile {use_compile} ({compile_reason})\n"
     f"settings that differ from the defaults: {changed or 'none'}\n"
+    f"arch {arch}, which does not use {unused}\n"
     f"model: {model.num_params():,} parameters, {flops_per_token / 1e6:,.1f} MFLOP a token\n"
     f"step: {batch_size} rows x {block_size} tokens = {machine.world_size} processes x {n_micro} micro-batches x "
     f"{micro_batch} rows\ndata: {train_data.n_tokens:,} tokens, {max_steps:,} steps are "
@@ -347,7 +349,7 @@ def validate():
         alive = health.summary(model, val_data, tok, machine, dtype, health_rows, micro_batch)
         machine.say(*(f" {name} {'-' if value is None else format(value, '.3g')}" for name, value in alive.items()))
     log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"], unigram_entropy=entropy,
-             tokens=step * tokens_per_step) | alive)
+             val_bits_per_byte=result["bits_per_byte"], tokens=step * tokens_per_step) | alive)
     return better
 
 

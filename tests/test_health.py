@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import call, refused, result
-from test_model import MASK, batch, small, variants
+from test_model import MASK, VARIANTS, batch, small
 
 import health
 from common import SPLITS, evaluate, find_machine, split_masks
@@ -67,11 +67,9 @@ def test_one_concept_and_one_row_have_no_spread():
 
 # ---- attention --------------------------------------------------------------------
 
-@variants
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "arch" not in v], ids=str)
 def test_looked_at_attention_is_what_the_model_used(variant):
     """The slow path returns the weights with which the fused path averaged the values."""
-    if "arch" in variant:
-        pytest.skip("a Transformer has no concepts that read")
     model, (ids, positions, *_) = small(**variant), batch()
     outputs = []
     hooks = [m.register_forward_hook(lambda m, inputs, output: outputs.append((m, inputs, output)))
@@ -123,7 +121,7 @@ def test_channel_use_is_what_recomputing_the_loss_gives():
         concepts, tokens = model.encode(ids)
 
         def loss(c):
-            return F.cross_entropy(model.logits(model.decode(c, tokens, positions)).flatten(0, 1), targets.flatten())
+            return F.cross_entropy(model.logits(model.decode(c, tokens, positions), c).flatten(0, 1), targets.flatten())
         assert use["loss"] == pytest.approx(loss(concepts).item(), abs=1e-5)
         assert use["shuffled"] == pytest.approx((loss(concepts.roll(3, 0)) - loss(concepts)).item(), abs=1e-5)
         assert use["averaged"] == pytest.approx(
@@ -177,7 +175,7 @@ def test_splits_add_up_to_the_loss(data_dir):
 TINY = ["--dtype=fp32", "--block_size=32", "--n_layer=1", "--n_head=2", "--n_concept=6", "--concept_dim=32",
         "--token_dim=64", "--ffn_dim=32", "--batch_size=4", "--max_steps=4", "--eval_interval=2", "--eval_rows=8",
         "--health_rows=6", "--save_minutes=99"]
-TRANSFORMER = [s for s in TINY if "concept" not in s] + ["--arch=transformer"]
+TRANSFORMER = [*TINY, "--arch=transformer"]
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +240,17 @@ def test_a_run_without_evaluations_still_gets_its_report(runs, tmp_path):
     call("eval.py", f"--out_dir={tmp_path}/run", "--rows=8", "--health_rows=8", "--report=1")
     assert (tmp_path / "run" / "report.html").exists()
     assert "no evaluations" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_zero_shot_similarity_reads_glue_and_agrees_with_numpy(runs, tmp_path):
+    lines = ["index\tsentence1\tsentence2\tscore"]
+    lines += [f"{i}\tThe {a} sees \"it.\tThe {b} sees it.\t{s}" for i, (a, b, s) in enumerate(
+        [("cat", "cat", 5), ("cat", "stone", 2), ("river runs", "stone", 1), ("reader", "reader \U0001f600", 4)])]
+    (tmp_path / "dev.tsv").write_text("\n".join(lines) + "\n")
+    found = result(call("eval.py", f"--out_dir={runs}/concept", f"--control_dir={runs}/transformer", "--rows=4",
+                        "--health_rows=0", f"--sts={tmp_path}/dev.tsv"))["sts"]
+    assert set(found["trained"]) == {"table", "tokens", "concepts", "all concepts"}
+    assert set(found["Transformer"]) == {"table", "tokens"}
+    assert found["trained"]["table"]["spearman"] > 0.5 and -1 <= found["trained"]["concepts"]["pearson"] <= 1
+    (tmp_path / "dev.tsv").write_text("a\tb\n1\t2\n")
+    refused(call("eval.py", f"--out_dir={runs}/concept", f"--sts={tmp_path}/dev.tsv", ok=False), "sentence1")

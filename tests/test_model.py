@@ -39,6 +39,7 @@ VARIANTS = [dict(bottleneck="strict"), dict(bottleneck="open"), dict(bottleneck=
             dict(bottleneck="strict", position="sinusoidal", token_dim=96), dict(bottleneck="open", hide_masked=True),
             dict(bottleneck="open", isolate_documents=True), dict(bottleneck="strict", isolate_documents=True),
             dict(bottleneck="open", bias=True, n_decoder=2, n_mixer=1, mixer_kernel=3),
+            dict(bottleneck="open", n_lexicon=3), dict(bottleneck="open", n_lexicon=8, token_dim=4, concept_dim=128),
             dict(arch="transformer"), dict(arch="transformer", n_register=5, bias=True),
             dict(arch="transformer", isolate_documents=True, n_mixer=0), dict(arch="transformer", n_layer=1)]
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(f"{k}={x}" for k, x in v.items()))
@@ -94,7 +95,7 @@ def test_flops_agree_with_the_flop_counter(variant):
 
 def logits(model, ids, positions, attention_mask=None):
     concepts, tokens = model.encode(ids, attention_mask)
-    return model.logits(model.decode(concepts, tokens, positions, model.documents(ids), attention_mask))
+    return model.logits(model.decode(concepts, tokens, positions, model.documents(ids), attention_mask), concepts)
 
 
 @variants
@@ -259,6 +260,7 @@ def test_concepts_start_apart():
     (dict(token_dim=3), "4 or more"), (dict(mixer_kernel=4), "odd"),
     (dict(dropout=1.0), "below 1"), (dict(position="rope"), "learned"),
     (dict(hide_masked=True, mask_id=-1), "mask_id"), (dict(isolate_documents=True, eot_id=V), "eot_id"),
+    (dict(n_lexicon=9), "only 8 concepts"), (dict(n_lexicon=1, bottleneck="strict"), "bottleneck='open'"),
     (dict(n_layer=0), "1 or more"), (dict(position="sinusoidal", token_dim=65), "even")])
 def test_impossible_shapes_are_refused(wrong, word):
     with pytest.raises(ValueError, match=word):
@@ -286,3 +288,19 @@ def test_learns_a_repeated_token_from_afar(kind):
         loss.backward()
         optimizer.step()
     assert loss < 0.5 < math.log(40)
+
+
+def test_a_lexicon_raises_what_its_concepts_say_in_every_prediction_of_the_row():
+    """Agrees with the sum written out word by word, and without concepts the prediction is the local one."""
+    model, (ids, positions, *_) = small(n_lexicon=3), batch()
+    with torch.no_grad():
+        model.lexicon.gate.normal_()
+        concepts, tokens = model.encode(ids)
+        states = model.decode(concepts, tokens, positions)
+        local, whole = model.logits(states), model.logits(states, concepts)
+        assert torch.equal(local, states @ model.wte.T)
+        for b, k, word in ((0, 0, 5), (2, 4, 90), (1, 3, 17)):
+            spoken = [F.layer_norm(model.lexicon.words.weight @ concepts[b, c], (64,)) * 2 for c in range(3)]
+            said = math.log1p(sum(math.exp(float(v @ model.wte[word])) for v in spoken) * math.exp(-4))
+            gate = 2 / (1 + math.exp(-float(states[b, k] @ model.lexicon.gate)))
+            assert whole[b, k, word].item() == pytest.approx(local[b, k, word].item() + gate * said, abs=1e-4)

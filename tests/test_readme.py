@@ -22,7 +22,9 @@ FAST = {  # what makes a README command quick enough for a test; everything else
                  "--eval_rows=2", "--max_minutes=0"],
     "data/pydocs/prepare.py": ["--max_bytes=1500000", "--tokenizer=bpe:2000"],
     "prepare.py": ["--tokenizer=bpe:1000", "--val_fraction=0.2"],
-    "eval.py": ["--rows=4"],
+    "eval.py": ["--rows=4", "--health_rows=4"],
+    "sweep.py": ["--base=config/mini.py --n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2",
+                 "--flops=1e9"],
     "sample.py": [],
 }
 

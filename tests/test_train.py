@@ -345,3 +345,13 @@ def test_sample_reads_standard_input(trained):
     done = subprocess.run([sys.executable, "sample.py", f"--out_dir={trained}"], cwd=ROOT, text=True,
                           capture_output=True, input="\n")
     refused(done, "no text")
+
+
+def test_the_transformer_trains_in_the_same_loop_and_says_what_it_does_not_use(data_dir, tmp_path):
+    done = train(data_dir, tmp_path, "--arch=transformer", "--n_register=3", "--max_steps=4", fresh=True)
+    assert "does not use bottleneck, concept_dim" in done.stdout
+    run = result(done)
+    resumed = result(train(data_dir, tmp_path, "--arch=transformer", "--n_register=3", "--max_steps=4"))
+    assert run["step"] == resumed["step"] == 4 and run["val_loss"] == resumed["val_loss"]
+    refused(train(data_dir, tmp_path, "--max_steps=4", ok=False), "arch: transformer in the checkpoint, concept here")
+    refused(train(data_dir, tmp_path, "--arch=bert", ok=False), "expected concept, transformer")
