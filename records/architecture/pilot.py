@@ -28,7 +28,7 @@ from tokenizer import Tokenizer
 
 S = dict(name="x", layout="MMCCCCD", d=128, D=128, C=64, T=512, tokens=8e6, lr=2e-3, wd=0.05, opt="adamw", bs=16, mask="token", p=0.15,
          kernel=7, heads=8, ffn=0, std=1.0, rope=0, ov=0, gain=0.0, hide=0, pos="learned", query="token", qknorm=1, seed=0, evalrows=256, evals=8, warm=100, b2=0.98,
-         data="data/corpus", span="poisson(3)", ortho=0, out="out/pilot", aset=1.0, cdrop=0.0, drop_tok=0.0, lrc=1.0, save=0, gate=0, sched="cosine", anc="", adec="", stop=0.0, rgain=0.0, rn=0, dn=0, spec=0.0, freeze=0, bagw="24,96,512", qk=0.0, cinit=0, dgain=0.0, load="", dscale=1.0, ls=2.0, lb=-4.0, comp=0)
+         data="data/corpus", span="poisson(3)", ortho=0, out="out/pilot", aset=1.0, cdrop=0.0, drop_tok=0.0, lrc=1.0, save=0, gate=0, sched="cosine", anc="", adec="", stop=0.0, rgain=0.0, rn=0, dn=0, spec=0.0, freeze=0, bagw="24,96,512", qk=0.0, cinit=0, dgain=0.0, load="", dscale=1.0, ls=2.0, lb=-4.0, comp=0, speak=0)
 for a in sys.argv[1:]:
     k, v = a.split("=", 1)
     assert k in S, k
@@ -47,7 +47,7 @@ def rope(x, pos):  # x B,h,N,e ; pos N or B,N float
     return torch.cat((a * c - b * sn, a * sn + b * c), -1)
 
 class Attn(nn.Module):
-    def __init__(self, qd, kvd, w, rope_on, gain=0, rn=0, comp=0):
+    def __init__(self, qd, kvd, w, rope_on, gain=0, rn=0, comp=0, speak=0):
         super().__init__(); self.rn = rn; self.comp = comp
         self.q = nn.Linear(qd, w, bias=False); self.k = nn.Linear(kvd, w, bias=False); self.v = nn.Linear(kvd, w, bias=False); self.o = nn.Linear(w, qd, bias=False)
         self.rope = rope_on
@@ -169,7 +169,7 @@ class Net(nn.Module):
             if ch == "L":
                 cc = swapped if swapped is not None else (self.cn(c) if swap is None else swap(self.cn(c)))
                 self.z = cc
-                z = F.layer_norm(b.tov(cc), (s.d,)) * b.s
+                z = F.layer_norm(b.tov(cc[:, :s.speak] if s.speak else cc), (s.d,)) * b.s
                 self.boost = F.softplus(torch.logsumexp(F.linear(z, self.wte), 1) + b.b)  # B,V
                 self.lg = b
             if ch == "F": y = y + b.f(b.n1(y))
