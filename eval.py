@@ -115,13 +115,17 @@ def measure_concepts(model, ids, batch):
 
 def read_sts(path):
     """GLUE's STS-B, tab-separated with a header, quotes are plain text -> (sentences, sentences, scores 0..5)."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    rows = [r for r in lines if r.get("sentence1") and r.get("sentence2") and r.get("score")]
+    expected = "expected GLUE's STS-B: tab-separated UTF-8 with the columns sentence1, sentence2 and score (0 to 5)"
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        rows = [(r["sentence1"], r["sentence2"], float(r["score"])) for r in lines
+                if r.get("sentence1") and r.get("sentence2") and r.get("score")]
+    except ValueError as error:  # not text, or not a number
+        raise ValueError(f"sts={path}: {error}; {expected}") from None
     if len(rows) < 3:
-        raise ValueError(f"sts={path}: found {len(rows)} scored pairs; expected GLUE's STS-B with the columns "
-                         f"sentence1, sentence2 and score")
-    return [r["sentence1"] for r in rows], [r["sentence2"] for r in rows], [float(r["score"]) for r in rows]
+        raise ValueError(f"sts={path}: found {len(rows)} scored pairs; {expected}")
+    return [list(column) for column in zip(*rows)]
 
 
 def zero_shot_sts(model, tok, pairs):
@@ -189,6 +193,8 @@ with user_mistakes():
     check_masking("token", mlm_probability)
     if rows < 1 or micro_batch < 1 or health_rows < 0:
         raise ValueError(f"rows={rows}, micro_batch={micro_batch}, health_rows={health_rows}: expected more than 0")
+    if report not in (0, 1):
+        raise ValueError(f"report={report}: expected 0 or 1")
     if report and not health_rows:
         raise ValueError("report=1 draws the concepts; it needs health_rows above 0")
     T = model.cfg.block_size

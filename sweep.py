@@ -46,7 +46,10 @@ def read_arms():
     """{name: arguments} from the setting; raises ValueError for a line that is no arm."""
     found = {}
     for line in arms.splitlines():
-        name, *arguments = shlex.split(line, comments=True) or [""]
+        try:
+            name, *arguments = shlex.split(line, comments=True) or [""]
+        except ValueError as error:
+            raise ValueError(f"arms: {line.strip()!r}: {error}") from None
         if name in found or name.startswith("-"):
             raise ValueError(f"arms: {line.strip()!r}: expected a name used once, then arguments of train.py")
         if name:
@@ -60,6 +63,9 @@ def plan(name, arguments):
     """What train.py would make of an arm -> its arguments with the budget, parameters and FLOPs a token."""
     arguments = [*shlex.split(base), *arguments]
     settings = configure(dict(__file__=os.path.join(HERE, "train.py"), __doc__=""), arguments)
+    if not os.path.exists(os.path.join(settings["data_dir"], "meta.json")):
+        raise ValueError(f"arm {name}: {settings['data_dir']} holds no prepared data; make it with python prepare.py "
+                         f"--input=GLOB --out_dir={settings['data_dir']} --tokenizer=bpe:16000")
     tok = Tokenizer.load(os.path.join(settings["data_dir"], "tokenizer"))
     model_settings = {key: settings[key] for key in fields_of(settings["arch"]) if key in settings} | dict(
         arch=settings["arch"], vocab_size=settings["vocab_size"] or tok.vocab_size, mask_id=tok.mask_id,
@@ -154,8 +160,10 @@ def draw(path):
 
 
 with user_mistakes():
-    plans = {name: plan(name, arguments) for name, arguments in read_arms().items()}
+    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+        raise ValueError(f"seeds={seeds!r}: expected whole numbers with commas between, such as 1,2,3")
     seed_list = [int(seed) for seed in seeds.split(",")]
+    plans = {name: plan(name, arguments) for name, arguments in read_arms().items()}
     if jobs < 1 or flops < 0:
         raise ValueError(f"jobs={jobs}, flops={flops}: expected jobs of 1 or more, flops of 0 or more")
     os.makedirs(out_dir, exist_ok=True)

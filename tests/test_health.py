@@ -253,4 +253,9 @@ def test_zero_shot_similarity_reads_glue_and_agrees_with_numpy(runs, tmp_path):
     assert set(found["Transformer"]) == {"table", "tokens"}
     assert found["trained"]["table"]["spearman"] > 0.5 and -1 <= found["trained"]["concepts"]["pearson"] <= 1
     (tmp_path / "dev.tsv").write_text("a\tb\n1\t2\n")
-    refused(call("eval.py", f"--out_dir={runs}/concept", f"--sts={tmp_path}/dev.tsv", ok=False), "sentence1")
+    refused(call("eval.py", f"--out_dir={runs}/concept", f"--sts={tmp_path}/dev.tsv", ok=False), "0 scored pairs")
+    for broken in (b"\xff\xfe\x00", b"sentence1\tsentence2\tscore\na\tb\tx\n"):
+        (tmp_path / "dev.tsv").write_bytes(broken)
+        refused(call("eval.py", f"--out_dir={runs}/concept", f"--sts={tmp_path}/dev.tsv", ok=False), "dev.tsv:",
+                "expected GLUE's STS-B")
+    refused(call("eval.py", f"--out_dir={runs}/concept", "--report=7", ok=False), "expected 0 or 1")

@@ -65,4 +65,7 @@ def test_bad_arms_are_refused_before_anything_runs(sweep, tmp_path):
     refused(run(where, "--arms=a\na", ok=False), "used once")
     refused(run(where, "--arms=a --n_layr=2", ok=False), "did you mean 'n_layer'")
     refused(run(where, "--arms=a --n_head=3", ok=False), "does not divide")
+    refused(run(where, '--arms=a --x "', ok=False), "No closing quotation", "arms:")
+    refused(run(where, "--seeds=1,x", ok=False), "seeds='1,x'", "1,2,3")
+    refused(run(where, f"--arms=a --data_dir={tmp_path}/nothing", ok=False), "holds no prepared data", "prepare.py")
     assert not (tmp_path / "none").exists()
