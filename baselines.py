@@ -82,7 +82,7 @@ class Layer(nn.Module):
         super().__init__()
         d = cfg.token_dim
         if attention:
-            self.read_norm, self.read = norm(d, cfg), Attention(d, d, cfg)
+            self.read_norm, self.read = norm(d, cfg), Attention(d, d, cfg, gain=1.0)
         self.ffn_norm, self.ffn = norm(d, cfg), GatedFFN(d, cfg)
         self.drop = nn.Dropout(cfg.dropout)
 

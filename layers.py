@@ -10,6 +10,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import loss
+
 
 class MaskedEncoder(nn.Module):
     """What every architecture shares: loss at the predicted positions only, head tied to the token table, documents.
@@ -20,6 +22,11 @@ class MaskedEncoder(nn.Module):
         """The token table in the width tokens are read in, shared by embedding and head. -> (V,d)."""
         return self.wte
 
+    @torch.no_grad()
+    def start_table(self, vectors_Vt):
+        """Replaces the random start of the token table by vectors of standard deviation 1, made as small as it was."""
+        self.wte.copy_(vectors_Vt * self.wte.std())
+
     def narrow(self, states):
         """States -> the width of the token table."""
         return states
@@ -28,12 +35,15 @@ class MaskedEncoder(nn.Module):
         """ids (B,T) int64, attention_mask (B,T) True or 1 = real token -> concepts (B,C,D), tokens (B,T,d)."""
         return self._encode(ids, attention_mask, self.table(), self.documents(ids))
 
+    def head(self, states, concepts, table_Vd):
+        """What loss.py makes logits of: states in the table's width, words said to the row, how much they count."""
+        return self.narrow(states), None, None
+
     def logits(self, states, concepts=None):
         """States (B,K,D) -> (B,K,V), by the token table itself (tied); with a lexicon, pass the concepts too."""
-        return self._logits(states, concepts, self.table())
-
-    def _logits(self, states, concepts, table_Vd):
-        return F.linear(self.narrow(states), table_Vd)
+        table_Vd = self.table()
+        narrow_BKd, said_BV, gate_BK = self.head(states, concepts, table_Vd)
+        return loss.logits(narrow_BKd, table_Vd, said_BV, gate_BK)
 
     def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
         """Mean loss in nats of predicting targets (B,K) at positions (B,K) of the masked rows ids (B,T).
@@ -44,10 +54,9 @@ class MaskedEncoder(nn.Module):
         table_Vd, documents_BT = self.table(), self.documents(ids)
         concepts, tokens = self._encode(ids, attention_mask, table_Vd, documents_BT)
         states_BKD = self.decode(concepts, tokens, positions, documents_BT, attention_mask)
-        logits_BKV = self._logits(states_BKD, concepts, table_Vd)
-        nats_BK = F.cross_entropy(logits_BKV.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        total = weights.sum().clamp(min=1e-9) if total_weight is None else total_weight
-        return (nats_BK * weights.flatten()).sum() / total
+        narrow_BKd, said_BV, gate_BK = self.head(states_BKD, concepts, table_Vd)
+        nats = loss.cross_entropy(narrow_BKd, table_Vd, targets, weights, said_BV, gate_BK)
+        return nats / (weights.sum().clamp(min=1e-9) if total_weight is None else total_weight)
 
     def documents(self, ids):
         """Number of the document each token belongs to, from 0; None unless isolate_documents. EOT ends a document."""
@@ -63,42 +72,50 @@ class MaskedEncoder(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of width D. x_BQD reads y_BNE under mask (broadcastable to B,H,Q,N; True = may read).
 
-    Queries and keys are RMS-normalised per head (2302.05442), so scores stay within +-sqrt(D/H) at any depth. turns:
-    (cosines, sines) for the queries and for the keys when positions are rotary. -> (B,Q,D).
+    Queries and keys are RMS-normalised per head (2302.05442), so scores stay within +-gain * sqrt(D/H) at any depth;
+    gain is learned, one number a head, and 0 leaves it out. normalize: what a head has read is RMS-normalised too. The
+    mean of n unlike tokens is sqrt(n) times shorter than one of them, so a head that reads widely would not be heard.
+    turns: (cosines, sines) for the queries and for the keys when positions are rotary. -> (B,Q,D).
     """
-    def __init__(self, D, E, cfg):
+    def __init__(self, D, E, cfg, gain=0.0, normalize=False):
         super().__init__()
-        self.n_head = cfg.n_head
+        self.n_head, self.normalize = cfg.n_head, normalize
         self.q = nn.Linear(D, D, bias=cfg.bias)
         self.kv = nn.Linear(E, 2 * D, bias=cfg.bias)
         self.out = nn.Linear(D, D, bias=cfg.bias)
+        self.gain = nn.Parameter(torch.full((cfg.n_head,), gain)) if gain else None
 
     def forward(self, x_BQD, y_BNE, mask=None, turns=None):
         k, v = self.kv(y_BNE).chunk(2, dim=-1)
-        return self.out(attend(self.q(x_BQD), k, v, self.n_head, mask, turns))
+        return self.out(attend(self.q(x_BQD), k, v, self.n_head, mask, turns, self.gain, self.normalize))
 
     def weights(self, x_BQD, y_BNE, mask=None, turns=None):
         """What forward's softmax computes. -> (B,H,Q,N), rows sum to 1; for looking, not for training."""
-        return attention_weights(self.q(x_BQD), self.kv(y_BNE).chunk(2, dim=-1)[0], self.n_head, mask, turns)
+        k = self.kv(y_BNE).chunk(2, dim=-1)[0]
+        return attention_weights(self.q(x_BQD), k, self.n_head, mask, turns, self.gain)
 
 
-def split_heads(n_head, q, k, turns=None):
-    """q (B,Q,D), k (B,N,D) -> (B,H,Q,e), (B,H,N,e), normalised and rotated."""
+def split_heads(n_head, q, k, turns=None, gain_H=None):
+    """q (B,Q,D), k (B,N,D) -> (B,H,Q,e), (B,H,N,e), normalised, scaled and rotated."""
     q, k = (t.unflatten(-1, (n_head, -1)).transpose(1, 2) for t in (q, k))
     q, k = (F.rms_norm(t, t.shape[-1:]) for t in (q, k))
+    q = q if gain_H is None else q * gain_H[:, None, None]
     return [rotate(t, *turn) for t, turn in zip((q, k), turns)] if turns else (q, k)
 
 
-def attend(q, k, v, n_head, mask=None, turns=None):
+def attend(q, k, v, n_head, mask=None, turns=None, gain_H=None, normalize=False):
     """Scaled dot-product attention with QK-norm. q (B,Q,D), k and v (B,N,D) -> (B,Q,D)."""
     v = v.unflatten(-1, (n_head, -1)).transpose(1, 2)
-    q, k = (t.to(v.dtype) for t in split_heads(n_head, q, k, turns))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    q, k = (t.to(v.dtype) for t in split_heads(n_head, q, k, turns, gain_H))
+    read_BHQe = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if normalize:
+        read_BHQe = F.rms_norm(read_BHQe, read_BHQe.shape[-1:])
+    return read_BHQe.transpose(1, 2).flatten(2)
 
 
-def attention_weights(q, k, n_head, mask=None, turns=None):
+def attention_weights(q, k, n_head, mask=None, turns=None, gain_H=None):
     """The weights of `attend`, materialised. -> (B,H,Q,N)."""
-    q, k = split_heads(n_head, q, k, turns)
+    q, k = split_heads(n_head, q, k, turns, gain_H)
     scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)

@@ -98,13 +98,18 @@ class ConceptConfig:
         return self.token_dim if self.token_dim >= EXPAND_BELOW else min(256, self.concept_dim)
 
 
+def reading(cfg):
+    """How concepts read tokens and positions read concepts; the strict presets are older and count with less."""
+    return dict(gain=2.0, normalize=True) if cfg.bottleneck == "open" else {}
+
+
 class ConceptLayer(nn.Module):
     """Concepts read the tokens, talk to each other, think. c_BCD, x_BTd -> c_BCD; pre-norm."""
     def __init__(self, cfg):
         super().__init__()
         self.read_norm, self.self_norm, self.ffn_norm = (norm(cfg.concept_dim, cfg) for _ in range(3))
-        self.read = Attention(cfg.concept_dim, cfg.token_width, cfg)
-        self.self_attention = Attention(cfg.concept_dim, cfg.concept_dim, cfg)
+        self.read = Attention(cfg.concept_dim, cfg.token_width, cfg, **reading(cfg))
+        self.self_attention = Attention(cfg.concept_dim, cfg.concept_dim, cfg, gain=float(cfg.bottleneck == "open"))
         self.ffn = GatedFFN(cfg.concept_dim, cfg)
         self.drop = nn.Dropout(cfg.dropout)
 
@@ -136,7 +141,7 @@ class OpenDecoder(nn.Module):
         super().__init__()
         D = cfg.concept_dim
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(dict(read_norm=norm(D, cfg), read=Attention(D, D, cfg), ffn_norm=norm(D, cfg),
+            nn.ModuleDict(dict(read_norm=norm(D, cfg), read=Attention(D, D, cfg, **reading(cfg)), ffn_norm=norm(D, cfg),
                                ffn=GatedFFN(D, cfg))) for _ in range(cfg.n_decoder))
         self.drop, self.norm = nn.Dropout(cfg.dropout), norm(D, cfg)
 
@@ -163,11 +168,11 @@ class Lexicon(nn.Module):
         self.gate = nn.Parameter(torch.zeros(cfg.concept_dim))
 
     def forward(self, c_BCD, states_BKD, table_Vd):
-        """-> (B,K,V), to be added to the logits."""
+        """-> what is said to each row (B,V) and how much each position listens (B,K)."""
         spoken_BSd = self.words(c_BCD[:, :self.n_lexicon])
         spoken_BSd = F.layer_norm(spoken_BSd, spoken_BSd.shape[-1:]) * self.scale
         said_BV = F.softplus(F.linear(spoken_BSd, table_Vd).float().logsumexp(1) - self.threshold)
-        return 2 * torch.sigmoid(states_BKD @ self.gate)[..., None] * said_BV[:, None]
+        return said_BV, 2 * torch.sigmoid(states_BKD @ self.gate)
 
 
 class TableExpansion(nn.Module):
@@ -221,6 +226,8 @@ class ConceptEncoder(MaskedEncoder):
                 p.normal_(0, self.cfg.concept_std)
             else:
                 init_matrix(name, p, self.cfg.n_layer)
+                if name.endswith("read.out.weight") and self.cfg.bottleneck == "open":
+                    p.normal_(0, p.shape[1] ** -0.5)  # it carries what is new: it must not start as a small branch
         if self.expansion:  # the expanded table starts as large as a plain one would
             self.expansion.out.weight *= table_std(self.cfg.token_width) * 2
 
@@ -230,10 +237,10 @@ class ConceptEncoder(MaskedEncoder):
     def narrow(self, states):
         return self.to_table(states)
 
-    def _logits(self, states, concepts, table_Vd):
-        logits_BKV = F.linear(self.to_table(states), table_Vd)
-        return logits_BKV if self.lexicon is None or concepts is None else (
-            logits_BKV + self.lexicon(concepts, states, table_Vd))
+    def head(self, states, concepts, table_Vd):
+        said, gate = (None, None) if self.lexicon is None or concepts is None else (
+            self.lexicon(concepts, states, table_Vd))
+        return self.to_table(states), said, gate
 
     def _encode(self, ids, attention_mask, table_Vd, documents_BT):
         B, T = ids.shape

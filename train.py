@@ -35,6 +35,7 @@ n_decoder = 1  # decoder blocks (open)
 n_lexicon = 0  # concepts that also speak: their words rise in the predictions of the whole row (open)
 concept_std = 1.0  # standard deviation of the concepts at the start
 n_register = 0  # extra learned tokens in front of every row (transformer)
+init_table = "random"  # random | cooccurrence: the token table starts from word statistics of the training bins
 # masking: masking.py explains each
 masking_type = "whole_word"  # token | whole_word | concepts | span
 mlm_probability = 0.15  # share of tokens that is predicted
@@ -92,6 +93,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import common
 import health
+from cooccurrence import token_vectors
 from files import FolderLock, write_json
 from masking import MaskedBatch, check_masking, mask_batch
 from shards import TokenData
@@ -105,8 +107,6 @@ MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run g
 def check_settings():
     """Raises ValueError for settings that contradict each other or would be ignored."""
     check_masking(masking_type, mlm_probability, concept_window, span_length_distribution, mask_replace)
-    if arch not in common.ARCHS:
-        raise ValueError(f"arch={arch!r}: expected {', '.join(common.ARCHS)}")
     only_with = {  # a changed setting on the left means nothing unless the right holds
         ("concept_window",): masking_type == "concepts", ("span_length_distribution",): masking_type == "span",
         ("n_mixer", "mixer_kernel", "n_decoder", "n_lexicon"): arch != "concept" or bottleneck == "open",
@@ -115,8 +115,9 @@ def check_settings():
     }
     wrong = [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}" for names, holds
              in only_with.items() for name in names if not holds and config[name] != defaults[name]]
-    choices = dict(optimizer=("adamw", "muon"), lr_schedule=("cosine", "linear", "wsd", "constant"),
-                   wandb=("online", "offline", "off"), compile=("auto", "true", "false"))
+    choices = dict(arch=common.ARCHS, init_table=("random", "cooccurrence"), optimizer=("adamw", "muon"),
+                   lr_schedule=("cosine", "linear", "wsd", "constant"), wandb=("online", "offline", "off"),
+                   compile=("auto", "true", "false"))
     wrong += [f"{name}={config[name]!r}: expected {', '.join(allowed)}"
               for name, allowed in choices.items() if config[name] not in allowed]
     positive = ("batch_size", "micro_batch", "learning_rate", "max_steps", "eval_interval", "eval_rows", "log_interval")
@@ -172,7 +173,11 @@ with common.user_mistakes():
             raise ValueError(f"{out_dir} cannot be resumed with other settings:\n       " + "\n       ".join(changed)
                              + "\n       choose another --out_dir, or go back to these settings")
         model.load_state_dict(resumed["model"])
-    elif init_from not in ("auto", "scratch"):
+    elif init_from in ("auto", "scratch"):
+        if init_table == "cooccurrence" and machine.is_main:  # other processes get their weights from this one
+            machine.say("token table: counting which tokens of the training bins keep company, up to a minute")
+            model.start_table(token_vectors(train_data, model.cfg.vocab_size, token_dim, seed))
+    else:
         other, other_tok, _ = common.load_run(init_from, "cpu")
         if other_tok.fingerprint != tok.fingerprint:
             raise ValueError(f"{init_from} was trained with another tokenizer than that of {data_dir}")
@@ -185,8 +190,7 @@ with common.user_mistakes():
 rows_per_process = batch_size // machine.world_size
 micro_batch = min(micro_batch, rows_per_process)
 tokens_per_step = batch_size * block_size
-if max_tokens:
-    max_steps = min(max_steps, math.ceil(max_tokens / tokens_per_step))
+max_steps = min(max_steps, math.ceil(max_tokens / tokens_per_step) if max_tokens else max_steps)
 use_compile = compile == "true" or (compile == "auto" and machine.device.type == "cuda")
 entropy = train_data.meta["unigram_entropy"]
 
@@ -195,15 +199,14 @@ entropy = train_data.meta["unigram_entropy"]
 
 def make_optimizers():
     """AdamW, decay on matrices only; with muon, the matrices of linear layers go to torch.optim.Muon instead."""
-    is_hidden = {name: optimizer == "muon" and p.ndim == 2 and name.endswith(".weight")  # no tables, no mixer taps
-                 for name, p in model.named_parameters()}
-    hidden = [p for name, p in model.named_parameters() if is_hidden[name]]
-    rest = [p for name, p in model.named_parameters() if not is_hidden[name]]
+    hidden = {name: p for name, p in model.named_parameters()  # no tables, no mixer taps
+              if optimizer == "muon" and p.ndim == 2 and name.endswith(".weight")}
+    rest = [p for name, p in model.named_parameters() if name not in hidden]
     groups = [dict(params=[p for p in rest if p.ndim >= 2], weight_decay=weight_decay),
               dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.0)]
     made = [torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(beta1, beta2), fused=True)]
     if hidden:
-        made.append(torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay,
+        made.append(torch.optim.Muon(hidden.values(), lr=learning_rate, weight_decay=weight_decay,
                                      adjust_lr_fn="match_rms_adamw"))
     return made
 
@@ -225,8 +228,7 @@ def minutes():
 
 
 def progress_at(step):
-    by_time = minutes() / max_minutes if max_minutes else 0.0
-    return min(1.0, max(step / max_steps, by_time))
+    return min(1.0, max(step / max_steps, minutes() / max_minutes if max_minutes else 0.0))
 
 
 optimizers = make_optimizers()
@@ -310,8 +312,7 @@ def forward_backward(batch, total):
     loss = torch.zeros((), device=machine.device)
     parts = list(zip(*(t.split(micro_batch) for t in batch)))
     for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        with nullcontext() if last or machine.world_size == 1 else net.no_sync():
+        with nullcontext() if i == len(parts) - 1 or machine.world_size == 1 else net.no_sync():
             with common.autocast(machine.device, dtype):
                 share = net(*part, total)
             # DDP averages over processes, the loss is a sum over them
@@ -430,8 +431,7 @@ while not stopped and step < max_steps:
     if not pre_empted and (step % eval_interval == 0 or stopped):
         pause = time.monotonic()
         save(best=validate())
-        if patience and bad_evals >= patience:
-            stopped = stopped or "patience"
+        stopped = stopped or ("patience" if patience and bad_evals >= patience else "")
         window_start += time.monotonic() - pause
     elif pre_empted or due:
         save()

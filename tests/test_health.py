@@ -81,7 +81,10 @@ def test_looked_at_attention_is_what_the_model_used(variant):
     for weights, (module, (_, y, *_), output) in zip(read + decode, outputs):
         assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-5)
         value = y if hasattr(module, "norm") else module.kv(y).chunk(2, dim=-1)[1]
-        mixed = (weights @ value.unflatten(-1, (4, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
+        mixed = weights @ value.unflatten(-1, (4, -1)).transpose(1, 2)
+        if getattr(module, "normalize", False):
+            mixed = torch.nn.functional.rms_norm(mixed, mixed.shape[-1:])
+        mixed = mixed.transpose(1, 2).flatten(2)
         finish = module.norm if hasattr(module, "norm") else module.out
         assert torch.allclose(finish(mixed), output, atol=1e-5)
 

@@ -355,3 +355,13 @@ def test_the_transformer_trains_in_the_same_loop_and_says_what_it_does_not_use(d
     assert run["step"] == resumed["step"] == 4 and run["val_loss"] == resumed["val_loss"]
     refused(train(data_dir, tmp_path, "--max_steps=4", ok=False), "arch: transformer in the checkpoint, concept here")
     refused(train(data_dir, tmp_path, "--arch=bert", ok=False), "expected concept, transformer")
+
+
+@pytest.mark.parametrize("arch", ["concept", "transformer"])
+def test_a_table_from_word_statistics_learns_faster_and_reaches_every_process(arch, data_dir, tmp_path):
+    final = {}
+    for name, args, nproc in (("random", ["--init_table=random"], 0), ("one", ["--init_table=cooccurrence"], 0),
+                              ("two", ["--init_table=cooccurrence"], 2 * (arch == "concept"))):
+        final[name] = result(train(data_dir, tmp_path / name, f"--arch={arch}", *args, nproc=nproc))["val_loss"]
+    assert final["one"] < final["random"] - 0.02
+    assert final["two"] == pytest.approx(final["one"], abs=1e-4)
