@@ -99,7 +99,7 @@ def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
     """Loss of a MaskedBatch, and by how much it rises when the decoder gets other concepts. -> dict of floats, nats.
 
     loss, zeroed, shuffled (those of another row, half the batch away), averaged (their mean over the batch);
-    one_by_one: a list, the rise when concept c alone is zeroed. shuffled is None for a single row.
+    one_by_one: a list, the rise when concept c alone is zeroed, on the first 64 rows. shuffled: None for a single row.
     """
     encoded = []
     for part in zip(*(t.split(micro_batch) for t in batch)):
@@ -110,12 +110,11 @@ def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
 
     def loss(concepts):
         nats = predicted = 0.0
-        parts = [t.split(micro_batch) for t in (concepts, tokens, *machine.take(batch))]
+        parts = [t[:len(concepts)].split(micro_batch) for t in (concepts, tokens, *machine.take(batch))]
         for c, x, inputs, positions, targets, weights in zip(*parts):
             with autocast(machine.device, dtype):
-                logits = model.logits(model.decode(c, x, positions, model.documents(inputs)), c)
-            cross_entropy = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-            nats += (cross_entropy * weights.flatten()).sum().item()
+                states = model.decode(c, x, positions, model.documents(inputs))
+                nats += model.nats(states, c, targets, weights).item()
             predicted += weights.sum().item()
         return nats / max(predicted, 1)
 
@@ -124,7 +123,8 @@ def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
                   shuffled=loss(concepts.roll(max(1, B // 2), 0)) - base if B > 1 else None,
                   averaged=loss(concepts.mean(0, keepdim=True).expand_as(concepts)) - base)
     if one_by_one:
-        keep = 1 - torch.eye(C, device=concepts.device, dtype=concepts.dtype)
+        concepts, keep = concepts[:64], 1 - torch.eye(C, device=concepts.device, dtype=concepts.dtype)
+        base = loss(concepts)
         result["one_by_one"] = [loss(concepts * keep[c][:, None]) - base for c in range(C)]
     return result
 

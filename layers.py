@@ -54,9 +54,14 @@ class MaskedEncoder(nn.Module):
         table_Vd, documents_BT = self.table(), self.documents(ids)
         concepts, tokens = self._encode(ids, attention_mask, table_Vd, documents_BT)
         states_BKD = self.decode(concepts, tokens, positions, documents_BT, attention_mask)
-        narrow_BKd, said_BV, gate_BK = self.head(states_BKD, concepts, table_Vd)
-        nats = loss.cross_entropy(narrow_BKd, table_Vd, targets, weights, said_BV, gate_BK)
+        nats = self.nats(states_BKD, concepts, targets, weights, table_Vd)
         return nats / (weights.sum().clamp(min=1e-9) if total_weight is None else total_weight)
+
+    def nats(self, states, concepts, targets, weights, table_Vd=None):
+        """Sum of weights (B,K) x nats of predicting targets (B,K) from states (B,K,D). -> scalar."""
+        table_Vd = self.table() if table_Vd is None else table_Vd
+        narrow_BKd, said_BV, gate_BK = self.head(states, concepts, table_Vd)
+        return loss.cross_entropy(narrow_BKd, table_Vd, targets, weights, said_BV, gate_BK)
 
     def documents(self, ids):
         """Number of the document each token belongs to, from 0; None unless isolate_documents. EOT ends a document."""
