@@ -61,6 +61,7 @@ class ConceptConfig:
     n_mixer: int = 2  # local mixer blocks (open)
     mixer_kernel: int = 7  # tokens a mixer sees, odd (open)
     n_decoder: int = 1  # decoder blocks (open)
+    self_attention: bool = False  # concepts also read each other, which makes them alike (open; strict always does)
     n_lexicon: int = 0  # concepts that also speak: their words raise the logits of the whole row (open)
     concept_std: float = 1.0  # standard deviation of the concepts at the start
     mask_id: int = -1  # id of [MASK]
@@ -93,30 +94,37 @@ class ConceptConfig:
             raise ValueError("; ".join(wrong))
 
     @property
+    def talks(self):
+        """Whether concepts read each other."""
+        return self.self_attention or self.bottleneck == "strict"
+
+    @property
     def token_width(self):
         """d, the width in which tokens are mixed and read: token_dim, or that of the expanded table."""
         return self.token_dim if self.token_dim >= EXPAND_BELOW else min(256, self.concept_dim)
 
 
-def reading(cfg):
-    """How concepts read tokens and positions read concepts; the strict presets are older and count with less."""
-    return dict(gain=2.0, normalize=True) if cfg.bottleneck == "open" else {}
+def gain(cfg, start):
+    """Learned gains of attention are for the open model: the strict presets promise a number of parameters."""
+    return start if cfg.bottleneck == "open" else 0.0
 
 
 class ConceptLayer(nn.Module):
-    """Concepts read the tokens, talk to each other, think. c_BCD, x_BTd -> c_BCD; pre-norm."""
+    """Concepts read the tokens, talk to each other if they may, think. c_BCD, x_BTd -> c_BCD; pre-norm."""
     def __init__(self, cfg):
         super().__init__()
-        self.read_norm, self.self_norm, self.ffn_norm = (norm(cfg.concept_dim, cfg) for _ in range(3))
-        self.read = Attention(cfg.concept_dim, cfg.token_width, cfg, **reading(cfg))
-        self.self_attention = Attention(cfg.concept_dim, cfg.concept_dim, cfg, gain=float(cfg.bottleneck == "open"))
-        self.ffn = GatedFFN(cfg.concept_dim, cfg)
+        D = cfg.concept_dim
+        self.read_norm, self.read = norm(D, cfg), Attention(D, cfg.token_width, cfg, gain(cfg, 2.0), normalize=True)
+        if cfg.talks:
+            self.self_norm, self.self_attention = norm(D, cfg), Attention(D, D, cfg, gain(cfg, 1.0))
+        self.ffn_norm, self.ffn = norm(D, cfg), GatedFFN(D, cfg)
         self.drop = nn.Dropout(cfg.dropout)
 
     def forward(self, c_BCD, x_BTd, read_mask=None, self_mask=None):
         c_BCD = c_BCD + self.drop(self.read(self.read_norm(c_BCD), x_BTd, read_mask))
-        h_BCD = self.self_norm(c_BCD)
-        c_BCD = c_BCD + self.drop(self.self_attention(h_BCD, h_BCD, self_mask))
+        if hasattr(self, "self_attention"):
+            h_BCD = self.self_norm(c_BCD)
+            c_BCD = c_BCD + self.drop(self.self_attention(h_BCD, h_BCD, self_mask))
         return c_BCD + self.drop(self.ffn(self.ffn_norm(c_BCD)))
 
 
@@ -141,8 +149,8 @@ class OpenDecoder(nn.Module):
         super().__init__()
         D = cfg.concept_dim
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(dict(read_norm=norm(D, cfg), read=Attention(D, D, cfg, **reading(cfg)), ffn_norm=norm(D, cfg),
-                               ffn=GatedFFN(D, cfg))) for _ in range(cfg.n_decoder))
+            nn.ModuleDict(dict(read_norm=norm(D, cfg), read=Attention(D, D, cfg, gain(cfg, 2.0), normalize=True),
+                               ffn_norm=norm(D, cfg), ffn=GatedFFN(D, cfg))) for _ in range(cfg.n_decoder))
         self.drop, self.norm = nn.Dropout(cfg.dropout), norm(D, cfg)
 
     def forward(self, y_BKD, c_BCD, mask=None):
@@ -226,7 +234,7 @@ class ConceptEncoder(MaskedEncoder):
                 p.normal_(0, self.cfg.concept_std)
             else:
                 init_matrix(name, p, self.cfg.n_layer)
-                if name.endswith("read.out.weight") and self.cfg.bottleneck == "open":
+                if name.endswith("read.out.weight"):
                     p.normal_(0, p.shape[1] ** -0.5)  # it carries what is new: it must not start as a small branch
         if self.expansion:  # the expanded table starts as large as a plain one would
             self.expansion.out.weight *= table_std(self.cfg.token_width) * 2
@@ -321,7 +329,7 @@ class ConceptEncoder(MaskedEncoder):
         """
         cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.cfg.n_concept
         ffn = 3 * D * cfg.ffn_dim
-        layer = C * (2 * D * D + 2 * T * D + 4 * D * D + 2 * C * D + ffn) + T * 2 * d * D
+        layer = C * (2 * D * D + 2 * T * D + (4 * D * D + 2 * C * D) * cfg.talks + ffn) + T * 2 * d * D
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
         block = K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * D
         decoder = C * D * D + K * 2 * C * D if cfg.bottleneck == "strict" else cfg.n_decoder * block

@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node=4 train.py config/base.py --data_dir=data/mine
 
-1,028,957,952 parameters with a 30,522-word vocabulary, 3,441.1 MFLOP a token, 20 B tokens, 6.9e+19 FLOP.
+1,028,958,672 parameters with a 30,522-word vocabulary, 3,441.1 MFLOP a token, 20 B tokens, 6.9e+19 FLOP.
 At 35 % of the bf16 peak (assumed): 4x3090 192 h; 4x4090 82.8 h, $198.62; 4xA100 43.8 h, $210.08.
 Weights, gradients and two AdamW moments take 15 GiB a process, because train.py copies the model to each
 process (DDP); on a 24 GB card that leaves little for activations.
@@ -10,6 +10,7 @@ process (DDP); on a 24 GB card that leaves little for activations.
 out_dir = "out/base"
 data_dir = "data/owt"
 bottleneck = "open"
+self_attention = True  # not measured at this size; small models do better without
 n_layer = 22
 n_head = 16
 n_concept = 256

@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node=4 train.py config/large.py --data_dir=data/mine
 
-3,059,289,088 parameters with a 30,522-word vocabulary, 9,916.8 MFLOP a token, 20 B tokens, 2.0e+20 FLOP.
+3,059,290,308 parameters with a 30,522-word vocabulary, 9,916.8 MFLOP a token, 20 B tokens, 2.0e+20 FLOP.
 At 35 % of the bf16 peak (assumed): 4x3090 553 h; 4x4090 238 h, $572.40; 4xA100 126 h, $605.42.
 Weights, gradients and two AdamW moments take 46 GiB a process, because train.py copies the model to each
 process (DDP): an 80 GB card holds it, a 24 GB card does not.
@@ -10,6 +10,7 @@ process (DDP): an 80 GB card holds it, a 24 GB card does not.
 out_dir = "out/large"
 data_dir = "data/owt"
 bottleneck = "open"
+self_attention = True  # not measured at this size; small models do better without
 n_layer = 30
 n_head = 20
 n_concept = 256
