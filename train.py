@@ -27,7 +27,7 @@ bottleneck = "open"  # open: tokens see neighbours, quality | strict: everything
 position = "learned"  # learned | sinusoidal
 bias = False  # biases in linear layers and norms
 dropout = 0.0  # keep 0 for pretraining
-hide_masked = False  # concepts do not read [MASK] tokens
+hide_masked = True  # concepts do not read [MASK] tokens
 isolate_documents = False  # documents packed into one row do not see each other
 n_mixer = 2  # local mixer blocks (open, transformer)
 mixer_kernel = 7  # tokens a mixer sees (open, transformer)
@@ -36,7 +36,7 @@ self_attention = False  # concepts also read each other (open; strict always doe
 n_lexicon = 0  # concepts that also speak: their words rise in the predictions of the whole row (open)
 concept_std = 1.0  # standard deviation of the concepts at the start
 n_register = 0  # extra learned tokens in front of every row (transformer)
-init_table = "random"  # random | cooccurrence: the token table starts from word statistics of the training bins
+init_table = "cooccurrence"  # the token table starts from word statistics of the training bins | random
 # masking: masking.py explains each
 masking_type = "whole_word"  # token | whole_word | concepts | span
 mlm_probability = 0.15  # share of tokens that is predicted

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines import Transformer, TransformerConfig
-from layers import attend
+from layers import Attention, attend
 from model import ConceptConfig, ConceptEncoder
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,8 @@ VARIANTS = [dict(bottleneck="strict"), dict(bottleneck="open"), dict(bottleneck=
             dict(bottleneck="strict", position="sinusoidal", token_dim=96), dict(bottleneck="open", hide_masked=True),
             dict(bottleneck="open", isolate_documents=True), dict(bottleneck="strict", isolate_documents=True),
             dict(bottleneck="open", bias=True, n_decoder=2, n_mixer=1, mixer_kernel=3),
-            dict(bottleneck="open", n_lexicon=3), dict(bottleneck="open", n_lexicon=8, token_dim=4, concept_dim=128),
+            dict(bottleneck="open", n_lexicon=3), dict(bottleneck="open", self_attention=True),
+            dict(bottleneck="open", n_lexicon=8, token_dim=4, concept_dim=128),
             dict(arch="transformer"), dict(arch="transformer", n_register=5, bias=True),
             dict(arch="transformer", isolate_documents=True, n_mixer=0), dict(arch="transformer", n_layer=1)]
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(f"{k}={x}" for k, x in v.items()))
@@ -305,3 +306,32 @@ def test_a_lexicon_raises_what_its_concepts_say_in_every_prediction_of_the_row()
             said = math.log1p(sum(math.exp(float(v @ model.wte[word])) for v in spoken) * math.exp(-4))
             gate = 2 / (1 + math.exp(-float(states[b, k] @ model.lexicon.gate)))
             assert whole[b, k, word].item() == pytest.approx(local[b, k, word].item() + gate * said, abs=1e-4)
+
+
+def test_what_a_head_reads_is_as_loud_from_many_tokens_as_from_one():
+    """The mean of n unlike tokens is sqrt(n) times shorter than one; normalised per head, it is not."""
+    read = Attention(32, 32, small().cfg, gain=1.0, normalize=True)
+    torch.nn.init.eye_(read.out.weight)
+    x, y = torch.randn(2, 5, 32), torch.randn(2, 64, 32)
+    for tokens in (y, y[:, :1]):
+        loudness = read(x, tokens).unflatten(-1, (4, -1)).square().mean(-1)
+        assert torch.allclose(loudness, torch.ones_like(loudness), atol=1e-3)
+
+
+def test_a_gain_sharpens_its_own_head():
+    read = Attention(32, 32, small().cfg, gain=1.0)
+    with torch.no_grad():
+        read.gain.copy_(torch.tensor([0.0, 1.0, 4.0, 1.0]))
+    weights = read.weights(torch.randn(2, 5, 32), torch.randn(2, 16, 32))
+    assert torch.allclose(weights[:, 0], torch.full((2, 5, 16), 1 / 16), atol=1e-6)
+    assert weights[:, 2].amax(-1).mean() > 2 * weights[:, 1].amax(-1).mean()
+
+
+@pytest.mark.parametrize("talks", [False, True])
+def test_concepts_see_each_other_only_by_self_attention(talks):
+    model, (ids, *_) = small(self_attention=talks), batch()
+    before, _ = model.encode(ids)
+    with torch.no_grad():
+        model.concepts[0] = torch.randn(64, generator=torch.Generator().manual_seed(5))
+    changed = (model.encode(ids)[0] - before).abs().amax((0, 2)) > 1e-6
+    assert changed[0] and changed[1:].all() == talks and changed[1:].any() == talks
