@@ -1,15 +1,18 @@
 """Hypothesis 4: does cross-attention buy parameter efficiency? Equal parameters and equal training FLOPs, rows of 512.
 
-    python sweep.py config/sweep_efficiency.py
+    python sweep.py config/sweep_efficiency.py --jobs=2
 
-The Transformer has the open model's local mixers; mixers is those mixers alone, deepened to the same parameters.
+The Transformer has the open model's local mixers, and its learning rate was tuned (2e-3 and 4e-3 end 0.005 apart);
+mixers is those mixers alone, their FFN widened to the same parameters; registers adds what the concepts are in number.
 """
-base = "config/mini.py --block_size=512 --batch_size=8 --micro_batch=8 --eval_rows=256"
+base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8 --batch_size=4 --micro_batch=4
+          --learning_rate=2.5e-3 --min_lr=5e-5 --warmup_steps=200 --eval_interval=500 --eval_rows=256 --log_interval=100"""
 arms = """
-open          --bottleneck=open   --n_concept=64
-strict        --bottleneck=strict --n_concept=64 --n_layer=3 --ffn_dim=485
-transformer   --arch=transformer --token_dim=192 --ffn_dim=460 --n_layer=3
-mixers        --arch=transformer --token_dim=192 --ffn_dim=592 --n_layer=0 --n_mixer=6
+open          --ffn_dim=576
+transformer   --arch=transformer --n_layer=2 --ffn_dim=712
+registers     --arch=transformer --n_layer=2 --ffn_dim=702 --n_register=64
+mixers        --arch=transformer --n_layer=0 --ffn_dim=1760
+strict        --bottleneck=strict --n_layer=3 --ffn_dim=352 --learning_rate=6e-3 --n_lexicon=0 --concept_std=1.0
 """
-flops = 2e13
+flops = 3.8e13
 out_dir = "out/sweep_efficiency"
