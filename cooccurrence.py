@@ -19,7 +19,8 @@ def count_neighbours(data, vocab_size):
     """Symmetric weighted counts of neighbours within rows spread over all of `data`. -> sparse (V,V) float32."""
     n_rows = max(1, min(data.n_blocks, MOST_TOKENS // data.block_size))
     counts = csr_matrix((vocab_size, vocab_size), dtype=np.float32)
-    for rows in np.array_split(np.arange(n_rows) * data.n_blocks // n_rows, -(-n_rows * data.block_size // 5_000_000)):
+    n_parts = -(-n_rows * data.block_size // 2_000_000)
+    for rows in np.array_split(np.arange(n_rows) * data.n_blocks // n_rows, n_parts):
         ids = np.asarray(data.block(rows)).astype(np.int32)
         steps = range(1, min(WINDOW + 1, ids.shape[1]))
         if steps:
@@ -33,11 +34,16 @@ def count_neighbours(data, vocab_size):
 def positive_pmi(counts):
     """log of how much more often two tokens meet than chance would have it, where that is positive. -> sparse (V,V)."""
     counts = counts.tocoo()
-    share = np.asarray(counts.sum(1), dtype=np.float64).ravel() / max(counts.sum(dtype=np.float64), 1e-9)
+    if not counts.nnz:
+        return counts
+    share = np.asarray(counts.sum(1), dtype=np.float64).ravel() / counts.sum(dtype=np.float64)
     context = share**SMOOTHING / (share**SMOOTHING).sum()
-    excess = np.log(counts.data / counts.data.sum(dtype=np.float64) / (share[counts.row] * context[counts.col]))
+    excess = np.log(counts.data / np.float32(counts.data.sum(dtype=np.float64)))  # fp32: these arrays are large
+    with np.errstate(divide="ignore"):  # ids that never occur have no counts either
+        excess -= np.log(share).astype(np.float32)[counts.row]
+        excess -= np.log(context).astype(np.float32)[counts.col]
     kept = excess > 0
-    pmi = csr_matrix((excess[kept].astype(np.float32), (counts.row[kept], counts.col[kept])), counts.shape)
+    pmi = csr_matrix((excess[kept], (counts.row[kept], counts.col[kept])), counts.shape)
     return (pmi + pmi.T) / 2
 
 
