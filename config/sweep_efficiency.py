@@ -6,7 +6,8 @@ The Transformer has the open model's local mixers, and its learning rate was tun
 mixers is those mixers alone, their FFN widened to the same parameters; registers adds what the concepts are in number.
 """
 base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8 --batch_size=4 --micro_batch=4
-          --learning_rate=2.5e-3 --min_lr=5e-5 --warmup_steps=200 --eval_interval=500 --eval_rows=256 --log_interval=100"""
+          --learning_rate=2.5e-3 --min_lr=5e-5 --warmup_steps=200
+          --eval_interval=500 --eval_rows=256 --log_interval=100"""
 arms = """
 open          --ffn_dim=576
 transformer   --arch=transformer --n_layer=2 --ffn_dim=712

@@ -1,0 +1,40 @@
+"""What the open model is made of, one thing changed at a time: 2 M tokens, rows of 512.
+
+    python sweep.py config/sweep_architecture.py --jobs=2
+
+Variants that lost and are not in the model are patches: records/architecture/variants.py.
+"""
+base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8 --batch_size=4 --micro_batch=4
+          --learning_rate=2.5e-3 --min_lr=5e-5 --warmup_steps=200 --max_steps=1000
+          --eval_interval=500 --eval_rows=256 --log_interval=100"""
+arms = """
+open
+self_attention  --self_attention=true
+concepts_002    --concept_std=0.02
+concepts_1      --concept_std=1.0
+masks_read      --hide_masked=false
+random_table    --init_table=random
+lexicon_0       --n_lexicon=0
+lexicon_64      --n_lexicon=64
+layers_2        --n_layer=2
+decoders_2      --n_decoder=2
+mixers_0        --n_mixer=0
+mixers_4        --n_mixer=4
+kernel_15       --mixer_kernel=15
+concepts_32     --n_concept=32
+concepts_128    --n_concept=128
+concepts_256    --n_concept=256
+token_16        --token_dim=16
+token_64        --token_dim=64
+width_256       --concept_dim=256
+muon            --optimizer=muon
+muon_low        --optimizer=muon --learning_rate=1e-3
+rate_4e-3       --learning_rate=4e-3
+masked_15       --mlm_probability=0.15
+masked_50       --mlm_probability=0.5
+whole_words     --masking_type=whole_word
+spans           --masking_type=span
+transformer     --arch=transformer --n_layer=2 --ffn_dim=712
+"""
+seeds = "1"
+out_dir = "out/sweep_architecture"
