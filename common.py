@@ -208,16 +208,16 @@ def fields_of(arch):
 
 def differences(checkpoint, model, tok, data_sha256, settings):
     """Why a run with these settings is not the one of the checkpoint -> list of messages, empty if it is."""
-    before, now = checkpoint["model_settings"], model_state(model)[0]
-    found = [f"{name}: {before.get(name)} in the checkpoint, {value} here"
-             for name, value in now.items() if before.get(name) != value]
+    (now, weights), before = model_state(model), dict(checkpoint["model_settings"])
+    for name in ("seed", "batch_size", "optimizer"):
+        now[name], before[name] = settings[name], checkpoint["settings"][name]
+    found = [f"{k}: {before.get(k)} in the checkpoint, {v} here" for k, v in now.items() if before.get(k) != v]
+    if not found and {k: t.shape for k, t in weights.items()} != {k: t.shape for k, t in checkpoint["model"].items()}:
+        found.append("model.py: it has other weights than the checkpoint")
     if checkpoint["tokenizer_fingerprint"] != tok.fingerprint:
         found.append(f"the tokenizer of {settings['data_dir']} is not the one of the checkpoint")
-    before = checkpoint["settings"]
-    found += [f"{name}: {before[name]} in the checkpoint, {settings[name]} here"
-              for name in ("seed", "batch_size", "optimizer") if before[name] != settings[name]]
     if checkpoint["data_sha256"] != data_sha256:
-        found.append(f"data_dir: {settings['data_dir']} holds other tokens than {before['data_dir']} did")
+        found.append(f"data_dir: {settings['data_dir']} holds other tokens than {checkpoint['settings']['data_dir']} did")
     return found
 
 
@@ -240,8 +240,11 @@ def load_run(out_dir, device):
     if tok.fingerprint != checkpoint["tokenizer_fingerprint"]:
         raise ValueError(f"{out_dir}/tokenizer is not the one its checkpoint was trained with "
                          f"({tok.fingerprint[:12]} against {checkpoint['tokenizer_fingerprint'][:12]})")
-    model = build_model(checkpoint["model_settings"])
-    model.load_state_dict(checkpoint["model"])
+    try:
+        model = build_model(checkpoint["model_settings"])
+        model.load_state_dict(checkpoint["model"])
+    except (RuntimeError, TypeError) as error:  # people edit model.py
+        raise ValueError(f"{out_dir} was trained with another model.py, see git in its config.json: {error}") from None
     return model.to(device).eval(), tok, checkpoint
 
 
@@ -288,8 +291,8 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     if not predicted:
         raise ValueError("no token of the evaluation rows can be masked: they hold special tokens only")
     loss = nats / predicted
-    result = {"loss": loss, "accuracy": hits / predicted, "perplexity": math.exp(min(loss, 100)),
-              "bits_per_byte": nats / math.log(2) / max(text_bytes, 1), "predicted": int(predicted)}
+    result = dict(loss=loss, accuracy=hits / predicted, perplexity=math.exp(min(loss, 100)), predicted=int(predicted),
+                  bits_per_byte=nats / math.log(2) / max(text_bytes, 1))
     if frequency is not None:
         result["splits"] = {name: {"loss": parts[2 * i] / parts[2 * i + 1] if parts[2 * i + 1] else None,
                                    "share": parts[2 * i + 1] / predicted} for i, name in enumerate(SPLITS)}

@@ -365,3 +365,14 @@ def test_a_table_from_word_statistics_learns_faster_and_reaches_every_process(ar
         final[name] = result(train(data_dir, tmp_path / name, f"--arch={arch}", *args, nproc=nproc))["val_loss"]
     assert final["one"] < final["random"] - 0.02
     assert final["two"] == pytest.approx(final["one"], abs=1e-4)
+
+
+def test_weights_of_an_edited_model_are_refused_in_one_message(trained, data_dir, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "best.pt").unlink()
+    checkpoint = read_checkpoint(tmp_path / "run" / "ckpt.pt")
+    checkpoint["model"]["layers.0.extra.weight"] = torch.zeros(2)
+    torch.save(checkpoint, tmp_path / "run" / "ckpt.pt")
+    refused(call("sample.py", f"--out_dir={tmp_path / 'run'}", "--text=a [MASK]", ok=False), "another model.py",
+            "layers.0.extra.weight")
+    refused(train(data_dir, tmp_path / "run", "--dropout=0.1", ok=False), "model.py: it has other weights")
