@@ -212,7 +212,7 @@ def differences(checkpoint, model, tok, data_sha256, settings):
     for name in ("seed", "batch_size", "optimizer"):
         now[name], before[name] = settings[name], checkpoint["settings"][name]
     found = [f"{k}: {before.get(k)} in the checkpoint, {v} here" for k, v in now.items() if before.get(k) != v]
-    if not found and {k: t.shape for k, t in weights.items()} != {k: t.shape for k, t in checkpoint["model"].items()}:
+    if not found and {(k, w.shape) for k, w in weights.items()} ^ {(k, w.shape) for k, w in checkpoint["model"].items()}:
         found.append("model.py: it has other weights than the checkpoint")
     if checkpoint["tokenizer_fingerprint"] != tok.fingerprint:
         found.append(f"the tokenizer of {settings['data_dir']} is not the one of the checkpoint")
