@@ -209,15 +209,15 @@ def fields_of(arch):
 def differences(checkpoint, model, tok, data_sha256, settings):
     """Why a run with these settings is not the one of the checkpoint -> list of messages, empty if it is."""
     (now, weights), before = model_state(model), dict(checkpoint["model_settings"])
-    for name in ("seed", "batch_size", "optimizer"):
-        now[name], before[name] = settings[name], checkpoint["settings"][name]
+    for n in ("seed", "batch_size", "optimizer"):
+        now[n], before[n] = settings[n], checkpoint["settings"][n]
     found = [f"{k}: {before.get(k)} in the checkpoint, {v} here" for k, v in now.items() if before.get(k) != v]
-    if not found and {(k, w.shape) for k, w in weights.items()} ^ {(k, w.shape) for k, w in checkpoint["model"].items()}:
+    if not found and {k: p.shape for k, p in weights.items()} != {k: p.shape for k, p in checkpoint["model"].items()}:
         found.append("model.py: it has other weights than the checkpoint")
     if checkpoint["tokenizer_fingerprint"] != tok.fingerprint:
         found.append(f"the tokenizer of {settings['data_dir']} is not the one of the checkpoint")
     if checkpoint["data_sha256"] != data_sha256:
-        found.append(f"data_dir: {settings['data_dir']} holds other tokens than {checkpoint['settings']['data_dir']} did")
+        found.append(f"{settings['data_dir']} holds other tokens than {checkpoint['settings']['data_dir']} did")
     return found
 
 
