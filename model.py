@@ -1,17 +1,18 @@
 """ConceptEncoder: a small fixed set of learned concept vectors reads a token sequence, thinks, and is decoded back.
 
     tokens (B,T) --embed--> x_BTd --[local mixers]--> x_BTd         open bottleneck only: tokens see their neighbours
-    concepts c_CD --n_layer x [ read x | self-attention | gated FFN ]--> c_BCD       O(T * C), never O(T^2)
+    concepts c_CD --n_layer x [ read x | self-attention if strict | gated FFN ]--> c_BCD     O(T * C), never O(T^2)
     masked positions (B,K) --decoder reads c--> y_BKD --tied head--> logits_BKV      only where something is predicted
 
 bottleneck="strict" is the pure hypothesis: token states never change and a decoder query is a position and nothing
 else, so whatever is predicted went through the concepts. bottleneck="open" lets tokens see their neighbours by a
 depthwise convolution and decodes from the token's own state: better losses, and the concepts carry what is not local.
+There concepts do not read each other: averaging what they have in common makes them alike (records/architecture, 5).
 
 Choices that decide whether it trains (each has a test in tests/test_model.py):
 - the decoder query holds the position; without it all masked tokens of a row get the same prediction
 - concepts start at std 1: near-zero concepts all read the same average and stay copies of each other
-- tokens are normalised before they are read and queries and keys are normalised per head
+- tokens are normalised before they are read, queries and keys are normalised per head, and so is what a head has read
 
 Shapes: B rows, T tokens, K predicted positions, C concepts, D concept_dim, d token width, V vocabulary, H heads.
 """
