@@ -187,6 +187,7 @@ def attention_use(read, decode):
         return -(p * p.clamp(min=1e-12).log()).sum(-1)
 
     read = torch.stack([layer.mean(1) for layer in read])  # (layers, B, C, T): heads averaged
+    read = read / read.sum(-1, keepdim=True).clamp(min=1e-12)  # own heads read nothing where no word is a concept's own
     n, B, C, T = read.shape
     result = dict(entropy=(entropy(read).mean() / math.log(max(T, 2))).item())
     result["divergence"] = result["usage_entropy"] = None

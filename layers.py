@@ -40,8 +40,12 @@ class MaskedEncoder(nn.Module):
         return self.narrow(states), None, None
 
     def logits(self, states, concepts=None):
-        """States (B,K,D) -> (B,K,V), by the token table itself (tied); with a lexicon, pass the concepts too."""
-        table_Vd = self.table()
+        """States (B,K,D) -> (B,K,V), by the token table itself (tied).
+
+        A lexicon also hears the concepts (B,C,D): pass them, or the states just as `decode` returned them. ValueError
+        without either.
+        """
+        table_Vd, concepts = self.table(), getattr(states, "concepts", None) if concepts is None else concepts
         narrow_BKd, said_BV, gate_BK = self.head(states, concepts, table_Vd)
         return loss.logits(narrow_BKd, table_Vd, said_BV, gate_BK)
 
@@ -98,6 +102,53 @@ class Attention(nn.Module):
         """What forward's softmax computes. -> (B,H,Q,N), rows sum to 1; for looking, not for training."""
         k = self.kv(y_BNE).chunk(2, dim=-1)[0]
         return attention_weights(self.q(x_BQD), k, self.n_head, mask, turns, self.gain)
+
+
+class OwnWordReading(Attention):
+    """A reading of tokens, half of whose heads share the words out: each word is read by the one query that owns it.
+
+    owner_BN in [0, Q) says which. These heads take the words themselves (words_BNE) as values, without what the tokens
+    y_BNE know of their neighbours, and cost O(N), not O(Q N). A query that owns no word of the row reads zero there.
+    mask here is of the shape (B,1,1,N).
+    """
+    def forward(self, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=None):
+        D, e = x_BQD.shape[-1], x_BQD.shape[-1] // self.n_head
+        own = own_heads(self.n_head)
+        w, b = self.kv.weight.split([2 * D - own * e, own * e]), self.kv.bias
+        b = (None, None) if b is None else b.split([2 * D - own * e, own * e])
+        k, v = torch.cat((F.linear(y_BNE, w[0], b[0]), F.linear(words_BNE, w[1], b[1])), dim=-1).chunk(2, dim=-1)
+        q, k = split_heads(self.n_head, self.q(x_BQD), k, None, self.gain)
+        free, v = self.n_head - own, v.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+        parts = [read_own(q[:, free:], k[:, free:], v[:, free:], owner_BN, mask)]
+        if free:
+            parts.insert(0, F.scaled_dot_product_attention(
+                q[:, :free].to(v.dtype), k[:, :free].to(v.dtype), v[:, :free], attn_mask=mask))
+        read_BHQe = torch.cat([part.to(v.dtype) for part in parts], dim=1)
+        return self.out(F.rms_norm(read_BHQe, (e,)).transpose(1, 2).flatten(2))
+
+    def weights(self, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=None):
+        """As Attention.weights; the rows of a query that owns nothing are zero in its own heads."""
+        owned = owner_BN[:, None, None] == torch.arange(x_BQD.shape[1], device=owner_BN.device)[:, None]
+        is_own = torch.arange(self.n_head, device=owner_BN.device) >= self.n_head - own_heads(self.n_head)
+        may = owned | ~is_own[:, None, None]
+        return super().weights(x_BQD, y_BNE, may if mask is None else may & mask).nan_to_num()
+
+
+def own_heads(n_head):
+    return max(1, n_head // 2)
+
+
+def read_own(q_BHQe, k_BHNe, v_BHNe, owner_BN, mask=None):
+    """Softmax attention in which token n is seen by query owner_BN[:, n] alone: sums over tokens, no Q x N. fp32."""
+    owner_B1N1, (H, e) = owner_BN[:, None, :, None], (q_BHQe.shape[1], q_BHQe.shape[3])
+    score = (q_BHQe.float().gather(2, owner_B1N1.expand(-1, H, -1, e)) * k_BHNe.float()).sum(-1, keepdim=True) * e**-0.5
+    share = score.exp()  # safe: with normalised queries and keys, scores stay within +-gain * sqrt(e)
+    if mask is not None:
+        share = share * mask.transpose(2, 3)
+    sums = torch.zeros(*q_BHQe.shape[:3], e + 1, device=q_BHQe.device)
+    sums = sums.scatter_add(2, owner_B1N1.expand(-1, H, -1, e + 1),
+                            torch.cat((share * v_BHNe.float(), share), dim=-1))
+    return sums[..., :-1] / sums[..., -1:].clamp(min=1e-9)
 
 
 def split_heads(n_head, q, k, turns=None, gain_H=None):

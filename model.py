@@ -29,12 +29,14 @@ from layers import (
     GatedFFN,
     LocalMixer,
     MaskedEncoder,
+    OwnWordReading,
     attend,
     attention_weights,
     check_length,
     gather_rows,
     init_matrix,
     norm,
+    own_heads,
     table_std,
     too_small,
 )
@@ -63,14 +65,14 @@ class ConceptConfig:
     mixer_kernel: int = 7  # tokens a mixer sees, odd (open)
     n_decoder: int = 1  # decoder blocks (open)
     self_attention: bool = False  # concepts also read each other, which makes them alike (open; strict always does)
-    n_lexicon: int = 0  # concepts that also speak: their words raise the logits of the whole row (open)
+    lexicon: bool = True  # each concept owns some words, reads and says them (open, unless documents are isolated)
     concept_std: float = 1.0  # standard deviation of the concepts at the start
     mask_id: int = -1  # id of [MASK]
     eot_id: int = -1  # id that ends a document
 
     def __post_init__(self):
         wrong = too_small(self, vocab_size=2, block_size=1, n_layer=1, n_head=1, n_concept=1, concept_dim=2,
-                          token_dim=4, ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1, n_lexicon=0)
+                          token_dim=4, ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1)
         if not wrong and self.concept_dim % self.n_head:
             divisors = [n for n in range(1, 65) if self.concept_dim % n == 0]
             wrong.append(f"n_head={self.n_head} does not divide concept_dim={self.concept_dim}; these do: {divisors}")
@@ -82,10 +84,6 @@ class ConceptConfig:
             wrong.append(f"position='sinusoidal' needs an even token width, not {self.token_width}")
         if self.mixer_kernel % 2 == 0:
             wrong.append(f"mixer_kernel={self.mixer_kernel}: expected an odd number of tokens")
-        if self.n_lexicon > self.n_concept:
-            wrong.append(f"n_lexicon={self.n_lexicon}: there are only {self.n_concept} concepts")
-        if self.n_lexicon and (self.bottleneck == "strict" or self.isolate_documents):
-            wrong.append("n_lexicon needs bottleneck='open' and isolate_documents=False: its words go to the whole row")
         if not 0 <= self.dropout < 1:
             wrong.append(f"dropout={self.dropout}: expected 0 or more and below 1")
         for flag, name in (("hide_masked", "mask_id"), ("isolate_documents", "eot_id")):
@@ -100,6 +98,11 @@ class ConceptConfig:
         return self.self_attention or self.bottleneck == "strict"
 
     @property
+    def speaks(self):
+        """Whether concepts own words. What they say goes to the whole row, so not when its documents are isolated."""
+        return self.lexicon and self.bottleneck == "open" and not self.isolate_documents
+
+    @property
     def token_width(self):
         """d, the width in which tokens are mixed and read: token_dim, or that of the expanded table."""
         return self.token_dim if self.token_dim >= EXPAND_BELOW else min(256, self.concept_dim)
@@ -112,17 +115,17 @@ def gain(cfg, start):
 
 class ConceptLayer(nn.Module):
     """Concepts read the tokens, talk to each other if they may, think. c_BCD, x_BTd -> c_BCD; pre-norm."""
-    def __init__(self, cfg):
+    def __init__(self, cfg, owns_words=False):
         super().__init__()
-        D = cfg.concept_dim
-        self.read_norm, self.read = norm(D, cfg), Attention(D, cfg.token_width, cfg, gain(cfg, 2.0), normalize=True)
+        D, reading = cfg.concept_dim, OwnWordReading if owns_words else Attention
+        self.read_norm, self.read = norm(D, cfg), reading(D, cfg.token_width, cfg, gain(cfg, 2.0), normalize=True)
         if cfg.talks:
             self.self_norm, self.self_attention = norm(D, cfg), Attention(D, D, cfg, gain(cfg, 1.0))
         self.ffn_norm, self.ffn = norm(D, cfg), GatedFFN(D, cfg)
         self.drop = nn.Dropout(cfg.dropout)
 
-    def forward(self, c_BCD, x_BTd, read_mask=None, self_mask=None):
-        c_BCD = c_BCD + self.drop(self.read(self.read_norm(c_BCD), x_BTd, read_mask))
+    def forward(self, c_BCD, x_BTd, read_mask=None, self_mask=None, *own_words):
+        c_BCD = c_BCD + self.drop(self.read(self.read_norm(c_BCD), x_BTd, read_mask, *own_words))
         if hasattr(self, "self_attention"):
             h_BCD = self.self_norm(c_BCD)
             c_BCD = c_BCD + self.drop(self.self_attention(h_BCD, h_BCD, self_mask))
@@ -162,26 +165,32 @@ class OpenDecoder(nn.Module):
 
 
 class Lexicon(nn.Module):
-    """Some concepts speak: each goes through the tied head, and the words they say rise in the predictions of the row.
+    """Every concept owns every n_concept-th word: it reads its own in the row, and says which it has read.
 
-    said_BV is a soft "or" over the speakers. In a sum of vectors of the model's width a few dozen words would drown in
-    each other's noise; words that repeat in a row are worth 0.17 nats to a model that knows them one by one (records/
-    architecture, section 3). Every position decides by a gate from 0 to 2 how much it listens.
+    Words that repeat in a row are worth 0.17 nats to a model that knows them one by one; summed up in vectors of the
+    model's width they drown in each other (records/architecture, 3 and 7). Dealt out, each concept tells only V / C
+    words apart, and asking it costs a C-th of asking all about all. What it says rises in the predictions of the whole
+    row; every position decides by a gate from 0 to 2 how much it listens.
     """
     def __init__(self, cfg):
         super().__init__()
-        self.n_lexicon = cfg.n_lexicon
         self.words = nn.Linear(cfg.concept_dim, cfg.token_width, bias=False)
         self.scale = nn.Parameter(torch.tensor(2.0))
-        self.threshold = nn.Parameter(torch.tensor(4.0))  # next to nothing is said at the start
+        self.threshold = nn.Parameter(torch.tensor(1.0))
         self.gate = nn.Parameter(torch.zeros(cfg.concept_dim))
+        rank_V = torch.arange(2.0, cfg.vocab_size + 2)  # ids come in order of frequency: a rare word is news, of mean 1
+        self.register_buffer("news", rank_V.log() / rank_V.log().mean(), persistent=False)
 
     def forward(self, c_BCD, states_BKD, table_Vd):
         """-> what is said to each row (B,V) and how much each position listens (B,K)."""
-        spoken_BSd = self.words(c_BCD[:, :self.n_lexicon])
-        spoken_BSd = F.layer_norm(spoken_BSd, spoken_BSd.shape[-1:]) * self.scale
-        said_BV = F.softplus(F.linear(spoken_BSd, table_Vd).float().logsumexp(1) - self.threshold)
-        return said_BV, 2 * torch.sigmoid(states_BKD @ self.gate)
+        (B, C, _), V = c_BCD.shape, len(table_Vd)
+        spoken_BCd = self.words(c_BCD)
+        spoken_BCd = F.layer_norm(spoken_BCd, spoken_BCd.shape[-1:]) * self.scale
+        own_vCd = F.pad(table_Vd.detach(), (0, 0, 0, -V % C)).view(-1, C, table_Vd.shape[1])  # row V / C * i + c: c's
+        heard_CBv = (spoken_BCd.transpose(0, 1) @ own_vCd.permute(1, 2, 0)).float()
+        heard_CBv = heard_CBv - heard_CBv.mean(-1, keepdim=True)  # all words of a table are a little alike
+        heard_BV = heard_CBv.permute(1, 2, 0).reshape(B, -1)[:, :V]
+        return F.softplus(heard_BV - self.threshold) * self.news, 2 * torch.sigmoid(states_BKD @ self.gate)
 
 
 class TableExpansion(nn.Module):
@@ -216,11 +225,11 @@ class ConceptEncoder(MaskedEncoder):
             self.register_buffer("wpe", sinusoids(cfg.block_size, d) * table_std(d) * math.sqrt(2), persistent=False)
         self.concepts = nn.Parameter(torch.empty(cfg.n_concept, D))
         self.mixers = nn.ModuleList(LocalMixer(cfg) for _ in range(cfg.n_mixer * (cfg.bottleneck == "open")))
-        self.layers = nn.ModuleList(ConceptLayer(cfg) for _ in range(cfg.n_layer))
+        self.layers = nn.ModuleList(ConceptLayer(cfg, cfg.speaks and i == 0) for i in range(cfg.n_layer))
         self.norm = norm(D, cfg)
         self.query = nn.Identity() if d == D else nn.Linear(d, D, bias=cfg.bias)
         self.decoder = (StrictDecoder if cfg.bottleneck == "strict" else OpenDecoder)(cfg)
-        self.lexicon = Lexicon(cfg) if cfg.n_lexicon else None
+        self.lexicon = Lexicon(cfg) if cfg.speaks else None
         self.to_table = nn.Identity() if d == D else nn.Linear(D, d, bias=cfg.bias)
         self.init_weights()
 
@@ -247,8 +256,9 @@ class ConceptEncoder(MaskedEncoder):
         return self.to_table(states)
 
     def head(self, states, concepts, table_Vd):
-        said, gate = (None, None) if self.lexicon is None or concepts is None else (
-            self.lexicon(concepts, states, table_Vd))
+        if self.lexicon and concepts is None:
+            raise ValueError("a lexicon hears the concepts: logits(states, concepts), or states as decode returned them")
+        said, gate = self.lexicon(concepts, states, table_Vd) if self.lexicon else (None, None)
         return self.to_table(states), said, gate
 
     def _encode(self, ids, attention_mask, table_Vd, documents_BT):
@@ -262,8 +272,11 @@ class ConceptEncoder(MaskedEncoder):
             x_BTd = mixer(x_BTd, real_BT, documents_BT)
         c_BCD = self.concepts.expand(B, -1, -1)
         read_BTd = F.layer_norm(x_BTd, x_BTd.shape[-1:]) if self.mixers else x_BTd
-        for layer in self.layers:
-            c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask)
+        own_words = ()
+        if self.lexicon:
+            own_words = F.layer_norm(F.embedding(ids, table_Vd), x_BTd.shape[-1:]), ids % self.cfg.n_concept
+        for i, layer in enumerate(self.layers):
+            c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask, *(() if i else own_words))
         return self.norm(c_BCD), x_BTd
 
     def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
@@ -278,7 +291,10 @@ class ConceptEncoder(MaskedEncoder):
             raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
         if documents is not None:
             mask = self.serves(documents, documents.gather(1, positions)).transpose(1, 2)[:, None]
-        return self.decoder(self.query(query_BKd), concepts, mask)
+        states_BKD = self.decoder(self.query(query_BKd), concepts, mask)
+        if self.lexicon and not torch.compiler.is_compiling():
+            states_BKD.concepts = concepts  # logits(states) needs them
+        return states_BKD
 
     # ---- who may read whom --------------------------------------------------
 
@@ -331,11 +347,12 @@ class ConceptEncoder(MaskedEncoder):
         cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.cfg.n_concept
         ffn = 3 * D * cfg.ffn_dim
         layer = C * (2 * D * D + 2 * T * D + (4 * D * D + 2 * C * D) * cfg.talks + ffn) + T * 2 * d * D
+        own = C * 2 * T * D * own_heads(cfg.n_head) / cfg.n_head  # what reading own words saves the first layer
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
         block = K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * D
         decoder = C * D * D + K * 2 * C * D if cfg.bottleneck == "strict" else cfg.n_decoder * block
         head = K * (d * cfg.vocab_size + (2 * d * D if d != D else 0))
-        head += cfg.n_lexicon * (d * cfg.vocab_size + d * D) + K * D * (cfg.n_lexicon > 0)
+        head += (d * (C * D + cfg.vocab_size + -cfg.vocab_size % C) + K * D - own) if cfg.speaks else 0
         table = sum(p.numel() for p in self.expansion.parameters() if p.ndim == 2) if self.expansion else 0
         table = (table + self.expansion.waves.numel() if self.expansion else 0) * cfg.vocab_size / B
         return 6 * (cfg.n_layer * layer + len(self.mixers) * mixer + decoder + head + table) / T

@@ -33,7 +33,7 @@ n_mixer = 2  # local mixer blocks (open, transformer)
 mixer_kernel = 7  # tokens a mixer sees (open, transformer)
 n_decoder = 1  # decoder blocks (open)
 self_attention = False  # concepts also read each other (open; strict always does)
-n_lexicon = 0  # concepts that also speak: their words rise in the predictions of the whole row (open)
+lexicon = True  # each concept owns some words of the vocabulary, reads and says them (open)
 concept_std = 1.0  # standard deviation of the concepts at the start
 n_register = 0  # extra learned tokens in front of every row (transformer)
 init_table = "cooccurrence"  # the token table starts from word statistics of the training bins | random
@@ -111,7 +111,7 @@ def check_settings():
     only_with = {  # a changed setting on the left means nothing unless the right holds
         ("concept_window",): masking_type == "concepts", ("span_length_distribution",): masking_type == "span",
         ("n_mixer", "mixer_kernel", "n_decoder", "self_attention",
-         "n_lexicon"): arch != "concept" or bottleneck == "open", ("wandb_project",): wandb != "off",
+         "lexicon"): arch != "concept" or bottleneck == "open", ("wandb_project",): wandb != "off",
         ("decay_fraction",): lr_schedule == "wsd", ("min_lr",): lr_schedule != "constant"}
     wrong = [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}" for names, holds
              in only_with.items() for name in names if not holds and config[name] != defaults[name]]

@@ -14,7 +14,6 @@ n_concept = 16
 concept_dim = 256
 token_dim = 256
 ffn_dim = 512
-n_lexicon = 8
 concept_std = 0.5
 masking_type = "token"  # single tokens are the easiest to fill in: the fastest way to sensible sentences
 mlm_probability = 0.3

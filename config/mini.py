@@ -14,7 +14,6 @@ n_concept = 32
 concept_dim = 256
 token_dim = 128
 ffn_dim = 512
-n_lexicon = 16
 concept_std = 0.5
 masking_type = "token"
 mlm_probability = 0.3

@@ -13,7 +13,7 @@ open          --ffn_dim=576
 transformer   --arch=transformer --n_layer=2 --ffn_dim=712
 registers     --arch=transformer --n_layer=2 --ffn_dim=702 --n_register=64
 mixers        --arch=transformer --n_layer=0 --ffn_dim=1760
-strict        --bottleneck=strict --n_layer=3 --ffn_dim=352 --learning_rate=6e-3 --n_lexicon=0 --concept_std=1.0
+strict        --bottleneck=strict --n_layer=3 --ffn_dim=352 --learning_rate=6e-3 --concept_std=1.0
 """
 flops = 3.8e13
 out_dir = "out/sweep_efficiency"

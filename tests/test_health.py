@@ -14,6 +14,7 @@ from test_model import MASK, VARIANTS, batch, small
 
 import health
 from common import SPLITS, evaluate, find_machine, split_masks
+from layers import OwnWordReading, own_heads
 from masking import MaskedBatch
 from shards import TokenData
 from tokenizer import Tokenizer
@@ -77,11 +78,16 @@ def test_looked_at_attention_is_what_the_model_used(variant):
     read, decode = health.attention(model, ids, positions, CPU, "fp32")
     for hook in hooks:
         hook.remove()
-    assert len(outputs) == len(read) + len(decode) and len(read) == 2
-    for weights, (module, (_, y, *_), output) in zip(read + decode, outputs):
-        assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-5)
+    assert len(outputs) == len(read) + len(decode) and len(read) == model.cfg.n_layer
+    for weights, (module, (_, y, _, *own_words), output) in zip(read + decode, outputs):
+        total = weights.sum(-1)
         value = y if hasattr(module, "norm") else module.kv(y).chunk(2, dim=-1)[1]
-        mixed = weights @ value.unflatten(-1, (4, -1)).transpose(1, 2)
+        if isinstance(module, OwnWordReading):  # a concept that owns no word of the row reads nothing there
+            own = own_heads(module.n_head) * value.shape[-1] // module.n_head
+            value = torch.cat((value[..., :-own], module.kv(own_words[0])[..., -own:]), dim=-1)
+            total = total + (total == 0)
+        assert torch.allclose(total, torch.ones(weights.shape[:-1]), atol=1e-5)
+        mixed = weights @ value.unflatten(-1, (module.n_head, -1)).transpose(1, 2)
         if getattr(module, "normalize", False):
             mixed = torch.nn.functional.rms_norm(mixed, mixed.shape[-1:])
         mixed = mixed.transpose(1, 2).flatten(2)

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines import Transformer, TransformerConfig
-from layers import Attention, attend
+from layers import Attention, OwnWordReading, attend
 from model import ConceptConfig, ConceptEncoder
 
 ROOT = Path(__file__).parent.parent
@@ -39,8 +39,8 @@ VARIANTS = [dict(bottleneck="strict"), dict(bottleneck="open"), dict(bottleneck=
             dict(bottleneck="strict", position="sinusoidal", token_dim=96), dict(bottleneck="open", hide_masked=True),
             dict(bottleneck="open", isolate_documents=True), dict(bottleneck="strict", isolate_documents=True),
             dict(bottleneck="open", bias=True, n_decoder=2, n_mixer=1, mixer_kernel=3),
-            dict(bottleneck="open", n_lexicon=3), dict(bottleneck="open", self_attention=True),
-            dict(bottleneck="open", n_lexicon=8, token_dim=4, concept_dim=128),
+            dict(bottleneck="open", lexicon=False), dict(bottleneck="open", self_attention=True, n_concept=7),
+            dict(bottleneck="open", n_head=1, hide_masked=True, n_layer=1),
             dict(arch="transformer"), dict(arch="transformer", n_register=5, bias=True),
             dict(arch="transformer", isolate_documents=True, n_mixer=0), dict(arch="transformer", n_layer=1)]
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(f"{k}={x}" for k, x in v.items()))
@@ -172,7 +172,8 @@ def test_hidden_and_padded_rows_stay_finite(variant):
             assert out.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", [VARIANTS[0], VARIANTS[1], dict(arch="transformer", n_mixer=1)], ids=str)
+@pytest.mark.parametrize("kind", [VARIANTS[0], dict(bottleneck="open", lexicon=False),
+                                  dict(arch="transformer", n_mixer=1)], ids=str)
 def test_isolated_documents_do_not_see_each_other(kind):
     model = small(**kind, isolate_documents=True)
     ids = torch.randint(0, MASK, (2, 32), generator=torch.Generator().manual_seed(0))
@@ -262,7 +263,6 @@ def test_concepts_start_apart():
     (dict(token_dim=3), "4 or more"), (dict(mixer_kernel=4), "odd"),
     (dict(dropout=1.0), "below 1"), (dict(position="rope"), "learned"),
     (dict(hide_masked=True, mask_id=-1), "mask_id"), (dict(isolate_documents=True, eot_id=V), "eot_id"),
-    (dict(n_lexicon=9), "only 8 concepts"), (dict(n_lexicon=1, bottleneck="strict"), "bottleneck='open'"),
     (dict(n_layer=0), "1 or more"), (dict(position="sinusoidal", token_dim=65), "even")])
 def test_impossible_shapes_are_refused(wrong, word):
     with pytest.raises(ValueError, match=word):
@@ -293,19 +293,46 @@ def test_learns_a_repeated_token_from_afar(kind):
 
 
 def test_a_lexicon_raises_what_its_concepts_say_in_every_prediction_of_the_row():
-    """Agrees with the sum written out word by word, and without concepts the prediction is the local one."""
-    model, (ids, positions, *_) = small(n_lexicon=3), batch()
+    """Agrees with the formula written out word by word: word v belongs to concept v % C, news grows with its rank."""
+    model, (ids, positions, *_) = small(), batch()
+    table, C = model.wte.detach(), 8
     with torch.no_grad():
         model.lexicon.gate.normal_()
         concepts, tokens = model.encode(ids)
         states = model.decode(concepts, tokens, positions)
-        local, whole = model.logits(states), model.logits(states, concepts)
-        assert torch.equal(local, states @ model.wte.T)
+        whole = model.logits(states, concepts)
         for b, k, word in ((0, 0, 5), (2, 4, 90), (1, 3, 17)):
-            spoken = [F.layer_norm(model.lexicon.words.weight @ concepts[b, c], (64,)) * 2 for c in range(3)]
-            said = math.log1p(sum(math.exp(float(v @ model.wte[word])) for v in spoken) * math.exp(-4))
+            spoken = F.layer_norm(model.lexicon.words.weight @ concepts[b, word % C], (64,)) * 2
+            heard = table[word] @ spoken - (table[word % C::C] @ spoken).sum() / math.ceil(V / C)
+            news = math.log(word + 2) / (sum(math.log(v + 2) for v in range(V)) / V)
             gate = 2 / (1 + math.exp(-float(states[b, k] @ model.lexicon.gate)))
-            assert whole[b, k, word].item() == pytest.approx(local[b, k, word].item() + gate * said, abs=1e-4)
+            said = gate * math.log1p(math.exp(float(heard) - 1)) * news
+            assert whole[b, k, word].item() == pytest.approx(float(states[b, k] @ table[word]) + said, abs=1e-4)
+
+
+def test_logits_of_a_lexicon_never_forget_the_concepts():
+    """States as decode returned them bring their concepts along; states that lost them are refused, not half predicted."""
+    model, (ids, positions, *_) = small(), batch()
+    concepts, tokens = model.encode(ids)
+    states = model.decode(concepts, tokens, positions)
+    assert torch.equal(model.logits(states), model.logits(states, concepts))
+    with pytest.raises(ValueError, match=r"logits\(states, concepts\)"):
+        model.logits(states * 1)
+
+
+def test_own_words_are_read_by_their_owner_alone_and_as_they_are():
+    """Agrees with dense attention under a mask; what it reads does not depend on the neighbours of a word."""
+    read = OwnWordReading(32, 24, small().cfg, gain=2.0, normalize=True)
+    x, y, words = torch.randn(2, 5, 32), torch.randn(2, 40, 24), torch.randn(2, 40, 24)
+    owner, mask = torch.randint(0, 4, (2, 40)), torch.rand(2, 1, 1, 40) < 0.8  # nobody's word is the fifth query's
+    with torch.no_grad():
+        weights, w = read.weights(x, y, mask, words, owner), read.kv.weight
+        assert torch.allclose(weights[:, :, :4].sum(-1), torch.ones(2, 4, 4)) and (weights[:, 2:, 4] == 0).all()
+        owned = owner[:, None, None] == torch.arange(5)[:, None]
+        assert (weights[:, 2:][~(owned & mask).expand(-1, 2, -1, -1)] == 0).all() and (weights[:, :2, 4].sum(-1) > 0.99).all()
+        values = torch.cat((y @ w[32:48].T, words @ w[48:].T), -1).unflatten(-1, (4, 8)).transpose(1, 2)
+        dense = F.rms_norm(weights @ values, (8,)).transpose(1, 2).flatten(2) @ read.out.weight.T
+        assert torch.allclose(read(x, y, mask, words, owner), dense, atol=1e-5)
 
 
 def test_what_a_head_reads_is_as_loud_from_many_tokens_as_from_one():
