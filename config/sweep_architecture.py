@@ -5,7 +5,7 @@
 Variants that lost and are not in the model are patches: records/architecture/variants.py.
 """
 base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8 --batch_size=4 --micro_batch=4
-          --learning_rate=2.5e-3 --min_lr=5e-5 --warmup_steps=200 --max_steps=1000
+          --learning_rate=2.5e-3 --min_lr=5e-5 --warmup_steps=200 --max_steps=1000 --ffn_dim=576
           --eval_interval=500 --eval_rows=256 --log_interval=100"""
 arms = """
 open
@@ -14,8 +14,7 @@ concepts_002    --concept_std=0.02
 concepts_1      --concept_std=1.0
 masks_read      --hide_masked=false
 random_table    --init_table=random
-lexicon_0       --n_lexicon=0
-lexicon_64      --n_lexicon=64
+no_lexicon      --lexicon=false
 layers_2        --n_layer=2
 decoders_2      --n_decoder=2
 mixers_0        --n_mixer=0

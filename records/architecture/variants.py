@@ -2,7 +2,8 @@
 
     python records/architecture/variants.py position_query config/mini.py --block_size=512 ... --out_dir=out/position_query
 
-Run from the repository's folder. FLOPs that train.py prints are those of the unpatched model.
+Run from the repository's folder. FLOPs that train.py prints are those of the unpatched model. Variants that change how
+concepts read are for --lexicon=false: competition, anchored, no_residual, quiet_reads, no_qk_norm.
 """
 import runpy
 import sys
@@ -24,7 +25,9 @@ forward, masks = ConceptEncoder.forward, ConceptEncoder.masks
 def position_query():
     """A predicted position asks with its position alone, as in strict."""
     def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
-        return self.decoder(self.query(F.layer_norm(self.wpe[positions], self.wpe.shape[-1:])), concepts)
+        states = self.decoder(self.query(F.layer_norm(self.wpe[positions], self.wpe.shape[-1:])), concepts)
+        states.concepts = concepts
+        return states
     ConceptEncoder.decode = decode
 
 
@@ -35,7 +38,9 @@ def half_queries():
         place = F.layer_norm(self.wpe[positions], self.wpe.shape[-1:])
         if self.training:
             query = torch.where(torch.rand(positions.shape)[..., None] < 0.5, place, query)
-        return self.decoder(self.query(query), concepts)
+        states = self.decoder(self.query(query), concepts)
+        states.concepts = concepts
+        return states
     ConceptEncoder.decode = decode
 
 
@@ -57,7 +62,8 @@ def identities():
             for layer in self.layers:
                 for w in (layer.read.kv.weight[self.cfg.concept_dim:], layer.read.out.weight):
                     w.mul_(0.3).add_(torch.eye(*w.shape))
-            self.lexicon.words.weight.mul_(0.3).add_(torch.eye(*self.lexicon.words.weight.shape))
+            if self.lexicon:
+                self.lexicon.words.weight.mul_(0.3).add_(torch.eye(*self.lexicon.words.weight.shape))
     weights = ConceptEncoder.init_weights
     ConceptEncoder.init_weights = start
 
@@ -125,7 +131,7 @@ def anchored():
 
 def no_residual():
     """What the first layer has read replaces the learned concepts instead of being added to them."""
-    def first(self, c_BCD, x_BTd, read_mask=None, self_mask=None):
+    def first(self, c_BCD, x_BTd, read_mask=None, self_mask=None, *own_words):
         c_BCD = self.read(self.read_norm(c_BCD), x_BTd, read_mask)
         return c_BCD + self.ffn(self.ffn_norm(c_BCD))
     ConceptLayer.forward = first
@@ -150,7 +156,8 @@ def no_qk_norm():
 
 def no_think():
     """Concept layers only read."""
-    ConceptLayer.forward = lambda self, c, x, read_mask=None, self_mask=None: c + self.read(self.read_norm(c), x, read_mask)
+    ConceptLayer.forward = lambda self, c, x, mask=None, self_mask=None, *words: c + self.read(
+        self.read_norm(c), x, mask, *words)
 
 
 def deaf_decoder():
@@ -168,16 +175,16 @@ def other_half():
         if not self.training:
             return forward(self, ids, positions, targets, weights, total_weight, attention_mask)
         first = torch.rand(len(ids), 1) < 0.5
-        self.half = (torch.arange(ids.shape[1]) < ids.shape[1] // 2) == first
+        self.reads_half = (torch.arange(ids.shape[1]) < ids.shape[1] // 2) == first
         weights = weights * ((positions < ids.shape[1] // 2) != first)
         try:
             return forward(self, ids, positions, targets, weights, weights.sum().clamp(min=1), attention_mask)
         finally:
-            self.half = None
+            self.reads_half = None
 
     def half_masks(self, ids, real_BT, documents_BT):
         read_mask, self_mask = masks(self, ids, real_BT, documents_BT)
-        half = getattr(self, "half", None)
+        half = getattr(self, "reads_half", None)
         return (read_mask if half is None else read_mask & half[:, None, None]), self_mask
     ConceptEncoder.forward, ConceptEncoder.masks = half_forward, half_masks
 
