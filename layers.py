@@ -112,18 +112,15 @@ class OwnWordReading(Attention):
     mask here is of the shape (B,1,1,N).
     """
     def forward(self, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=None):
-        D, e = x_BQD.shape[-1], x_BQD.shape[-1] // self.n_head
-        own = own_heads(self.n_head)
-        w, b = self.kv.weight.split([2 * D - own * e, own * e]), self.kv.bias
-        b = (None, None) if b is None else b.split([2 * D - own * e, own * e])
-        k, v = torch.cat((F.linear(y_BNE, w[0], b[0]), F.linear(words_BNE, w[1], b[1])), dim=-1).chunk(2, dim=-1)
-        q, k = split_heads(self.n_head, self.q(x_BQD), k, None, self.gain)
-        free, v = self.n_head - own, v.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-        parts = [read_own(q[:, free:], k[:, free:], v[:, free:], owner_BN, mask)]
-        if free:
-            parts.insert(0, F.scaled_dot_product_attention(
-                q[:, :free].to(v.dtype), k[:, :free].to(v.dtype), v[:, :free], attn_mask=mask))
-        read_BHQe = torch.cat([part.to(v.dtype) for part in parts], dim=1)
+        D, e, own = x_BQD.shape[-1], x_BQD.shape[-1] // self.n_head, own_heads(self.n_head)
+        rows, free = [2 * D - own * e, own * e], self.n_head - own  # keys, then values; own heads come last
+        biases = (None, None) if self.kv.bias is None else self.kv.bias.split(rows)
+        kv = [F.linear(*part) for part in zip((y_BNE, words_BNE), self.kv.weight.split(rows), biases)]
+        k, v = torch.cat(kv, dim=-1).chunk(2, dim=-1)
+        v = v.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+        q, k = (t.to(v.dtype) for t in split_heads(self.n_head, self.q(x_BQD), k, None, self.gain))
+        read_BHQe = torch.cat((F.scaled_dot_product_attention(q[:, :free], k[:, :free], v[:, :free], attn_mask=mask),
+                               read_own(q[:, free:], k[:, free:], v[:, free:], owner_BN, mask).to(v.dtype)), dim=1)
         return self.out(F.rms_norm(read_BHQe, (e,)).transpose(1, 2).flatten(2))
 
     def weights(self, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=None):
@@ -135,20 +132,20 @@ class OwnWordReading(Attention):
 
 
 def own_heads(n_head):
-    return max(1, n_head // 2)
+    return n_head // 2
 
 
 def read_own(q_BHQe, k_BHNe, v_BHNe, owner_BN, mask=None):
     """Softmax attention in which token n is seen by query owner_BN[:, n] alone: sums over tokens, no Q x N. fp32."""
     owner_B1N1, (H, e) = owner_BN[:, None, :, None], (q_BHQe.shape[1], q_BHQe.shape[3])
     score = (q_BHQe.float().gather(2, owner_B1N1.expand(-1, H, -1, e)) * k_BHNe.float()).sum(-1, keepdim=True) * e**-0.5
-    share = score.exp()  # safe: with normalised queries and keys, scores stay within +-gain * sqrt(e)
+    share = score.clamp(-30, 30).exp()  # normalised queries and keys: beyond that, gains have gone astray
     if mask is not None:
         share = share * mask.transpose(2, 3)
     sums = torch.zeros(*q_BHQe.shape[:3], e + 1, device=q_BHQe.device)
     sums = sums.scatter_add(2, owner_B1N1.expand(-1, H, -1, e + 1),
                             torch.cat((share * v_BHNe.float(), share), dim=-1))
-    return sums[..., :-1] / sums[..., -1:].clamp(min=1e-9)
+    return sums[..., :-1] / sums[..., -1:].clamp(min=1e-20)
 
 
 def split_heads(n_head, q, k, turns=None, gain_H=None):

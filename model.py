@@ -3,11 +3,14 @@
     tokens (B,T) --embed--> x_BTd --[local mixers]--> x_BTd         open bottleneck only: tokens see their neighbours
     concepts c_CD --n_layer x [ read x | self-attention if strict | gated FFN ]--> c_BCD     O(T * C), never O(T^2)
     masked positions (B,K) --decoder reads c--> y_BKD --tied head--> logits_BKV      only where something is predicted
+    concepts c_BCD --lexicon--> said_BV, which words stand in the row --> + logits_BKV                       open only
 
 bottleneck="strict" is the pure hypothesis: token states never change and a decoder query is a position and nothing
 else, so whatever is predicted went through the concepts. bottleneck="open" lets tokens see their neighbours by a
-depthwise convolution and decodes from the token's own state: better losses, and the concepts carry what is not local.
+depthwise convolution and decodes from the token's own state: better losses; the concepts carry what is not local.
 There concepts do not read each other: averaging what they have in common makes them alike (records/architecture, 5).
+And each owns a share of the vocabulary: half of its heads read its own words only, and which of them it has read is
+added to every prediction of the row (Lexicon; records/architecture, 7).
 
 Choices that decide whether it trains (each has a test in tests/test_model.py):
 - the decoder query holds the position; without it all masked tokens of a row get the same prediction
@@ -257,7 +260,7 @@ class ConceptEncoder(MaskedEncoder):
 
     def head(self, states, concepts, table_Vd):
         if self.lexicon and concepts is None:
-            raise ValueError("a lexicon hears the concepts: logits(states, concepts), or states as decode returned them")
+            raise ValueError("a lexicon hears concepts: logits(states, concepts), or states as decode returned them")
         said, gate = self.lexicon(concepts, states, table_Vd) if self.lexicon else (None, None)
         return self.to_table(states), said, gate
 

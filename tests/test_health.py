@@ -83,8 +83,8 @@ def test_looked_at_attention_is_what_the_model_used(variant):
         total = weights.sum(-1)
         value = y if hasattr(module, "norm") else module.kv(y).chunk(2, dim=-1)[1]
         if isinstance(module, OwnWordReading):  # a concept that owns no word of the row reads nothing there
-            own = own_heads(module.n_head) * value.shape[-1] // module.n_head
-            value = torch.cat((value[..., :-own], module.kv(own_words[0])[..., -own:]), dim=-1)
+            free = value.shape[-1] - own_heads(module.n_head) * value.shape[-1] // module.n_head
+            value = torch.cat((value[..., :free], module.kv(own_words[0]).chunk(2, dim=-1)[1][..., free:]), dim=-1)
             total = total + (total == 0)
         assert torch.allclose(total, torch.ones(weights.shape[:-1]), atol=1e-5)
         mixed = weights @ value.unflatten(-1, (module.n_head, -1)).transpose(1, 2)
