@@ -86,6 +86,8 @@ class Attention(nn.Module):
     mean of n unlike tokens is sqrt(n) times shorter than one of them, so a head that reads widely would not be heard.
     turns: (cosines, sines) for the queries and for the keys when positions are rotary. -> (B,Q,D).
     """
+    own = 0  # heads that do not read everything
+
     def __init__(self, D, E, cfg, gain=0.0, normalize=False):
         super().__init__()
         self.n_head, self.normalize = cfg.n_head, normalize
@@ -111,8 +113,12 @@ class OwnWordReading(Attention):
     y_BNE know of their neighbours, and cost O(N), not O(Q N). A query that owns no word of the row reads zero there.
     mask here is of the shape (B,1,1,N).
     """
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.own = self.n_head // 2  # the last heads
+
     def forward(self, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=None):
-        D, e, own = x_BQD.shape[-1], x_BQD.shape[-1] // self.n_head, own_heads(self.n_head)
+        D, e, own = x_BQD.shape[-1], x_BQD.shape[-1] // self.n_head, self.own
         rows, free = [2 * D - own * e, own * e], self.n_head - own  # keys, then values; own heads come last
         biases = (None, None) if self.kv.bias is None else self.kv.bias.split(rows)
         kv = [F.linear(*part) for part in zip((y_BNE, words_BNE), self.kv.weight.split(rows), biases)]
@@ -126,13 +132,9 @@ class OwnWordReading(Attention):
     def weights(self, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=None):
         """As Attention.weights; the rows of a query that owns nothing are zero in its own heads."""
         owned = owner_BN[:, None, None] == torch.arange(x_BQD.shape[1], device=owner_BN.device)[:, None]
-        is_own = torch.arange(self.n_head, device=owner_BN.device) >= self.n_head - own_heads(self.n_head)
+        is_own = torch.arange(self.n_head, device=owner_BN.device) >= self.n_head - self.own
         may = owned | ~is_own[:, None, None]
         return super().weights(x_BQD, y_BNE, may if mask is None else may & mask).nan_to_num()
-
-
-def own_heads(n_head):
-    return n_head // 2
 
 
 def read_own(q_BHQe, k_BHNe, v_BHNe, owner_BN, mask=None):

@@ -39,7 +39,6 @@ from layers import (
     gather_rows,
     init_matrix,
     norm,
-    own_heads,
     table_std,
     too_small,
 )
@@ -350,7 +349,7 @@ class ConceptEncoder(MaskedEncoder):
         cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.cfg.n_concept
         ffn = 3 * D * cfg.ffn_dim
         layer = C * (2 * D * D + 2 * T * D + (4 * D * D + 2 * C * D) * cfg.talks + ffn) + T * 2 * d * D
-        own = C * 2 * T * D * own_heads(cfg.n_head) / cfg.n_head  # what reading own words saves the first layer
+        own = C * 2 * T * D * self.layers[0].read.own / cfg.n_head  # what reading own words saves the first layer
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
         block = K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * D
         decoder = C * D * D + K * 2 * C * D if cfg.bottleneck == "strict" else cfg.n_decoder * block

@@ -14,7 +14,7 @@ from test_model import MASK, VARIANTS, batch, small
 
 import health
 from common import SPLITS, evaluate, find_machine, split_masks
-from layers import OwnWordReading, own_heads
+from layers import OwnWordReading
 from masking import MaskedBatch
 from shards import TokenData
 from tokenizer import Tokenizer
@@ -83,7 +83,7 @@ def test_looked_at_attention_is_what_the_model_used(variant):
         total = weights.sum(-1)
         value = y if hasattr(module, "norm") else module.kv(y).chunk(2, dim=-1)[1]
         if isinstance(module, OwnWordReading):  # a concept that owns no word of the row reads nothing there
-            free = value.shape[-1] - own_heads(module.n_head) * value.shape[-1] // module.n_head
+            free = value.shape[-1] - module.own * value.shape[-1] // module.n_head
             value = torch.cat((value[..., :free], module.kv(own_words[0]).chunk(2, dim=-1)[1][..., free:]), dim=-1)
             total = total + (total == 0)
         assert torch.allclose(total, torch.ones(weights.shape[:-1]), atol=1e-5)
