@@ -152,6 +152,9 @@ def draw(path):
                 axes.plot([t * scale for t, _ in r["curve"] if t], [loss for t, loss in r["curve"] if t],
                           color=f"C{number % 10}", ls="-" if number < 10 else "--", lw=1.2, label=None if i else name)
         axes.set(xlabel=label, xscale="log")
+        if "tokens" in label:
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("validation loss, nats a predicted token")
     panels[1].legend(frameon=False, fontsize=7)
