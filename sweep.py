@@ -39,6 +39,7 @@ from masking import MASKING_TYPES
 from tokenizer import Tokenizer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+FINISHED = ("max_steps", "max_minutes", "patience", "overfit")  # how train.py says that it stopped and was done
 HEALTH = ("concept_rank", "input_dependence", "duplicates", "shuffled")  # as train.py logs them
 
 
@@ -92,19 +93,27 @@ def run(job):
     command = [sys.executable, "train.py", *plans[name]["arguments"], f"--seed={seed}",
                f"--out_dir={os.path.abspath(folder)}"]
     start = time.monotonic()
-    with open(os.path.join(folder, "output.txt"), "a") as output:
-        code = subprocess.run(command, cwd=HERE, env=env, stdout=output, stderr=subprocess.STDOUT).returncode
-        if evaluate and not code:
-            command = [sys.executable, "eval.py", f"--out_dir={os.path.abspath(folder)}", "--health_rows=0"]
+    def last_line(command):
+        """Runs it and appends to output.txt -> exit code, its last line."""
+        path = os.path.join(folder, "output.txt")
+        with open(path, "a") as output:
             code = subprocess.run(command, cwd=HERE, env=env, stdout=output, stderr=subprocess.STDOUT).returncode
-    lines = open(os.path.join(folder, "output.txt"), errors="replace").read().strip().splitlines() or [""]
+        with open(path, errors="replace") as output:
+            return code, (output.read().strip().splitlines() or [""])[-1]
+
+    code, line = last_line(command)
+    if not code and json.loads(line)["stopped"] not in FINISHED:
+        code, line = 1, f"stopped early ({json.loads(line)['stopped']}); the same sweep again goes on"
+    if evaluate and not code:
+        command = [sys.executable, "eval.py", f"--out_dir={os.path.abspath(folder)}", "--health_rows=0"]
+        code, line = last_line(command)
     if code:
-        print(f"{name} seed {seed} failed: {lines[-1]}\n    {shlex.join(command)}", flush=True)
+        print(f"{name} seed {seed} failed: {line}\n    {shlex.join(command)}", flush=True)
         return None
     records = [r for r in read_log(folder) if r.get("val_loss") is not None]
     print(f"{name} seed {seed}: {records[-1]['val_loss']:.4f} nats after {records[-1]['tokens']:,} tokens, "
           f"{(time.monotonic() - start) / 60:.1f} min", flush=True)
-    losses = next(iter(json.loads(lines[-1])["data"].values())) if evaluate else {}
+    losses = next(iter(json.loads(line)["data"].values())) if evaluate else {}
     return dict(arm=name, seed=seed, tokens=records[-1]["tokens"], loss=records[-1]["val_loss"],
                 bits_per_byte=records[-1]["val_bits_per_byte"],
                 maskings={key: r["loss"] for key, r in losses.items() if key in MASKING_TYPES},

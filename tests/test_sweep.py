@@ -57,6 +57,14 @@ def test_an_arm_that_fails_is_named_and_the_others_are_kept(sweep, tmp_path):
     assert result(done)["runs"] == 1 and result(done)["failed"] == 1
 
 
+def test_a_run_that_was_stopped_is_no_result(sweep, tmp_path):
+    """SIGTERM and stop_at_step end a run in order, with exit code 0: half a run must not be put beside whole ones."""
+    _, run = sweep
+    done = run(f"--out_dir={tmp_path}", "--seeds=1", "--arms=good\nhalf --stop_at_step=2", ok=False)
+    assert done.returncode == 1 and "half seed 1 failed: stopped early (stop_at_step)" in done.stdout
+    assert result(done)["runs"] == 1 and set(result(done)["loss"]) == {"good"}
+
+
 def test_bad_arms_are_refused_before_anything_runs(sweep, tmp_path):
     _, run = sweep
     where = f"--out_dir={tmp_path}/none"
