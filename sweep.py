@@ -39,7 +39,7 @@ from masking import MASKING_TYPES
 from tokenizer import Tokenizer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FINISHED = ("max_steps", "max_minutes", "patience", "overfit")  # how train.py says that it stopped and was done
+FINISHED = ("max_steps", "max_minutes", "patience", "overfit")  # how train.py says that a run is whole
 HEALTH = ("concept_rank", "input_dependence", "duplicates", "shuffled")  # as train.py logs them
 
 
