@@ -112,8 +112,8 @@ beside its controls: where a number does not differ from theirs, it says nothing
 a concept, a column a token: the stronger the colour, the more of its attention goes there. Point at a cell (or
 use the arrow keys): the sentence shows all that the concept reads. Hidden tokens carry the model's guess.</p></section>
 <section id="concepts" class="ours" data-empty="No words have been counted."><h2>Concepts</h2><p>What each concept reads
-more than frequency explains (bar: pointwise mutual information), the words it owns left aside; its use: share of the decoder's attention; its loss:
-nats lost when it alone is zeroed.</p></section>
+more than frequency explains (bar: pointwise mutual information), the words it owns left aside; its use: share of
+the decoder's attention; its loss: nats lost when it alone is zeroed.</p></section>
 <section id="similarity" class="ours" data-empty="The concepts have not been compared."><h2>Similarity</h2><p>Cosine of
 pairs of concepts, their mean taken away. Pale is healthy; blocks off the diagonal repeat themselves.</p></section>
 <section id="settings" data-empty="None recorded."><h2>Settings</h2><p>What the model was trained with.</p></section>
