@@ -33,7 +33,7 @@ masked_15       --mlm_probability=0.15
 masked_50       --mlm_probability=0.5
 whole_words     --masking_type=whole_word
 spans           --masking_type=span
-transformer     --arch=transformer --n_layer=2 --ffn_dim=712
+transformer     --arch=transformer --n_layer=1 --ffn_dim=1595
 """
 seeds = "1"
 out_dir = "out/sweep_architecture"
