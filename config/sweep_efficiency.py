@@ -3,8 +3,8 @@
     python sweep.py config/sweep_efficiency.py --jobs=2
 
 The Transformer has the open model's local mixers, and its shape was tuned: one wide layer, which runs at the predicted
-positions only, beats two by 0.09 nats. mixers is those mixers alone, their FFN widened to the same parameters; registers
-adds what the concepts are in number.
+positions only, beats two by 0.09 nats. mixers is those mixers alone, their FFN widened to the same parameters;
+registers adds what the concepts are in number.
 """
 base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8 --batch_size=4 --micro_batch=4
           --learning_rate=2.5e-3 --min_lr=5e-5 --warmup_steps=200
