@@ -134,22 +134,17 @@ class Transformer(MaskedEncoder):
             x_BNd = layer(x_BNd, x_BNd, mask, (turn, turn))
         return x_BNd[:, :R], x_BNd[:, R:]
 
-    def decode(self, registers, tokens, positions, documents=None, attention_mask=None):
-        """The last layer, at positions (B,K) int64 alone. registers (B,R,d), tokens (B,T,d) -> states (B,K,d).
-
-        Pass the attention_mask that `encode` got, and with isolate_documents documents=self.documents(ids).
-        """
-        if self.cfg.isolate_documents and documents is None:
-            raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
+    def _decode(self, registers, tokens, positions, documents, attention_mask):
+        """The last layer, at positions (B,K) int64 alone. registers (B,R,d), tokens (B,T,d) -> states (B,K,d), None."""
         x_BKd = gather_rows(tokens, positions)
         if not self.cfg.n_layer:
-            return self.norm(self.last(x_BKd, tokens))
+            return self.norm(self.last(x_BKd, tokens)), None
         real_BT = None if attention_mask is None else attention_mask.bool()
         mine_BK = None if documents is None else documents.gather(1, positions)
         mask, turn = self.mask(real_BT, mine_BK, documents), self.turn(tokens.shape[1])
         y_BNd = torch.cat((registers, tokens), dim=1) if self.cfg.n_register else tokens
         turn_BK = [part[0, 0][positions + self.cfg.n_register][:, None] for part in turn]
-        return self.norm(self.last(x_BKd, y_BNd, mask, (turn_BK, turn)))
+        return self.norm(self.last(x_BKd, y_BNd, mask, (turn_BK, turn))), None
 
     def turn(self, T):
         """Cosines and sines (1,1,N,e/2) by which registers and T tokens are rotated."""

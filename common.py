@@ -278,7 +278,7 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
         with autocast(machine.device, dtype):
             concepts, tokens = model.encode(inputs)
             states = model.decode(concepts, tokens, positions, model.documents(inputs))
-            logits = model.logits(states, concepts).float()
+            logits = model.logits(states).float()
         nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(weights) * weights
         hits = (logits.argmax(-1) == targets) * weights
         counts = [nats, weights, hits, n_bytes[targets] * weights]

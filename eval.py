@@ -178,7 +178,7 @@ def concept_pictures(model, ids, tok):
             inputs, positions = machine.take([batch.inputs, batch.positions])
             concepts, tokens = model.encode(inputs)
             states = model.decode(concepts, tokens, positions, model.documents(inputs))
-            guesses = model.logits(states, concepts)[0, :, :tok.n_vocab].argmax(-1).tolist()
+            guesses = model.logits(states)[0, :, :tok.n_vocab].argmax(-1).tolist()
         used = [(int(p), g) for p, g, w in zip(batch.positions[0], guesses, batch.weights[0]) if w]
         sentences.append(dict(
             tokens=[tok.decode([int(i)]) for i in row[:SENTENCE_TOKENS]],

@@ -114,7 +114,7 @@ def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
         for c, x, inputs, positions, targets, weights in zip(*parts):
             with autocast(machine.device, dtype):
                 states = model.decode(c, x, positions, model.documents(inputs))
-                nats += model.nats(states, c, targets, weights).item()
+                nats += model.nats(states, targets, weights).item()
             predicted += weights.sum().item()
         return nats / max(predicted, 1)
 

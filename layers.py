@@ -16,7 +16,7 @@ import loss
 class MaskedEncoder(nn.Module):
     """What every architecture shares: loss at the predicted positions only, head tied to the token table, documents.
 
-    A subclass brings `arch` (its name in settings), `cfg`, `wte`, `_encode`, `decode` and `flops_per_token`.
+    A subclass brings `arch` (its name in settings), `cfg`, `wte`, `_encode`, `_decode` and `flops_per_token`.
     """
     def table(self):
         """The token table in the width tokens are read in, shared by embedding and head. -> (V,d)."""
@@ -35,19 +35,26 @@ class MaskedEncoder(nn.Module):
         """ids (B,T) int64, attention_mask (B,T) True or 1 = real token -> concepts (B,C,D), tokens (B,T,d)."""
         return self._encode(ids, attention_mask, self.table(), self.documents(ids))
 
-    def head(self, states, concepts, table_Vd):
+    def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
+        """What `encode` returned and positions (B,K) int64 -> states (B,K,D) at these positions.
+
+        Pass the attention_mask that `encode` got, and with isolate_documents documents=model.documents(ids). The
+        states bring along what else `logits` and `nats` need to know of the row.
+        """
+        if self.cfg.isolate_documents and documents is None:
+            raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
+        states, states.heard = self._decode(concepts, tokens, positions, documents, attention_mask)
+        return states
+
+    def head(self, states, heard, table_Vd):
         """What loss.py makes logits of: states in the table's width, words said to the row, how much they count."""
         return self.narrow(states), None, None
 
-    def logits(self, states, concepts=None):
-        """States (B,K,D) -> (B,K,V), by the token table itself (tied).
-
-        A lexicon also hears the concepts (B,C,D): pass them, or the states just as `decode` returned them. ValueError
-        without either.
-        """
-        table_Vd, concepts = self.table(), getattr(states, "concepts", None) if concepts is None else concepts
-        narrow_BKd, said_BV, gate_BK = self.head(states, concepts, table_Vd)
-        return loss.logits(narrow_BKd, table_Vd, said_BV, gate_BK)
+    def logits(self, states):
+        """States (B,K,D) just as `decode` returned them -> (B,K,V), by the token table itself (tied)."""
+        table_Vd = self.table()
+        narrow_BKd, said_BV, gate_BKC = self.head(states, getattr(states, "heard", None), table_Vd)
+        return loss.logits(narrow_BKd, table_Vd, said_BV, gate_BKC)
 
     def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
         """Mean loss in nats of predicting targets (B,K) at positions (B,K) of the masked rows ids (B,T).
@@ -57,15 +64,17 @@ class MaskedEncoder(nn.Module):
         """
         table_Vd, documents_BT = self.table(), self.documents(ids)
         concepts, tokens = self._encode(ids, attention_mask, table_Vd, documents_BT)
-        states_BKD = self.decode(concepts, tokens, positions, documents_BT, attention_mask)
-        nats = self.nats(states_BKD, concepts, targets, weights, table_Vd)
+        states_BKD, heard = self._decode(concepts, tokens, positions, documents_BT, attention_mask)
+        nats = self._nats(states_BKD, heard, targets, weights, table_Vd)
         return nats / (weights.sum().clamp(min=1e-9) if total_weight is None else total_weight)
 
-    def nats(self, states, concepts, targets, weights, table_Vd=None):
-        """Sum of weights (B,K) x nats of predicting targets (B,K) from states (B,K,D). -> scalar."""
-        table_Vd = self.table() if table_Vd is None else table_Vd
-        narrow_BKd, said_BV, gate_BK = self.head(states, concepts, table_Vd)
-        return loss.cross_entropy(narrow_BKd, table_Vd, targets, weights, said_BV, gate_BK)
+    def nats(self, states, targets, weights):
+        """Sum of weights (B,K) x nats of predicting targets (B,K) from states as `decode` returned them. -> scalar."""
+        return self._nats(states, getattr(states, "heard", None), targets, weights, self.table())
+
+    def _nats(self, states, heard, targets, weights, table_Vd):
+        narrow_BKd, said_BV, gate_BKC = self.head(states, heard, table_Vd)
+        return loss.cross_entropy(narrow_BKd, table_Vd, targets, weights, said_BV, gate_BKC)
 
     def documents(self, ids):
         """Number of the document each token belongs to, from 0; None unless isolate_documents. EOT ends a document."""

@@ -105,6 +105,16 @@ class ConceptConfig:
         return self.lexicon and self.bottleneck == "open" and not self.isolate_documents
 
     @property
+    def context_dim(self):
+        """How many numbers of a concept are its memory of contexts."""
+        return max(1, self.concept_dim // 4) if self.speaks else 0
+
+    @property
+    def content_dim(self):
+        """How many are what it has read: the decoder reads these."""
+        return self.concept_dim - self.context_dim
+
+    @property
     def token_width(self):
         """d, the width in which tokens are mixed and read: token_dim, or that of the expanded table."""
         return self.token_dim if self.token_dim >= EXPAND_BELOW else min(256, self.concept_dim)
@@ -150,49 +160,75 @@ class StrictDecoder(nn.Module):
 
 
 class OpenDecoder(nn.Module):
-    """n_decoder blocks in which masked tokens read the concepts and think. (B,K,D) -> (B,K,D); pre-norm."""
+    """n_decoder blocks in which masked tokens read the concepts' content and think. (B,K,D) -> (B,K,D); pre-norm."""
     def __init__(self, cfg):
         super().__init__()
-        D = cfg.concept_dim
+        D, E = cfg.concept_dim, cfg.content_dim
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(dict(read_norm=norm(D, cfg), read=Attention(D, D, cfg, gain(cfg, 2.0), normalize=True),
+            nn.ModuleDict(dict(read_norm=norm(D, cfg), read=Attention(D, E, cfg, gain(cfg, 2.0), normalize=True),
                                ffn_norm=norm(D, cfg), ffn=GatedFFN(D, cfg))) for _ in range(cfg.n_decoder))
         self.drop, self.norm = nn.Dropout(cfg.dropout), norm(D, cfg)
 
-    def forward(self, y_BKD, c_BCD, mask=None):
+    def forward(self, y_BKD, c_BCE, mask=None):
         for block in self.blocks:
-            y_BKD = y_BKD + self.drop(block["read"](block["read_norm"](y_BKD), c_BCD, mask))
+            y_BKD = y_BKD + self.drop(block["read"](block["read_norm"](y_BKD), c_BCE, mask))
             y_BKD = y_BKD + self.drop(block["ffn"](block["ffn_norm"](y_BKD)))
         return self.norm(y_BKD)
 
 
 class Lexicon(nn.Module):
-    """Every concept owns every n_concept-th word: it reads its own in the row, and says which it has read.
+    """Every concept owns every n_concept-th word: it reads its own in the row, says which, and in what context.
 
     Words that repeat in a row are worth 0.17 nats to a model that knows them one by one; summed up in vectors of the
     model's width they drown in each other (records/architecture, 3 and 7). Dealt out, each concept tells only V / C
-    words apart, and asking it costs a C-th of asking all about all. What it says rises in the predictions of the whole
-    row; every position decides by a gate from 0 to 2 how much it listens.
+    words apart, and asking it costs a C-th of asking all about all. What it says rises in the predictions of the row:
+    everywhere by a gate of the position from 0 to 2, and more where the position's own context is that in which the
+    concept met its words (records/architecture, 9).
+
+    The last context_dim numbers of a concept are that memory; the others, its content, are what the decoder reads.
     """
     def __init__(self, cfg):
         super().__init__()
-        self.words = nn.Linear(cfg.concept_dim, cfg.token_width, bias=False)
+        self.words = nn.Linear(cfg.content_dim, cfg.token_width, bias=False)
         self.scale = nn.Parameter(torch.tensor(2.0))
         self.threshold = nn.Parameter(torch.tensor(1.0))
         self.gate = nn.Parameter(torch.zeros(cfg.concept_dim))
+        self.context = nn.Linear(cfg.token_width, cfg.context_dim, bias=False)
+        self.salience = nn.Parameter(torch.zeros(cfg.token_width))
+        self.loudness, self.sharpness = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(8.0))
         rank_V = torch.arange(2.0, cfg.vocab_size + 2)  # ids come in order of frequency: a rare word is news, of mean 1
         self.register_buffer("news", rank_V.log() / rank_V.log().mean(), persistent=False)
 
-    def forward(self, c_BCD, states_BKD, table_Vd):
-        """-> what is said to each row (B,V) and how much each position listens (B,K)."""
-        (B, C, _), V = c_BCD.shape, len(table_Vd)
-        spoken_BCd = self.words(c_BCD)
+    def remember(self, x_BTd, owner_BT, n_concept, mask=None):
+        """The mean context of the words each concept owns, by learned salience. -> (B,C,context_dim) float32.
+
+        Contexts are unit vectors, so their mean is the shorter the less they agree, and zero where nothing is owned.
+        """
+        context_BTr = F.normalize(self.context(x_BTd).float(), dim=-1)
+        share_BT1 = (x_BTd.float() @ self.salience)[..., None].clamp(-30, 30).exp()
+        if mask is not None:
+            share_BT1 = share_BT1 * mask[:, 0].mT
+        share_BTr = torch.cat((share_BT1 * context_BTr, share_BT1), dim=-1)
+        sums = torch.zeros(len(x_BTd), n_concept, share_BTr.shape[-1], device=x_BTd.device)
+        sums = sums.scatter_add(1, owner_BT[..., None].expand_as(share_BTr), share_BTr)
+        return sums[..., :-1] / sums[..., -1:].clamp(min=1e-20)
+
+    def listen(self, memory_BCr, states_BKD, x_BKd):
+        """How much each position listens to each concept. -> (B,K,C) float32."""
+        cosine_BKC = (F.normalize(self.context(x_BKd).float(), dim=-1) @ memory_BCr.float().mT).float()
+        gate_BK1 = 2 * torch.sigmoid(states_BKD.float() @ self.gate)[..., None]
+        return gate_BK1 + (self.loudness + self.sharpness * (cosine_BKC - 1)).exp()
+
+    def say(self, content_BCE, table_Vd):
+        """Which of its words each concept has read. -> (B,V) float32, the words of all concepts."""
+        (B, C, _), V = content_BCE.shape, len(table_Vd)
+        spoken_BCd = self.words(content_BCE)
         spoken_BCd = F.layer_norm(spoken_BCd, spoken_BCd.shape[-1:]) * self.scale
         own_vCd = F.pad(table_Vd.detach(), (0, 0, 0, -V % C)).view(-1, C, table_Vd.shape[1])  # row V / C * i + c: c's
         heard_CBv = (spoken_BCd.transpose(0, 1) @ own_vCd.permute(1, 2, 0)).float()
         heard_CBv = heard_CBv - heard_CBv.mean(-1, keepdim=True)  # all words of a table are a little alike
         heard_BV = heard_CBv.permute(1, 2, 0).reshape(B, -1)[:, :V]
-        return F.softplus(heard_BV - self.threshold) * self.news, 2 * torch.sigmoid(states_BKD @ self.gate)
+        return F.softplus(heard_BV - self.threshold) * self.news
 
 
 class TableExpansion(nn.Module):
@@ -257,11 +293,17 @@ class ConceptEncoder(MaskedEncoder):
     def narrow(self, states):
         return self.to_table(states)
 
-    def head(self, states, concepts, table_Vd):
-        if self.lexicon and concepts is None:
-            raise ValueError("a lexicon hears concepts: logits(states, concepts), or states as decode returned them")
-        said, gate = self.lexicon(concepts, states, table_Vd) if self.lexicon else (None, None)
-        return self.to_table(states), said, gate
+    def head(self, states, heard, table_Vd):
+        if not self.lexicon:
+            return self.to_table(states), None, None
+        if heard is None:
+            raise ValueError("the states have lost what the lexicon hears: pass them just as decode returned them")
+        content_BCE, gate_BKC = heard
+        return self.to_table(states), self.lexicon.say(content_BCE, table_Vd), gate_BKC
+
+    def content(self, concepts):
+        """A concept without its memory."""
+        return concepts[..., :self.cfg.content_dim]
 
     def _encode(self, ids, attention_mask, table_Vd, documents_BT):
         B, T = ids.shape
@@ -279,24 +321,27 @@ class ConceptEncoder(MaskedEncoder):
             own_words = F.layer_norm(F.embedding(ids, table_Vd), x_BTd.shape[-1:]), ids % self.cfg.n_concept
         for i, layer in enumerate(self.layers):
             c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask, *(() if i else own_words))
-        return self.norm(c_BCD), x_BTd
+        c_BCD = self.norm(c_BCD)
+        if self.lexicon:
+            memory_BCr = self.lexicon.remember(read_BTd, own_words[1], self.cfg.n_concept, read_mask)
+            c_BCD = torch.cat((self.content(c_BCD), memory_BCr * self.cfg.context_dim**0.5), dim=-1)
+        return c_BCD, x_BTd
 
-    def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
-        """Concepts (B,C,D), tokens (B,T,d), positions (B,K) int64 -> states (B,K,D).
+    def _decode(self, concepts, tokens, positions, documents, attention_mask):
+        """Concepts (B,C,D), tokens (B,T,d), positions (B,K) int64 -> states (B,K,D), what the lexicon hears or None.
 
-        The strict decoder never looks at `tokens`. documents (B,T): pass self.documents(ids) with isolate_documents.
-        attention_mask has no effect here: concepts have read the real tokens only.
+        The strict decoder never looks at `tokens`. attention_mask has no effect: concepts have read real tokens only.
         """
         query_BKd = self.wpe[positions] if self.cfg.bottleneck == "strict" else gather_rows(tokens, positions)
         mask = None
-        if self.cfg.isolate_documents and documents is None:
-            raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
         if documents is not None:
             mask = self.serves(documents, documents.gather(1, positions)).transpose(1, 2)[:, None]
-        states_BKD = self.decoder(self.query(query_BKd), concepts, mask)
-        if self.lexicon and not torch.compiler.is_compiling():
-            states_BKD.concepts = concepts  # logits(states) needs them
-        return states_BKD
+        states_BKD = self.decoder(self.query(query_BKd), self.content(concepts), mask)
+        if not self.lexicon:
+            return states_BKD, None
+        x_BKd = F.layer_norm(query_BKd, query_BKd.shape[-1:])
+        memory_BCr = concepts[..., self.cfg.content_dim:] * self.cfg.context_dim**-0.5
+        return states_BKD, (self.content(concepts), self.lexicon.listen(memory_BCr, states_BKD, x_BKd))
 
     # ---- who may read whom --------------------------------------------------
 
@@ -347,14 +392,15 @@ class ConceptEncoder(MaskedEncoder):
         tables that are expanded once for all rows of a batch.
         """
         cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.cfg.n_concept
-        ffn = 3 * D * cfg.ffn_dim
+        ffn, E, r = 3 * D * cfg.ffn_dim, cfg.content_dim, cfg.context_dim
         layer = C * (2 * D * D + 2 * T * D + (4 * D * D + 2 * C * D) * cfg.talks + ffn) + T * 2 * d * D
         own = C * 2 * T * D * self.layers[0].read.own / cfg.n_head  # what reading own words saves the first layer
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
-        block = K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * D
+        block = K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * E
         decoder = C * D * D + K * 2 * C * D if cfg.bottleneck == "strict" else cfg.n_decoder * block
         head = K * (d * cfg.vocab_size + (2 * d * D if d != D else 0))
-        head += (d * (C * D + cfg.vocab_size + -cfg.vocab_size % C) + K * D - own) if cfg.speaks else 0
+        say, listen = d * (C * E + cfg.vocab_size + -cfg.vocab_size % C), K * (D + r * (d + C))
+        head += say + listen + T * d * (r + 1) - own if cfg.speaks else 0
         table = sum(p.numel() for p in self.expansion.parameters() if p.ndim == 2) if self.expansion else 0
         table = (table + self.expansion.waves.numel() if self.expansion else 0) * cfg.vocab_size / B
         return 6 * (cfg.n_layer * layer + len(self.mixers) * mixer + decoder + head + table) / T

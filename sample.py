@@ -48,7 +48,7 @@ def fill(model, tok, ids):
     """ids (1, T) -> (filled text, for each mask a list of (token text, probability))."""
     positions = (ids == tok.mask_id).nonzero()[:, 1][None]
     concepts, tokens = model.encode(ids)
-    logits = model.logits(model.decode(concepts, tokens, positions, model.documents(ids)), concepts)[0].float()
+    logits = model.logits(model.decode(concepts, tokens, positions, model.documents(ids)))[0].float()
     ordinary = torch.from_numpy((~tok.is_special).nonzero()[0]).to(ids.device)
     probability, index = logits[:, ordinary].softmax(-1).topk(min(top, len(ordinary)), dim=-1)
     candidate = ordinary[index]

@@ -7,10 +7,10 @@ positions only, beats two by 0.09 nats. mixers is those mixers alone, their FFN 
 registers adds what the concepts are in number.
 """
 base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8 --batch_size=4 --micro_batch=4
-          --learning_rate=2.5e-3 --min_lr=5e-5 --warmup_steps=200
+          --learning_rate=4e-3 --min_lr=5e-5 --warmup_steps=200
           --eval_interval=500 --eval_rows=256 --log_interval=100"""
 arms = """
-open          --ffn_dim=576
+open          --ffn_dim=592
 transformer   --arch=transformer --n_layer=1 --ffn_dim=1595
 transformer_2 --arch=transformer --n_layer=2 --ffn_dim=712
 registers     --arch=transformer --n_layer=1 --ffn_dim=1574 --n_register=64

@@ -130,7 +130,7 @@ def test_channel_use_is_what_recomputing_the_loss_gives():
         concepts, tokens = model.encode(ids)
 
         def loss(c):
-            return F.cross_entropy(model.logits(model.decode(c, tokens, positions), c).flatten(0, 1), targets.flatten())
+            return F.cross_entropy(model.logits(model.decode(c, tokens, positions)).flatten(0, 1), targets.flatten())
         assert use["loss"] == pytest.approx(loss(concepts).item(), abs=1e-5)
         assert use["shuffled"] == pytest.approx((loss(concepts.roll(3, 0)) - loss(concepts)).item(), abs=1e-5)
         assert use["averaged"] == pytest.approx(

@@ -64,7 +64,7 @@ def learn(steps=300, **shape):
     ids, positions, targets, _ = masked(1000, torch.Generator().manual_seed(99))
     with torch.no_grad():
         concepts, tokens = model.eval().encode(ids)
-        loss, shuffled = (F.cross_entropy(model.logits(model.decode(c, tokens, positions), c).flatten(0, 1),
+        loss, shuffled = (F.cross_entropy(model.logits(model.decode(c, tokens, positions)).flatten(0, 1),
                                           targets.flatten()).item() for c in (concepts, concepts.roll(500, 0)))
     return loss, shuffled - loss, health.geometry(concepts) if concepts.shape[1] else None
 

@@ -12,7 +12,7 @@ def batch(lexicon, B=3, K=7, d=8, V=50, dtype=torch.float64):
     g = torch.Generator().manual_seed(0)
     def draw(*shape):
         return torch.randn(*shape, generator=g, dtype=dtype, requires_grad=True)
-    inputs = [draw(B, K, d), draw(V, d)] + ([draw(B, V), draw(B, K)] if lexicon else [])
+    inputs = [draw(B, K, d), draw(V, d)] + ([draw(B, V), draw(B, K, 4)] if lexicon else [])
     weights = torch.rand(B, K, generator=g).to(dtype)
     weights[1, 3:] = 0
     return inputs, torch.randint(0, V, (B, K), generator=g), weights

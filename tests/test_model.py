@@ -97,7 +97,7 @@ def test_flops_agree_with_the_flop_counter(variant):
 
 def logits(model, ids, positions, attention_mask=None):
     concepts, tokens = model.encode(ids, attention_mask)
-    return model.logits(model.decode(concepts, tokens, positions, model.documents(ids), attention_mask), concepts)
+    return model.logits(model.decode(concepts, tokens, positions, model.documents(ids), attention_mask))
 
 
 @variants
@@ -292,31 +292,47 @@ def test_learns_a_repeated_token_from_afar(kind):
     assert loss < 0.5 < math.log(40)
 
 
-def test_a_lexicon_raises_what_its_concepts_say_in_every_prediction_of_the_row():
-    """Agrees with the formula written out word by word: word v belongs to concept v % C, news grows with its rank."""
-    model, (ids, positions, *_) = small(), batch()
-    table, C = model.wte.detach(), 8
+def test_a_lexicon_says_which_words_and_positions_listen_by_context():
+    """Agrees with the formulas written out word by word: word v belongs to concept v % C, news grows with its rank."""
+    model, (ids, positions, *_) = small(hide_masked=True), batch()
+    table, C, lexicon = model.wte.detach(), 8, model.lexicon
     with torch.no_grad():
-        model.lexicon.gate.normal_()
+        lexicon.gate.normal_(), lexicon.salience.normal_()
         concepts, tokens = model.encode(ids)
         states = model.decode(concepts, tokens, positions)
-        whole = model.logits(states, concepts)
+        whole, x = model.logits(states), F.layer_norm(tokens, (64,))
+        context = F.normalize(x @ lexicon.context.weight.T, dim=-1)
         for b, k, word in ((0, 0, 5), (2, 4, 90), (1, 3, 17)):
-            spoken = F.layer_norm(model.lexicon.words.weight @ concepts[b, word % C], (64,)) * 2
+            concept, own = concepts[b, word % C], (ids[b] % C == word % C) & (ids[b] != MASK)
+            share = torch.where(own, (x[b] @ lexicon.salience).exp(), 0)
+            memory = share @ context[b] / share.sum() if own.any() else torch.zeros(16)
+            assert torch.allclose(concept[48:], 4 * memory, atol=1e-5)
+            spoken = F.layer_norm(lexicon.words.weight @ concept[:48], (64,)) * 2
             heard = table[word] @ spoken - (table[word % C::C] @ spoken).sum() / math.ceil(V / C)
             news = math.log(word + 2) / (sum(math.log(v + 2) for v in range(V)) / V)
-            gate = 2 / (1 + math.exp(-float(states[b, k] @ model.lexicon.gate)))
+            gate = 2 / (1 + math.exp(-float(states[b, k] @ lexicon.gate)))
+            gate += math.exp(8 * (float(context[b, positions[b, k]] @ memory) - 1))
             said = gate * math.log1p(math.exp(float(heard) - 1)) * news
             assert whole[b, k, word].item() == pytest.approx(float(states[b, k] @ table[word]) + said, abs=1e-4)
 
 
-def test_logits_of_a_lexicon_never_forget_the_concepts():
-    """States as decode returned them bring their concepts along; states that lost them are refused."""
-    model, (ids, positions, *_) = small(), batch()
+def test_a_word_whose_context_comes_back_is_listened_to():
+    """Untrained: where the neighbours of a hidden word stand a second time around a word, that word's concept gains."""
+    model = small(n_concept=32, hide_masked=True)
+    ids = torch.randint(0, 60, (1, 32), generator=torch.Generator().manual_seed(1))
+    ids[0, 5:10] = torch.tensor([61, 62, 63, 64, 65])
+    ids[0, 20:25] = torch.tensor([61, 62, MASK, 64, 65])
     concepts, tokens = model.encode(ids)
-    states = model.decode(concepts, tokens, positions)
-    assert torch.equal(model.logits(states), model.logits(states, concepts))
-    with pytest.raises(ValueError, match=r"logits\(states, concepts\)"):
+    (_, gate_11C) = model.decode(concepts, tokens, torch.tensor([[22]])).heard
+    assert gate_11C[0, 0].argmax() == 63 % 32
+
+
+def test_logits_of_a_lexicon_never_forget_the_concepts():
+    """States as decode returned them bring along what the lexicon hears; states that lost it are refused."""
+    model, (ids, positions, *_) = small(), batch()
+    states = model.decode(*model.encode(ids), positions)
+    assert model.logits(states).shape == (3, 5, V)
+    with pytest.raises(ValueError, match="as decode returned them"):
         model.logits(states * 1)
 
 
