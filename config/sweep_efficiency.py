@@ -12,7 +12,7 @@ base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_h
 arms = """
 open          --ffn_dim=592
 transformer   --arch=transformer --n_layer=1 --ffn_dim=1595
-transformer_2 --arch=transformer --n_layer=2 --ffn_dim=712
+transformer_2 --arch=transformer --n_layer=2 --ffn_dim=712 --learning_rate=2.5e-3
 registers     --arch=transformer --n_layer=1 --ffn_dim=1574 --n_register=64
 mixers        --arch=transformer --n_layer=0 --ffn_dim=1760
 strict        --bottleneck=strict --n_layer=3 --ffn_dim=352 --learning_rate=6e-3 --concept_std=1.0
