@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=4 train.py config/xlarge.py --data_dir=data/mine
 
-6,937,098,274 parameters with a 30,522-word vocabulary, 22,042.5 MFLOP a token, 20 B tokens, 4.4e+20 FLOP.
-At 35 % of the bf16 peak (assumed): 4x3090 1,229 h; 4x4090 530 h, $1,272.29; 4xA100 280 h, $1,345.70.
+6,928,710,692 parameters with a 30,522-word vocabulary, 22,022.8 MFLOP a token, 20 B tokens, 4.4e+20 FLOP.
+At 35 % of the bf16 peak (assumed): 4x3090 1,227 h; 4x4090 530 h, $1,271.16; 4xA100 280 h, $1,344.50.
 Weights, gradients and two AdamW moments take 103 GiB a process, because train.py copies the model to each
 process (DDP): no single card holds it, so these shapes are for counting and planning until sharded training is there.
 """

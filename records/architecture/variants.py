@@ -15,33 +15,35 @@ import torch.nn.functional as F
 
 import layers
 import model
-from layers import Attention, gather_rows, norm
+from layers import Attention, norm
 from model import ConceptEncoder, ConceptLayer, OpenDecoder
 
 init, encode, layer_forward = ConceptEncoder.__init__, ConceptEncoder._encode, ConceptLayer.forward
-forward, masks = ConceptEncoder.forward, ConceptEncoder.masks
+forward, masks, decode = ConceptEncoder.forward, ConceptEncoder.masks, ConceptEncoder._decode
 
 
 def position_query():
     """A predicted position asks with its position alone, as in strict."""
-    def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
-        states = self.decoder(self.query(F.layer_norm(self.wpe[positions], self.wpe.shape[-1:])), concepts)
-        states.concepts = concepts
-        return states
-    ConceptEncoder.decode = decode
+    def ask(self, concepts, tokens, *others):
+        place_Td = F.layer_norm(self.wpe[:tokens.shape[1]], self.wpe.shape[-1:])
+        return decode(self, concepts, place_Td.expand_as(tokens), *others)
+    ConceptEncoder._decode = ask
 
 
 def half_queries():
     """Half of the queries of a training batch are their position alone."""
-    def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
-        query = gather_rows(tokens, positions)
-        place = F.layer_norm(self.wpe[positions], self.wpe.shape[-1:])
-        if self.training:
-            query = torch.where(torch.rand(positions.shape)[..., None] < 0.5, place, query)
-        states = self.decoder(self.query(query), concepts)
-        states.concepts = concepts
-        return states
-    ConceptEncoder.decode = decode
+    def ask(self, concepts, tokens, *others):
+        place_Td = F.layer_norm(self.wpe[:tokens.shape[1]], self.wpe.shape[-1:])
+        hidden_BT1 = torch.rand(*tokens.shape[:2], 1) < 0.5 * self.training
+        return decode(self, concepts, torch.where(hidden_BT1, place_Td, tokens), *others)
+    ConceptEncoder._decode = ask
+
+
+def no_contexts():
+    """Positions listen to all concepts alike, whatever their contexts."""
+    def listen(self, memory_BCr, states_BKD, x_BKd):
+        return 2 * torch.sigmoid(states_BKD.float() @ self.gate)[..., None].expand(-1, -1, memory_BCr.shape[1])
+    model.Lexicon.listen = listen
 
 
 def orthogonal():
