@@ -3,14 +3,14 @@
     tokens (B,T) --embed--> x_BTd --[local mixers]--> x_BTd         open bottleneck only: tokens see their neighbours
     concepts c_CD --n_layer x [ read x | self-attention if strict | gated FFN ]--> c_BCD     O(T * C), never O(T^2)
     masked positions (B,K) --decoder reads c--> y_BKD --tied head--> logits_BKV      only where something is predicted
-    concepts c_BCD --lexicon--> said_BV, which words stand in the row --> + logits_BKV                       open only
+    concepts c_BCD --lexicon--> said_BV, which words stand in the row --> + gate_BKC said_BV to the logits   open only
 
 bottleneck="strict" is the pure hypothesis: token states never change and a decoder query is a position and nothing
 else, so whatever is predicted went through the concepts. bottleneck="open" lets tokens see their neighbours by a
 depthwise convolution and decodes from the token's own state: better losses; the concepts carry what is not local.
 There concepts do not read each other: averaging what they have in common makes them alike (records/architecture, 5).
 And each owns a share of the vocabulary: half of its heads read its own words only, and which of them it has read is
-added to every prediction of the row (Lexicon; records/architecture, 7).
+added to the predictions of the row, the more the better their contexts match (Lexicon; records/architecture, 7 and 9).
 
 Choices that decide whether it trains (each has a test in tests/test_model.py):
 - the decoder query holds the position; without it all masked tokens of a row get the same prediction
@@ -67,7 +67,7 @@ class ConceptConfig:
     mixer_kernel: int = 7  # tokens a mixer sees, odd (open)
     n_decoder: int = 1  # decoder blocks (open)
     self_attention: bool = False  # concepts also read each other, which makes them alike (open; strict always does)
-    lexicon: bool = True  # each concept owns some words, reads and says them (open, unless documents are isolated)
+    lexicon: bool = True  # each concept owns words, reads and says them (open, unless documents are isolated)
     concept_std: float = 1.0  # standard deviation of the concepts at the start
     mask_id: int = -1  # id of [MASK]
     eot_id: int = -1  # id that ends a document

@@ -5,7 +5,7 @@
 Variants that lost and are not in the model are patches: records/architecture/variants.py.
 """
 base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8 --batch_size=4 --micro_batch=4
-          --learning_rate=2.5e-3 --min_lr=5e-5 --warmup_steps=200 --max_steps=1000 --ffn_dim=576
+          --learning_rate=4e-3 --min_lr=5e-5 --warmup_steps=200 --max_steps=1000 --ffn_dim=592
           --eval_interval=500 --eval_rows=256 --log_interval=100"""
 arms = """
 open
@@ -28,7 +28,8 @@ token_64        --token_dim=64
 width_256       --concept_dim=256
 muon            --optimizer=muon
 muon_low        --optimizer=muon --learning_rate=1e-3
-rate_4e-3       --learning_rate=4e-3
+rate_2.5e-3     --learning_rate=2.5e-3
+rate_6e-3       --learning_rate=6e-3
 masked_15       --mlm_probability=0.15
 masked_50       --mlm_probability=0.5
 whole_words     --masking_type=whole_word
