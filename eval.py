@@ -33,6 +33,7 @@ config = configure(globals())
 
 import csv
 import json
+import math
 import os
 
 import scipy.stats
@@ -131,10 +132,10 @@ def read_sts(path):
 def zero_shot_sts(model, tok, pairs):
     """Correlation of the cosine of two sentences' embeddings with human scores -> {embedding: {"pearson", "spearman"}}.
 
-    table: mean of the token table, which knows no order and no context; tokens: mean token state; concepts: mean
-    concept; all concepts: the concepts side by side. Each once more centred: without the mean over these sentences,
-    which says nothing about any of them and in concepts that own none of a short row's words is all there is
-    (1702.01417). No score is looked at for that.
+    table: mean of the token table, which knows no order and no context; tokens, concepts: mean token state, mean
+    concept; max: the largest of each number instead; all concepts: side by side. Each once more centred: without the
+    mean over these sentences, which says nothing about any of them and in concepts that own none of a short row's
+    words is all there is (1702.01417). No score is looked at for that.
     """
     first, second, scores = pairs
     vectors = {}
@@ -149,9 +150,11 @@ def zero_shot_sts(model, tok, pairs):
         with torch.no_grad(), autocast(machine.device, dtype):
             concepts, tokens = model.encode(batch, real)
             weights = real[..., None] / real.sum(1)[:, None, None]
-            found = dict(table=(F.embedding(batch, model.table()) * weights).sum(1), tokens=(tokens * weights).sum(1))
+            found = {"table": (F.embedding(batch, model.table()) * weights).sum(1), "tokens": (tokens * weights).sum(1),
+                     "tokens, max": tokens.masked_fill(~real[..., None], -math.inf).amax(1)}
             if model.arch == "concept":
-                found |= {"concepts": concepts.mean(1), "all concepts": concepts.flatten(1)}
+                found |= {"concepts": concepts.mean(1), "concepts, max": concepts.amax(1),
+                          "all concepts": concepts.flatten(1)}
         for name, vector in found.items():
             vectors.setdefault(name, []).append(vector.float().cpu())
     result = {}
