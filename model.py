@@ -205,7 +205,7 @@ class Lexicon(nn.Module):
         Contexts are unit vectors, so their mean is the shorter the less they agree, and zero where nothing is owned.
         """
         context_BTr = F.normalize(self.context(x_BTd).float(), dim=-1)
-        share_BT1 = (x_BTd.float() @ self.salience)[..., None].clamp(-30, 30).exp()
+        share_BT1 = (x_BTd.float() @ self.salience.float())[..., None].clamp(-30, 30).exp()
         if mask is not None:
             share_BT1 = share_BT1 * mask[:, 0].mT
         share_BTr = torch.cat((share_BT1 * context_BTr, share_BT1), dim=-1)
@@ -216,7 +216,7 @@ class Lexicon(nn.Module):
     def listen(self, memory_BCr, states_BKD, x_BKd):
         """How much each position listens to each concept. -> (B,K,C) float32."""
         cosine_BKC = (F.normalize(self.context(x_BKd).float(), dim=-1) @ memory_BCr.float().mT).float()
-        gate_BK1 = 2 * torch.sigmoid(states_BKD.float() @ self.gate)[..., None]
+        gate_BK1 = 2 * torch.sigmoid(states_BKD.float() @ self.gate.float())[..., None]
         return gate_BK1 + (self.loudness + self.sharpness * (cosine_BKC - 1)).exp()
 
     def say(self, content_BCE, table_Vd):
@@ -324,7 +324,8 @@ class ConceptEncoder(MaskedEncoder):
         c_BCD = self.norm(c_BCD)
         if self.lexicon:
             memory_BCr = self.lexicon.remember(read_BTd, own_words[1], self.cfg.n_concept, read_mask)
-            c_BCD = torch.cat((self.content(c_BCD), memory_BCr * self.cfg.context_dim**0.5), dim=-1)
+            memory_BCr = (memory_BCr * self.cfg.context_dim**0.5).to(c_BCD.dtype)
+            c_BCD = torch.cat((self.content(c_BCD), memory_BCr), dim=-1)
         return c_BCD, x_BTd
 
     def _decode(self, concepts, tokens, positions, documents, attention_mask):

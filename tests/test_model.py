@@ -69,6 +69,12 @@ def test_any_token_and_concept_width_trains(token_dim, concept_dim):
 
 
 @variants
+def test_a_model_converted_to_bfloat16_gives_the_same_loss(variant):
+    full, half = small(**variant)(*batch()), small(**variant).bfloat16()(*batch())
+    assert abs(half / full - 1) < 0.02
+
+
+@variants
 def test_first_loss_is_ln_vocabulary(variant):
     loss = small(**variant)(*batch(B=32))
     assert abs(loss / math.log(V) - 1) < 0.1
