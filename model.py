@@ -217,7 +217,8 @@ class Lexicon(nn.Module):
         """How much each position listens to each concept. -> (B,K,C) float32."""
         cosine_BKC = (F.normalize(self.context(x_BKd).float(), dim=-1) @ memory_BCr.float().mT).float()
         gate_BK1 = 2 * torch.sigmoid(states_BKD.float() @ self.gate.float())[..., None]
-        return gate_BK1 + (self.loudness + self.sharpness * (cosine_BKC - 1)).exp()
+        match_BKC = self.loudness + self.sharpness * (cosine_BKC - 1)
+        return gate_BK1 + match_BKC.clamp(max=5).exp()  # beyond that, these two numbers have gone astray
 
     def say(self, content_BCE, table_Vd):
         """Which of its words each concept has read. -> (B,V) float32, the words of all concepts."""
