@@ -334,10 +334,10 @@ def append_log(out_dir, record):
 
 
 def read_log(out_dir):
-    """Records of log.jsonl; a last line cut short by a crash is left out."""
+    """Records of log.jsonl; a line cut short or garbled by a crash is left out."""
     path, records = os.path.join(out_dir, "log.jsonl"), []
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
                 with contextlib.suppress(json.JSONDecodeError):
                     records.append(json.loads(line))

@@ -18,22 +18,19 @@ no_lexicon      --lexicon=false
 layers_2        --n_layer=2
 decoders_2      --n_decoder=2
 mixers_0        --n_mixer=0
-mixers_4        --n_mixer=4
-kernel_15       --mixer_kernel=15
 concepts_32     --n_concept=32
 concepts_128    --n_concept=128
 concepts_256    --n_concept=256
+token_4         --token_dim=4
 token_16        --token_dim=16
 token_64        --token_dim=64
-width_256       --concept_dim=256
 muon            --optimizer=muon
 muon_low        --optimizer=muon --learning_rate=1e-3
-rate_2.5e-3     --learning_rate=2.5e-3
-rate_6e-3       --learning_rate=6e-3
 masked_15       --mlm_probability=0.15
 masked_50       --mlm_probability=0.5
 whole_words     --masking_type=whole_word
 spans           --masking_type=span
+long_spans      --masking_type=span --span_length_distribution=poisson(10)
 transformer     --arch=transformer --n_layer=1 --ffn_dim=1595
 """
 seeds = "1"

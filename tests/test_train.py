@@ -115,6 +115,8 @@ def test_kill_never_loses_the_checkpoint(data_dir, tmp_path):
         step = read_checkpoint(tmp_path / "ckpt.pt")["step"]
         assert step >= reached
         reached = step
+    with open(tmp_path / "log.jsonl", "ab") as log:
+        log.write(b"\x00\xff\x89")  # what a machine that loses power can leave behind
     done = train(data_dir, tmp_path, f"--max_steps={reached + 3}")
     assert f"resuming at step {reached}, changed since: max_steps=100000 -> {reached + 3}" in done.stdout
     steps = [r["step"] for r in read_log(tmp_path) if "loss" in r]
