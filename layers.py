@@ -134,7 +134,7 @@ class OwnWordReading(Attention):
         k, v = torch.cat(kv, dim=-1).chunk(2, dim=-1)
         v = v.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
         q, k = (t.to(v.dtype) for t in split_heads(self.n_head, self.q(x_BQD), k, None, self.gain))
-        read_BHQe = torch.cat((F.scaled_dot_product_attention(q[:, :free], k[:, :free], v[:, :free], attn_mask=mask),
+        read_BHQe = torch.cat((dot_product_attention(q[:, :free], k[:, :free], v[:, :free], mask),
                                read_own(q[:, free:], k[:, free:], v[:, free:], owner_BN, mask).to(v.dtype)), dim=1)
         return self.out(F.rms_norm(read_BHQe, (e,)).transpose(1, 2).flatten(2))
 
@@ -171,10 +171,23 @@ def attend(q, k, v, n_head, mask=None, turns=None, gain_H=None, normalize=False)
     """Scaled dot-product attention with QK-norm. q (B,Q,D), k and v (B,N,D) -> (B,Q,D)."""
     v = v.unflatten(-1, (n_head, -1)).transpose(1, 2)
     q, k = (t.to(v.dtype) for t in split_heads(n_head, q, k, turns, gain_H))
-    read_BHQe = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    read_BHQe = dot_product_attention(q, k, v, mask)
     if normalize:
         read_BHQe = F.rms_norm(read_BHQe, read_BHQe.shape[-1:])
     return read_BHQe.transpose(1, 2).flatten(2)
+
+
+def dot_product_attention(q_BHQe, k_BHNe, v_BHNe, mask=None):
+    """softmax(q k / sqrt(e)) v under mask (True = may read). -> (B,H,Q,e)."""
+    q, k, v = q_BHQe, k_BHNe, v_BHNe
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or min(q.shape[2], k.shape[2]) > 512:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # torch's own kernel takes twice as long on a CPU in bf16 (records/speed); where one side is short, memory stays
+    # linear in the other
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ v
 
 
 def attention_weights(q, k, n_head, mask=None, turns=None, gain_H=None):

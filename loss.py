@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 CHUNK = {"cpu": 2**20, "cuda": 2**27}  # logits at a time: what a core's caches hold; what a GPU is busy with
+BLOCK = 16  # chunks that share their matrix products, for which the table is packed anew each time
 
 
 def logits(states_BKd, table_Vd, said_BV=None, gate_BKC=None):
@@ -34,59 +35,50 @@ def cross_entropy(states_BKd, table_Vd, targets_BK, weights_BK, said_BV=None, ga
     """
     device = states_BKd.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_BKd.dtype
-    if said_BV is None:  # rows mean nothing then: one long row makes full chunks
-        states_BKd, targets_BK, weights_BK = (t.flatten(0, 1)[None] for t in (states_BKd, targets_BK, weights_BK))
     return ChunkedCrossEntropy.apply(states_BKd, table_Vd, targets_BK, weights_BK, said_BV, gate_BKC, dtype)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states_BKd, table_Vd, targets_BK, weights_BK, said_BV, gate_BKC, dtype):
-        device, wanted = states_BKd.device.type, any(ctx.needs_input_grad)
-        with torch.autocast(device, enabled=False):
-            table, total = table_Vd.to(dtype), torch.zeros((), device=states_BKd.device)
-            full = torch.promote_types(dtype, torch.float32)
-            C = 0 if said_BV is None else gate_BKC.shape[-1]
-            n = max(1, CHUNK.get(device, 2**24) // len(table))
+        (B, K, d), V, device, wanted = states_BKd.shape, len(table_Vd), states_BKd.device, any(ctx.needs_input_grad)
+        full, C = torch.promote_types(dtype, torch.float32), 0 if said_BV is None else gate_BKC.shape[-1]
+        chunk = max(1, CHUNK.get(device.type, 2**24) // V)
+        block = max(1, min(B * K, BLOCK * chunk))
+        with torch.autocast(device.type, enabled=False):
+            table = table_Vd.to(dtype)
+            states_Nd, targets_N, weights_N = (t.flatten(0, 1) for t in (states_BKd, targets_BK, weights_BK.to(full)))
+            total, z_block = torch.zeros((), device=device, dtype=full), table.new_empty(block, V)
             if wanted:
-                d_states = torch.empty_like(states_BKd, dtype=full)
-                d_table = torch.zeros_like(table_Vd, dtype=full)
-                d_said = None if said_BV is None else torch.zeros_like(said_BV, dtype=full)
-                d_gate = None if said_BV is None else torch.zeros_like(gate_BKC, dtype=full)
-                kept_nV = table.new_empty(min(16 * n, targets_BK.numel() + n), len(table))
-                kept_nd, filled = table.new_empty(len(kept_nV), table.shape[1]), 0
-            total = total.to(full)
-            for b in range(len(states_BKd)):
-                for k in range(0, states_BKd.shape[1], n):
-                    x, target, weight = states_BKd[b, k:k + n].to(dtype), targets_BK[b, k:k + n], weights_BK[b, k:k + n]
-                    z = (x @ table.T).to(full)
-                    if said_BV is not None:
-                        gate_n1C = gate_BKC[b, k:k + n, None].to(full)
+                d_states, d_table = (torch.empty_like(states_Nd, dtype=full), torch.zeros_like(table_Vd, dtype=full))
+                d_said, d_gate = (None if t is None else torch.zeros_like(t, dtype=full) for t in (said_BV, gate_BKC))
+            for start in range(0, B * K, block):
+                x_nd, target_n, weight_n = (t[start:start + block] for t in (states_Nd, targets_N, weights_N))
+                x_nd = x_nd.to(dtype)
+                z_nV = torch.mm(x_nd, table.T, out=z_block[:len(x_nd)])
+                for rows, b, k in chunks(start, len(x_nd), chunk, K if C else 0):
+                    z, target, weight = z_nV[rows].to(full), target_n[rows, None], weight_n[rows]
+                    if C:
+                        gate_n1C = gate_BKC[b, k, None].to(full)
                         for part, said in zip(dealt(z, C), dealt(said_BV[b].to(full), C)):
                             part.addcmul_(gate_n1C[..., :part.shape[-1]], said)
-                    log_p = F.log_softmax(z, dim=-1)
-                    total = total - log_p.gather(1, target[:, None])[:, 0] @ weight.to(full)
+                    d_z = torch.softmax(z, dim=-1)
+                    log_sum = z.amax(-1) - d_z.amax(-1).log()  # of exp(z): the likeliest word is far from underflow
+                    total += (log_sum - z.gather(1, target)[:, 0]) @ weight
                     if not wanted:
                         continue
-                    d_z = log_p.exp_()  # softmax - one-hot, to be weighted
-                    d_z.scatter_add_(1, target[:, None], torch.full_like(d_z[:, :1], -1.0))
-                    if said_BV is not None:
-                        parts = (dealt(t, C) for t in (d_z, said_BV[b].to(full), d_said[b]))
-                        for part, said, d_part in zip(*parts):
+                    d_z.scatter_add_(1, target, torch.full_like(d_z[:, :1], -1.0))  # softmax - one-hot, to be weighted
+                    if C:
+                        for part, said, d_part in zip(*(dealt(t, C) for t in (d_z, said_BV[b].to(full), d_said[b]))):
                             own = slice(part.shape[-1])
-                            d_gate[b, k:k + n, own] += (part * said).sum(1) * weight[:, None]
+                            d_gate[b, k, own] += (part * said).sum(1) * weight[:, None]
                             d_part += (part * (gate_n1C[..., own] * weight[:, None, None])).sum(0)
-                    kept_nV[filled:filled + len(x)] = d_z
-                    kept_nd[filled:filled + len(x)] = x * weight[:, None].to(dtype)
-                    d_states[b, k:k + n] = (kept_nV[filled:filled + len(x)] @ table) * weight[:, None]
-                    filled += len(x)
-                    if filled > len(kept_nV) - n:
-                        d_table += kept_nV[:filled].T @ kept_nd[:filled]
-                        filled = 0
+                    z_nV[rows] = d_z
+                if wanted:
+                    d_states[start:start + block] = (z_nV @ table) * weight_n[:, None]
+                    d_table += z_nV.T @ (x_nd * weight_n[:, None].to(dtype))
         if wanted:
-            if filled:
-                d_table += kept_nV[:filled].T @ kept_nd[:filled]
-            ctx.save_for_backward(d_states, d_table, d_said, d_gate)
+            ctx.save_for_backward(d_states.view(B, K, d), d_table, d_said, d_gate)
             ctx.dtypes = [t if t is None else t.dtype for t in (states_BKd, table_Vd, said_BV, gate_BKC)]
         return total
 
@@ -95,3 +87,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         d_states, d_table, d_said, d_gate = (None if d is None else (d * d_total).to(dtype)
                                              for d, dtype in zip(ctx.saved_tensors, ctx.dtypes))
         return d_states, d_table, None, None, d_said, d_gate, None
+
+
+def chunks(start, n, size, K):
+    """Cuts n positions from `start` on into slices of up to `size`, none across rows of K positions (0: no rows).
+
+    -> slice relative to start, row, slice within the row.
+    """
+    done = 0
+    while done < n:
+        b, k = divmod(start + done, K) if K else (0, start + done)
+        step = min(size, n - done, K - k if K else n)
+        yield slice(done, done + step), b, slice(k, k + step)
+        done += step

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines import Transformer, TransformerConfig
-from layers import Attention, OwnWordReading, attend
+from layers import Attention, OwnWordReading, attend, dot_product_attention
 from model import ConceptConfig, ConceptEncoder
 
 ROOT = Path(__file__).parent.parent
@@ -235,6 +235,23 @@ def test_attention_agrees_with_a_plain_loop():
                 a, keys = a / a.pow(2).mean().sqrt(), keys / keys.pow(2).mean(-1, keepdim=True).sqrt()
                 score = (keys @ a / 2).masked_fill(~mask[b, 0, i], -math.inf)
                 assert torch.allclose(out[b, i, s], score.softmax(0) @ v[b, :, s], atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, "keys", "pairs"])
+@pytest.mark.parametrize("n_query", [3, 600])
+def test_bf16_attention_on_a_cpu_is_that_of_torch(n_query, mask):
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 3, n, 16, generator=g).bfloat16().requires_grad_() for n in (n_query, 40, 40)]
+    if mask:
+        mask = torch.rand(2, 1, n_query if mask == "pairs" else 1, 40, generator=g) < 0.7
+        mask[..., 0] = True
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = dot_product_attention(*inputs, mask)
+    theirs = F.scaled_dot_product_attention(*(t.float() for t in inputs), attn_mask=mask)
+    assert ours.dtype == torch.bfloat16 and torch.allclose(ours.float(), theirs, atol=0.03)
+    weight = torch.randn(ours.shape, generator=g)
+    for a, b in zip(*(torch.autograd.grad((out.float() * weight).sum(), inputs) for out in (ours, theirs))):
+        assert F.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0) > 0.9995
 
 
 @both
