@@ -24,7 +24,6 @@ from layers import (
     GatedFFN,
     LocalMixer,
     MaskedEncoder,
-    check_length,
     gather_rows,
     init_matrix,
     norm,
@@ -75,6 +74,10 @@ class TransformerConfig:
     def token_width(self):
         return self.token_dim
 
+    @property
+    def longest(self):
+        return self.block_size
+
 
 class Layer(nn.Module):
     """Attention and gated FFN, pre-norm. x_BQd reads y_BNd -> x_BQd; without attention, the FFN alone."""
@@ -119,9 +122,8 @@ class Transformer(MaskedEncoder):
             else:
                 init_matrix(name, p, max(1, self.cfg.n_layer))
 
-    def _encode(self, ids, attention_mask, table_Vd, documents_BT):
+    def _encode(self, ids, attention_mask, table_Vd, documents_BT, start=0):
         B, T = ids.shape
-        check_length(T, self.cfg)
         real_BT = None if attention_mask is None else attention_mask.bool()
         x_BTd = F.embedding(ids, table_Vd)
         x_BTd = F.layer_norm(x_BTd, x_BTd.shape[-1:])
@@ -134,7 +136,7 @@ class Transformer(MaskedEncoder):
             x_BNd = layer(x_BNd, x_BNd, mask, (turn, turn))
         return x_BNd[:, :R], x_BNd[:, R:]
 
-    def _decode(self, registers, tokens, positions, documents, attention_mask):
+    def _decode(self, registers, tokens, positions, documents, attention_mask, start=0):
         """The last layer, at positions (B,K) int64 alone. registers (B,R,d), tokens (B,T,d) -> states (B,K,d), None."""
         x_BKd = gather_rows(tokens, positions)
         if not self.cfg.n_layer:

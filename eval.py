@@ -18,6 +18,7 @@ out_dir = "out/run"  # a training run: best.pt (else ckpt.pt), tokenizer/, log.j
 data_dir = ""  # prepared data, several with commas between; empty: what the run was trained on
 split = "val"  # val | train
 rows = 512  # rows of block_size tokens to measure on
+block_size = 0  # tokens a row, up to what the model reads; 0: as in training
 mlm_probability = 0.15  # share of tokens that is predicted; 0.15 is what published numbers use
 health_rows = 256  # rows the concepts are measured on, from the first data set; 0: losses only
 control_dir = ""  # a run with arch=transformer and the same tokenizer: its token states are a second control
@@ -204,7 +205,9 @@ with user_mistakes():
         raise ValueError(f"report={report}: expected 0 or 1")
     if report and not health_rows:
         raise ValueError("report=1 draws the concepts; it needs health_rows above 0")
-    T = model.cfg.block_size
+    T = block_size or model.cfg.block_size
+    if not 0 < T <= model.cfg.longest:
+        raise ValueError(f"block_size={block_size}: {out_dir} reads rows of 1 to {model.cfg.longest} tokens")
     names = (data_dir or checkpoint["settings"]["data_dir"]).split(",")
     sets = {name: TokenData(name, split, T, 0) for name in names}
     for name, data in sets.items():
@@ -215,7 +218,7 @@ with user_mistakes():
     control = None
     if control_dir:
         control, control_tok, _ = load_run(control_dir, machine.device)
-        if control.arch != "transformer" or control_tok.fingerprint != tok.fingerprint or control.cfg.block_size < T:
+        if control.arch != "transformer" or control_tok.fingerprint != tok.fingerprint or control.cfg.longest < T:
             raise ValueError(f"control_dir={control_dir}: expected a run with arch=transformer, the same tokenizer as "
                              f"{out_dir} and block_size {T} or more")
 

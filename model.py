@@ -35,7 +35,6 @@ from layers import (
     OwnWordReading,
     attend,
     attention_weights,
-    check_length,
     gather_rows,
     init_matrix,
     norm,
@@ -58,7 +57,8 @@ class ConceptConfig:
     token_dim: int = 512  # width of the token table, from 4
     ffn_dim: int = 2048  # hidden width of the gated feed-forward layers
     bottleneck: str = "open"  # "open" or "strict"
-    position: str = "learned"  # "learned" table or "sinusoidal" (any length up to block_size, no parameters)
+    position: str = "learned"  # "learned" table or "sinusoidal" (no parameters)
+    max_length: int = 0  # sinusoidal: rows may be this long; training shifts them to reach it; 0: block_size
     bias: bool = False  # biases in linear layers and norms; the micro presets count with them
     dropout: float = 0.0  # on residual branches; 0 for pretraining
     hide_masked: bool = False  # concepts do not read [MASK] tokens (as MAE); needs mask_id
@@ -84,6 +84,9 @@ class ConceptConfig:
             wrong.append(f"position={self.position!r}: expected 'learned' or 'sinusoidal'")
         if self.position == "sinusoidal" and self.token_width % 2:
             wrong.append(f"position='sinusoidal' needs an even token width, not {self.token_width}")
+        if self.max_length and (self.position != "sinusoidal" or self.max_length < self.block_size):
+            wrong.append(f"max_length={self.max_length}: expected block_size={self.block_size} or more, with "
+                         "position='sinusoidal'; a learned table has no positions beyond block_size")
         if self.mixer_kernel % 2 == 0:
             wrong.append(f"mixer_kernel={self.mixer_kernel}: expected an odd number of tokens")
         if not 0 <= self.dropout < 1:
@@ -93,6 +96,11 @@ class ConceptConfig:
                 wrong.append(f"{flag}=True needs {name}, an id of the tokenizer below vocab_size")
         if wrong:
             raise ValueError("; ".join(wrong))
+
+    @property
+    def longest(self):
+        """The longest row the model reads, in tokens."""
+        return self.max_length or self.block_size
 
     @property
     def talks(self):
@@ -258,10 +266,7 @@ class ConceptEncoder(MaskedEncoder):
         self.cfg, d, D = cfg, cfg.token_width, cfg.concept_dim
         self.wte = nn.Parameter(torch.empty(cfg.vocab_size, cfg.token_dim))
         self.expansion = TableExpansion(cfg) if d != cfg.token_dim or cfg.token_dim < EXPAND_BELOW else None
-        if cfg.position == "learned":
-            self.wpe = nn.Parameter(torch.empty(cfg.block_size, d))
-        else:
-            self.register_buffer("wpe", sinusoids(cfg.block_size, d) * table_std(d) * math.sqrt(2), persistent=False)
+        self.wpe = nn.Parameter(torch.empty(cfg.block_size, d)) if cfg.position == "learned" else None
         self.concepts = nn.Parameter(torch.empty(cfg.n_concept, D))
         self.mixers = nn.ModuleList(LocalMixer(cfg) for _ in range(cfg.n_mixer * (cfg.bottleneck == "open")))
         self.layers = nn.ModuleList(ConceptLayer(cfg, cfg.speaks and i == 0) for i in range(cfg.n_layer))
@@ -294,6 +299,19 @@ class ConceptEncoder(MaskedEncoder):
     def narrow(self, states):
         return self.to_table(states)
 
+    def place(self, positions):
+        """Positions (...) int64 -> their codes (..., d). Sinusoids are computed, not kept: no table grows with T."""
+        if self.wpe is not None:
+            return F.embedding(positions, self.wpe)
+        code = sinusoids(positions, self.cfg.token_width, max(10_000.0, 8.0 * self.cfg.longest))
+        return (code * (table_std(self.cfg.token_width) * math.sqrt(2))).to(self.wte.dtype)
+
+    def shift(self, T):
+        """Where rows of T tokens begin: in training anywhere up to max_length, so that far places are learned too."""
+        if not self.training or self.cfg.longest == T or self.wpe is not None:
+            return 0
+        return torch.randint(self.cfg.longest - T + 1, (1,), device=self.wte.device)
+
     def head(self, states, heard, table_Vd):
         if not self.lexicon:
             return self.to_table(states), None, None
@@ -306,12 +324,11 @@ class ConceptEncoder(MaskedEncoder):
         """A concept without its memory."""
         return concepts[..., :self.cfg.content_dim]
 
-    def _encode(self, ids, attention_mask, table_Vd, documents_BT):
+    def _encode(self, ids, attention_mask, table_Vd, documents_BT, start=0):
         B, T = ids.shape
-        check_length(T, self.cfg)
         real_BT = None if attention_mask is None else attention_mask.bool()
         read_mask, self_mask = self.masks(ids, real_BT, documents_BT)
-        x_BTd = F.embedding(ids, table_Vd) + self.wpe[:T]
+        x_BTd = F.embedding(ids, table_Vd) + self.place(torch.arange(T, device=ids.device) + start)
         x_BTd = F.layer_norm(x_BTd, x_BTd.shape[-1:])
         for mixer in self.mixers:
             x_BTd = mixer(x_BTd, real_BT, documents_BT)
@@ -329,12 +346,12 @@ class ConceptEncoder(MaskedEncoder):
             c_BCD = torch.cat((self.content(c_BCD), memory_BCr), dim=-1)
         return c_BCD, x_BTd
 
-    def _decode(self, concepts, tokens, positions, documents, attention_mask):
+    def _decode(self, concepts, tokens, positions, documents, attention_mask, start=0):
         """Concepts (B,C,D), tokens (B,T,d), positions (B,K) int64 -> states (B,K,D), what the lexicon hears or None.
 
         The strict decoder never looks at `tokens`. attention_mask has no effect: concepts have read real tokens only.
         """
-        query_BKd = self.wpe[positions] if self.cfg.bottleneck == "strict" else gather_rows(tokens, positions)
+        query_BKd = self.place(positions + start) if self.cfg.bottleneck == "strict" else gather_rows(tokens, positions)
         mask = None
         if documents is not None:
             mask = self.serves(documents, documents.gather(1, positions)).transpose(1, 2)[:, None]
@@ -408,8 +425,8 @@ class ConceptEncoder(MaskedEncoder):
         return 6 * (cfg.n_layer * layer + len(self.mixers) * mixer + decoder + head + table) / T
 
 
-def sinusoids(length, width, base=10_000.0):
-    """Fixed position codes (1706.03762, section 3.5). -> (length, width), entries in [-1, 1]."""
-    wave = torch.exp(torch.arange(0, width, 2) * (-math.log(base) / width))
-    angle = torch.arange(length)[:, None] * wave
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
+def sinusoids(positions, width, base):
+    """Fixed position codes (1706.03762, section 3.5). Positions (...) -> (..., width), entries in [-1, 1]."""
+    wave = torch.exp(torch.arange(0, width, 2, device=positions.device) * (-math.log(base) / width))
+    angle = positions[..., None] * wave
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)

@@ -25,7 +25,7 @@ import torch
 from common import find_machine, load_run, user_mistakes
 
 
-def encode_masked(text, tok, block_size):
+def encode_masked(text, tok, longest):
     """Text with [MASK] -> ids (1, T) between end-of-document marks, as rows look in training. Raises ValueError.
 
     The space before a [MASK] belongs to the hidden token, because a word's token carries the space before it.
@@ -38,8 +38,8 @@ def encode_masked(text, tok, block_size):
     for i, part in enumerate(tok.encode(pieces)):
         ids += ([tok.mask_id] if i else []) + part.tolist()
     ids.append(tok.eot_id)
-    if len(ids) > block_size:
-        raise ValueError(f"{text[:40]!r}... has {len(ids)} tokens, the model reads {block_size}; shorten it")
+    if len(ids) > longest:
+        raise ValueError(f"{text[:40]!r}... has {len(ids)} tokens, the model reads {longest}; shorten it")
     return torch.tensor([ids])
 
 
@@ -69,7 +69,7 @@ with user_mistakes():
     texts = [text] if text else [line.strip() for line in sys.stdin if line.strip()]
     if not texts:
         raise ValueError("no text; give --text='... [MASK] ...' or lines on standard input")
-    rows = [encode_masked(line, tok, model.cfg.block_size).to(machine.device) for line in texts]
+    rows = [encode_masked(line, tok, model.cfg.longest).to(machine.device) for line in texts]
 
 results = []
 for line, ids in zip(texts, rows):

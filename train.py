@@ -24,7 +24,8 @@ concept_dim = 512  # width of a concept
 token_dim = 512  # width of the token table, from 4; of everything in a transformer
 ffn_dim = 2048  # hidden width of the gated feed-forward layers
 bottleneck = "open"  # open: tokens see neighbours, quality | strict: everything goes through the concepts
-position = "learned"  # learned | sinusoidal
+position = "learned"  # learned | sinusoidal (of no fixed length)
+max_length = 0  # sinusoidal: rows may be this long; training shifts them by random offsets to reach it; 0: block_size
 bias = False  # biases in linear layers and norms
 dropout = 0.0  # keep 0 for pretraining
 hide_masked = True  # concepts do not read [MASK] tokens
@@ -115,9 +116,8 @@ def check_settings():
         ("decay_fraction",): lr_schedule == "wsd", ("min_lr",): lr_schedule != "constant"}
     wrong = [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}" for names, holds
              in only_with.items() for name in names if not holds and config[name] != defaults[name]]
-    choices = dict(arch=common.ARCHS, init_table=("random", "cooccurrence"), optimizer=("adamw", "muon"),
-                   lr_schedule=("cosine", "linear", "wsd", "constant"), wandb=("online", "offline", "off"),
-                   compile=("auto", "true", "false"))
+    choices = dict(arch=common.ARCHS, init_table=("random", "cooccurrence"), optimizer=("adamw", "muon"), lr_schedule=(
+        "cosine", "linear", "wsd", "constant"), wandb=("online", "offline", "off"), compile=("auto", "true", "false"))
     wrong += [f"{name}={config[name]!r}: expected {', '.join(allowed)}"
               for name, allowed in choices.items() if config[name] not in allowed]
     positive = ("batch_size", "micro_batch", "learning_rate", "max_steps", "eval_interval", "eval_rows", "log_interval")

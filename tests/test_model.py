@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines import Transformer, TransformerConfig
-from layers import Attention, OwnWordReading, attend, dot_product_attention
+from layers import Attention, DepthwiseConvolution, OwnWordReading, attend, dot_product_attention
 from model import ConceptConfig, ConceptEncoder
 
 ROOT = Path(__file__).parent.parent
@@ -286,7 +286,8 @@ def test_concepts_start_apart():
     (dict(token_dim=3), "4 or more"), (dict(mixer_kernel=4), "odd"),
     (dict(dropout=1.0), "below 1"), (dict(position="rope"), "learned"),
     (dict(hide_masked=True, mask_id=-1), "mask_id"), (dict(isolate_documents=True, eot_id=V), "eot_id"),
-    (dict(n_layer=0), "1 or more"), (dict(position="sinusoidal", token_dim=65), "even")])
+    (dict(n_layer=0), "1 or more"), (dict(position="sinusoidal", token_dim=65), "even"),
+    (dict(max_length=64), "position='sinusoidal'"), (dict(position="sinusoidal", max_length=31), "max_length=31")])
 def test_impossible_shapes_are_refused(wrong, word):
     with pytest.raises(ValueError, match=word):
         small(**wrong)
@@ -296,6 +297,27 @@ def test_impossible_shapes_are_refused(wrong, word):
 def test_rows_longer_than_block_size_are_refused(bottleneck):
     with pytest.raises(ValueError, match="33 tokens is longer than block_size=32"):
         small(bottleneck=bottleneck).encode(torch.zeros(1, 33, dtype=torch.long))
+
+
+@both
+def test_sinusoidal_rows_reach_max_length_and_training_shifts_them(bottleneck):
+    model, (ids, *others) = small(bottleneck=bottleneck, position="sinusoidal", max_length=200), batch()
+    assert "wpe" not in model.state_dict()
+    longer = torch.cat([ids] * 8, dim=1)
+    assert torch.isfinite(model(longer, *others))
+    with pytest.raises(ValueError, match="201 tokens is longer than max_length=200"):
+        model.encode(torch.zeros(1, 201, dtype=torch.long))
+    assert model(ids, *others) == model(ids, *others), "no shifts outside training"
+    torch.manual_seed(0)
+    model.train().requires_grad_(False)
+    starts = {int(model.shift(24)) for _ in range(2000)}
+    assert min(starts) == 0 and max(starts) == 176 and model.shift(200) == 0
+    assert len({model(ids, *others).item() for _ in range(8)}) > 1
+    # encoder and decoder of a row agree on where it begins: far away, codes are what sines and cosines say
+    d, far = 64, torch.tensor([5, 150])
+    angle = far[:, None] * 10_000.0 ** (-torch.arange(0, d, 2) / d)
+    code = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)
+    assert torch.allclose(F.normalize(model.place(far)), F.normalize(code), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [VARIANTS[0], VARIANTS[1], dict(arch="transformer")], ids=str)
@@ -383,6 +405,18 @@ def test_what_a_head_reads_is_as_loud_from_many_tokens_as_from_one():
     for tokens in (y, y[:, :1]):
         loudness = read(x, tokens).unflatten(-1, (4, -1)).square().mean(-1)
         assert torch.allclose(loudness, torch.ones_like(loudness), atol=1e-3)
+
+
+@pytest.mark.parametrize("T", [3, 40])
+def test_convolution_agrees_with_torch(T):
+    g = torch.Generator().manual_seed(0)
+    u, taps = (torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_() for shape in ((2, T, 6), (6, 5)))
+    ours = DepthwiseConvolution.apply(u, taps)
+    theirs = F.conv1d(u.mT, taps[:, None], padding=2, groups=6).mT
+    assert torch.allclose(ours, theirs)
+    weight = torch.randn(ours.shape, generator=g, dtype=torch.float64)
+    for a, b in zip(*(torch.autograd.grad((out * weight).sum(), (u, taps)) for out in (ours, theirs))):
+        assert torch.allclose(a, b)
 
 
 def test_a_gain_sharpens_its_own_head():
