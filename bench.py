@@ -1,24 +1,31 @@
-"""Speed, as ratios within one run on one machine.
+"""Speed and memory, side by side in one run on one machine.
 
-    python bench.py                   training step of micro_balanced, strict and open, against our own Transformer of
-                                      equal parameters, vocabulary, row length and dtype, optimizer step included
-    python bench.py --peers=1         and against transformers' BertForMaskedLM of equal parameters; masking against
-                                      transformers' whole-word collator; batch and masking as a share of a step
+    python bench.py                   ours: strict and open, and our Transformer of equal parameters
+    python bench.py --peers=1         and transformers' BERT, ModernBERT (sparse prediction) and Perceiver
+    python bench.py --lengths=512 --models=strict,hf_bert --peers=1
+    python bench.py --lengths=512 --profile=1       where the time goes: ten operations, and a trace to look at
 
-Repeats are interleaved, so that a busy machine slows all candidates alike; medians are reported. The last line on
-stdout is JSON: {"512": {"strict": {"tokens_per_s", ...}, "open": ..., "transformer": ...}, "ratios": ..., "data": ...}.
+Timed are a training step at the shape of micro_balanced (forward, backward, clipping, AdamW), `tokens` tokens a step,
+and without gradients the filling of one mask and the reading of rows. All models have the parameters of strict, its
+vocabulary, row length and dtype. Each is a process of its own, so that its peak memory is its own; one works at a time,
+in turns, so that a busy machine slows all alike. Medians are reported. Writes out_dir/{bench.json, bench.png}; the last
+line on stdout is JSON: {"512": {"strict": {"tokens_per_s", "peak_mb", ...}, "open": ...}, ..., "ratios", "data"}.
 """
 
 # ---- settings ---------------------------------------------------------------
-peers = 0  # 1: also time transformers' BertForMaskedLM and its whole-word collator
-lengths = "512"  # row lengths T, several with commas between
-rows = 8  # rows of a training step
+peers = 0  # 1: also transformers' models, and its whole-word collator beside our masking
+models = ""  # some of strict, open, transformer, hf_bert, hf_modernbert, hf_perceiver, commas between; empty: all
+lengths = "128,512,2048,8192,32768"  # tokens a row, T, several with commas between
+tokens = 4096  # tokens a training step; longer rows than this come one at a time
 mlm_probability = 0.15  # share of tokens that is predicted
-repeats = 7  # timed repeats of each candidate, after one to warm up
+repeats = 3  # timed repeats of each model, after one to warm up; two where they take over a minute
+longest_step = 60.0  # seconds; a model whose step would take longer at some length is left out there, and named
 dtype = "auto"  # auto | bf16 | fp16 | fp32
-data_dir = "data/pydocs"  # prepared data for the batch and masking figures
 device = "auto"  # auto | cuda | mps | cpu
-compile = "false"  # true: torch.compile ours and the peers
+compile = "false"  # true: torch.compile
+profile = 0  # 1: instead, the ten most expensive operations at the first length, and out_dir/trace_*.json
+data_dir = "data/pydocs"  # prepared data for the batch and masking figures
+out_dir = "out/bench"
 # -----------------------------------------------------------------------------
 from configurator import configure
 
@@ -26,111 +33,202 @@ config = configure(globals())
 
 import importlib.util
 import json
+import multiprocessing
 import os
-import runpy
+import resource
 import statistics
 import time
-from dataclasses import fields
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from baselines import Transformer, TransformerConfig
-from common import autocast, choose_dtype, find_machine, matmul_peak, user_mistakes
-from masking import MASKING_TYPES, mask_batch, word_flags, word_starts
-from model import ConceptConfig, ConceptEncoder
+from common import DTYPES, autocast, choose_dtype, find_machine, matmul_peak, user_mistakes
+from files import write_json
+from masking import MASKING_TYPES, mask_batch, slots
+from peers import OURS, PEERS, VOCABULARY, hf_collator
 from shards import TokenData
 from tokenizer import Tokenizer
 
-PRESET = "config/micro_balanced.py"
+MASK_ID = 103
+
+# ---- one model, in a process of its own --------------------------------------------
 
 
-def preset(**changes):
-    """ConceptConfig of micro_balanced with some fields changed."""
-    names = {f.name for f in fields(ConceptConfig)}
-    return ConceptConfig(**{k: v for k, v in runpy.run_path(PRESET).items() if k in names} | changes)
+def resident_mb(peak=False):
+    """Memory of this process, or the most it ever had. Linux tells both; elsewhere the most stands for both."""
+    if os.path.exists("/proc/self/status"):
+        lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        return int(lines["VmHWM" if peak else "VmRSS"].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def median_seconds(candidates, repeats=repeats):
-    """{name: function} -> {name: median seconds of a call}, repeats interleaved."""
-    times = {name: [] for name in candidates}
-    for repeat in range(repeats + 1):
-        for name, call in candidates.items():
-            start = time.perf_counter()
-            call()
-            if machine.device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat:
-                times[name].append(time.perf_counter() - start)
+class Bench:
+    """A model and what is timed of it. Each method does it once."""
+    def __init__(self, name, T):
+        self.name, self.T, self.machine = name, T, find_machine(device)
+        self.dtype, self.before = choose_dtype(dtype, self.machine.device)[0], resident_mb()
+        torch.manual_seed(0)
+        self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
+        self.ours = name in OURS
+        self.run = torch.compile(self.model) if compile == "true" else self.model
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        B, K = max(1, tokens // T), slots(T, "token", mlm_probability)
+        ids = torch.randint(999, VOCABULARY, (B, T))
+        positions = torch.rand(B, T).argsort(1)[:, :K].sort(1).values
+        targets, weights = ids.gather(1, positions), torch.ones(B, K)
+        labels = torch.full_like(ids, -100).scatter_(1, positions, targets)
+        ids = ids.scatter(1, positions, MASK_ID)
+        self.ids, self.labels, *self.batch = self.machine.take([ids, labels, positions, targets, weights])
+        self.n_slots = K
+
+    def step(self):
+        with autocast(self.machine.device, self.dtype):
+            loss = self.run(self.ids, *self.batch) if self.ours else self.run(
+                input_ids=self.ids, labels=self.labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def freeze(self):
+        """From here on without gradients, the weights in the dtype itself."""
+        self.model.to(DTYPES[self.dtype]).eval()
+
+    @torch.inference_mode()
+    def fill(self):
+        """One row, one mask -> its logits."""
+        ids, place = self.ids[:1], self.batch[0][:1, :1]
+        if self.ours:
+            return self.model.logits(self.model.decode(*self.model.encode(ids), place))
+        return self.model(input_ids=ids).logits[:, place]
+
+    @torch.inference_mode()
+    def embed(self):
+        """All rows through the encoder."""
+        return self.model.encode(self.ids) if self.ours else getattr(
+            self.model, self.model.base_model_prefix)(self.ids)
+
+    def timed(self, what):
+        cuda = self.machine.device.type == "cuda"
+        start = time.perf_counter()
+        getattr(self, what)()
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def facts(self):
+        """A first step -> parameters, FLOPs of a training step an input token."""
+        def attention(q, k, v, *_, **__):
+            return sdpa_flop_count(q, k, v)
+
+        def attention_backward(d, q, k, v, *_, **__):
+            return sdpa_backward_flop_count(d, q, k, v)
+        aten, n_tokens = torch.ops.aten, self.ids.numel()
+        params = sum(p.numel() for p in self.model.parameters())
+        if self.ours:
+            self.step()
+            flops = self.model.flops_per_token(self.T, self.n_slots, len(self.ids))
+        else:
+            with FlopCounterMode(display=False, custom_mapping={
+                    aten._scaled_dot_product_flash_attention_for_cpu: attention,
+                    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward}) as counter:
+                self.step()
+            flops = counter.get_total_flops() / n_tokens
+        return dict(params=params, mflop_per_token=round(flops / 1e6, 1))
+
+    def peak_mb(self):
+        if self.machine.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resident_mb(peak=True) - self.before
+
+    def profiled(self):
+        """Trace of a step in out_dir -> its ten most expensive operations as a table."""
+        self.step()
+        with torch.profiler.profile() as seen:
+            self.step()
+        seen.export_chrome_trace(os.path.join(out_dir, f"trace_{self.name}_{self.T}.json"))
+        by = "self_cuda_time_total" if self.machine.device.type == "cuda" else "self_cpu_time_total"
+        return seen.key_averages().table(sort_by=by, row_limit=10, max_name_column_width=48)
+
+
+def serve(pipe, name, T):
+    """The process: builds the model, then does what it is told until told nothing."""
+    try:
+        bench = Bench(name, T)
+        for what, *args in iter(pipe.recv, None):
+            pipe.send(getattr(bench, what)(*args))
+    except Exception as error:
+        pipe.send(error if isinstance(error, (RuntimeError, ValueError)) else RuntimeError(repr(error)))
+
+
+class Worker:
+    """A Bench in another process. Raises RuntimeError when that fails or dies."""
+    def __init__(self, name, T):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, name, T), daemon=True)
+        self.process.start()
+        other.close()
+
+    def ask(self, what, *args):
+        try:
+            self.pipe.send((what, *args))
+            answer = self.pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join()
+            raise RuntimeError(f"its process died with code {self.process.exitcode}; -9 is out of memory") from None
+        if isinstance(answer, Exception):
+            raise RuntimeError(str(answer).split("\n")[0]) from None
+        return answer
+
+    def stop(self):
+        self.process.kill()
+        self.process.join()
+
+
+# ---- lengths, one after the other -------------------------------------------------
+
+
+def medians(workers, what, repeats):
+    """{name: Worker} -> {name: median seconds}, in turns."""
+    times = {name: [] for name in workers}
+    for repeat in range(repeats):
+        for name, worker in workers.items():
+            if repeat < 2 or sum(times[name]) < 60:
+                times[name].append(worker.ask("timed", what))
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-# ---- training step ------------------------------------------------------------
-
-
-def training_step(model, loss_of):
-    """A function that does forward, backward, clipping and an AdamW step."""
-    model.to(machine.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    run = torch.compile(model) if compile == "true" else model
-
-    def step():
-        with autocast(machine.device, dtype):
-            loss = loss_of(run)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return step
-
-
-def fit_ffn(build, n_params):
-    """build(ffn width) with the multiple of 8 whose parameters come closest to n_params."""
-    with torch.device("meta"):
-        small, large = (sum(p.numel() for p in build(width).parameters()) for width in (8, 16))
-    return build(8 + 8 * max(0, round((n_params - small) / (large - small))))
-
-
-def hf_bert(T, n_params, vocab_size):
-    """BertForMaskedLM of n_params parameters: hidden 512, 8 heads, 6 layers, feed-forward width to fit."""
-    from transformers import BertConfig, BertForMaskedLM
-
-    return fit_ffn(lambda width: BertForMaskedLM(BertConfig(
-        vocab_size=vocab_size, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=width,
-        max_position_embeddings=max(512, T), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)), n_params)
-
-
-def transformer(T, n_params, vocab_size):
-    """Our Transformer of n_params parameters: width 512, 8 heads, 6 layers, feed-forward width to fit, no mixers."""
-    return fit_ffn(lambda width: Transformer(TransformerConfig(
-        vocab_size=vocab_size, block_size=max(512, T), n_layer=6, n_head=8, token_dim=512, ffn_dim=width, n_mixer=0)),
-        n_params)
-
-
-def bench_training(T):
-    """Tokens a second of a training step at row length T, for ours and the peers."""
-    B, torch_ids = rows, torch.randint(0, 30522, (rows, T))
-    K = -(-int(mlm_probability * T + 1) // 8) * 8
-    positions = torch.rand(B, T).argsort(1)[:, :K].sort(1).values
-    targets, weights = torch_ids.gather(1, positions), torch.ones(B, K)
-    ids, positions, targets, weights = (t.to(machine.device) for t in (torch_ids, positions, targets, weights))
-    labels = torch.full_like(ids, -100).scatter_(1, positions, targets)
-    models = {name: ConceptEncoder(preset(bottleneck=name, block_size=max(512, T))) for name in ("strict", "open")}
-    models["transformer"] = transformer(T, models["strict"].num_params(), 30522)
-    steps = {name: training_step(model, lambda m: m(ids, positions, targets, weights))
-             for name, model in models.items()}
-    if peers:
-        models["hf_bert"] = hf_bert(T, models["strict"].num_params(), 30522)
-        steps["hf_bert"] = training_step(models["hf_bert"], lambda m: m(input_ids=ids, labels=labels).loss)
-    result = {}
-    for name, seconds in median_seconds(steps).items():
-        result[name] = dict(tokens_per_s=round(B * T / seconds), step_ms=round(seconds * 1e3, 1),
-                            params=sum(p.numel() for p in models[name].parameters()))
-        if name != "hf_bert":
-            flops = models[name].flops_per_token(T, K, B) * B * T
-            result[name]["mflop_per_token"] = round(flops / B / T / 1e6, 1)
-            result[name]["gemm_share"] = round(flops / seconds / peak, 3)
-    return result
+def bench_length(T, names, expected, peak):
+    """Training steps of rows of T tokens; up to 512 also filling and embedding. -> {name: figures}, {name: why not}."""
+    workers, result, left_out, n_tokens = {}, {}, {}, max(1, tokens // T) * T
+    for name in names:
+        if expected.get(name, 0) > longest_step:
+            left_out[name] = f"a step would take about {expected[name]:,.0f} s (--longest_step)"
+            continue
+        worker = Worker(name, T)
+        try:
+            result[name], workers[name] = worker.ask("facts"), worker
+        except RuntimeError as error:
+            worker.stop()
+            left_out[name] = str(error)
+    for name, seconds in medians(workers, "step", repeats).items():
+        flops = result[name]["mflop_per_token"] * 1e6 * n_tokens
+        result[name] |= dict(tokens_per_s=round(n_tokens / seconds), step_ms=round(seconds * 1e3, 1),
+                             peak_mb=round(workers[name].ask("peak_mb")), gemm_share=round(flops / seconds / peak, 3))
+    if T <= 512:
+        for worker in workers.values():
+            worker.ask("freeze")
+        for what in ("fill", "embed"):
+            medians(workers, what, 1)
+        for name, seconds in medians(workers, "fill", 3 * repeats).items():
+            result[name]["fill_ms"] = round(seconds * 1e3, 2)
+        for name, seconds in medians(workers, "embed", repeats).items():
+            result[name]["embed_tokens_per_s"] = round(n_tokens / seconds)
+    for worker in workers.values():
+        worker.stop()
+    return result, left_out
 
 
 # ---- masking and batches --------------------------------------------------------
@@ -145,66 +243,118 @@ def bench_data(data, tok, B=64, T=512):
     for masking_type in MASKING_TYPES:
         calls[masking_type] = lambda m=masking_type: mask_batch(ids, sample_ids, m, mlm_probability, tok)
     if peers:
-        calls["hf_whole_word_collator"] = hf_collator(ids, tok)
-    rates = {name: round(B * T / seconds / 1e6, 2) for name, seconds in median_seconds(calls, repeats * 5).items()}
+        calls["hf_whole_word_collator"] = hf_collator(ids, tok, mlm_probability)
+    times = {name: [] for name in calls}
+    for _ in range(10 * repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
     torch.set_num_threads(threads)
-    return {f"{name}_mtok_per_s": rate for name, rate in rates.items()}
+    return {f"{name}_mtok_per_s": round(B * T / statistics.median(t) / 1e6, 2) for name, t in times.items()}
 
 
-def hf_collator(ids, tok):
-    """transformers' whole-word collator on the same ids with the same words, given as character offsets."""
-    from tokenizers import Tokenizer as FastTokenizer
-    from tokenizers.models import WordLevel
-    from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
-
-    fast = PreTrainedTokenizerFast(tokenizer_object=FastTokenizer(WordLevel({"[UNK]": 0})), unk_token="[UNK]")
-    fast.add_special_tokens(dict(mask_token="[MASK]", pad_token="[PAD]"))
-    collate = DataCollatorForLanguageModeling(fast, whole_word_mask=True, mlm_probability=mlm_probability,
-                                              mask_replace_prob=1.0, random_replace_prob=0.0)
-    starts = word_starts(word_flags(tok, "cpu")[ids])
-    begin = torch.arange(ids.shape[1]) + starts.cumsum(1)  # a gap of one character before each word
-    offsets = torch.stack((begin, begin + 1), -1).tolist()
-    examples = [dict(input_ids=row, special_tokens_mask=[0] * len(row), attention_mask=[1] * len(row), offset_mapping=o)
-                for row, o in zip(ids.tolist(), offsets)]
-    return lambda: collate([dict(e) for e in examples])
+# ---- the table, the picture, the run --------------------------------------------
 
 
-# ---- the run ---------------------------------------------------------------------
-with user_mistakes():
-    machine = find_machine(device)
-    dtype, reason = choose_dtype(dtype, machine.device)
-    if not os.path.exists(PRESET):
-        raise FileNotFoundError(f"{PRESET} not found; run bench.py from the repository's folder")
-    if not all(T.isdigit() and int(T) for T in lengths.split(",")) or min(rows, repeats) < 1:
-        raise ValueError(f"lengths={lengths!r}, rows={rows}, repeats={repeats}: expected numbers above 0, lengths with "
-                         "commas between, such as --lengths=128,512")
-    if peers and importlib.util.find_spec("transformers") is None:
-        raise ValueError("--peers=1 needs transformers: pip install -r requirements-extra.txt")
-    data, tok = TokenData(data_dir, "train", 512, 0), Tokenizer.load(os.path.join(data_dir, "tokenizer"))
-torch.manual_seed(0)
-peak = matmul_peak(machine.device, dtype)
-print(f"torch {torch.__version__}, {machine.device}, {torch.get_num_threads()} threads, {dtype} ({reason}), "
-      f"matmul peak {peak / 1e12:.2f} TFLOP/s, compile {compile}\n")
-report, ratios = {}, {}
-for T in map(int, lengths.split(",")):
-    report[str(T)] = result = bench_training(T)
-    print(f"training step, {rows} rows of {T} tokens, {mlm_probability:.0%} predicted")
-    for name, r in result.items():
-        ratio = f"{r['tokens_per_s'] / result['hf_bert']['tokens_per_s']:.2f} x hf_bert" if peers else ""
-        share = f"{r['gemm_share']:.0%} of peak" if "gemm_share" in r else ""
-        print(f"  {name:<10}{r['params']:>12,} parameters{r['tokens_per_s']:>10,} tokens/s{r['step_ms']:>10,.0f} ms   "
-              f"{share:<12} {ratio}", flush=True)
-        if peers and name != "hf_bert":
-            ratios[f"{name}_vs_hf_bert_{T}"] = round(r["tokens_per_s"] / result["hf_bert"]["tokens_per_s"], 2)
-report["data"] = rates = bench_data(data, tok)
-print("\nbatches and masks, 64 rows of 512 tokens, one thread, million tokens/s")
-for name, rate in rates.items():
-    print(f"  {name.removesuffix('_mtok_per_s'):<24}{rate:>10,.1f}")
-if peers:
-    ours, theirs = rates["whole_word_mtok_per_s"], rates["hf_whole_word_collator_mtok_per_s"]
-    ratios["whole_word_vs_hf_collator"] = round(ours / theirs, 1)
-if "512" in report:
-    per_token = 1e-6 / rates["batch_mtok_per_s"] + 1e-6 / min(rates[f"{m}_mtok_per_s"] for m in MASKING_TYPES)
-    ratios["batch_and_mask_share_of_step"] = round(per_token * report["512"]["strict"]["tokens_per_s"], 4)
-report["ratios"] = ratios
-print(json.dumps(report))
+def compare(report):
+    """What is claimed elsewhere, as ratios of this run."""
+    ratios = {}
+    for T, result in report.items():
+        for ours in ("strict", "open", "transformer"):
+            for figure in ("tokens_per_s", "peak_mb", "fill_ms"):
+                ratios |= {f"{T}: {ours} / {peer}, {figure}": round(result[ours][figure] / result[peer][figure], 2)
+                           for peer in PEERS if ours in result and peer in result and figure in result[peer]}
+    for name in OURS:
+        at = {int(T): result[name]["tokens_per_s"] for T, result in report.items() if name in result}
+        ratios |= {f"{name}: time a token at {T} / at 2048": round(at[2048] / at[T], 2)
+                   for T in at if T > 2048 and 2048 in at}
+    return ratios
+
+
+def draw(report, path):
+    """Tokens a second and peak memory against the length of a row, log-log."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), dpi=130)
+    for panel, key, label in zip(panels, ("tokens_per_s", "peak_mb"), ("tokens a second", "peak memory, MB")):
+        for name in OURS | PEERS:
+            points = [(int(T), result[name][key]) for T, result in report.items() if name in result]
+            if points:
+                panel.plot(*zip(*points), marker="o", markersize=4, label=name,
+                           linestyle="-" if name in OURS else "--")
+        panel.set(xscale="log", yscale="log", xlabel="tokens a row", ylabel=label)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.suptitle(f"training step, {tokens} tokens or one row, equal parameters", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main():
+    with user_mistakes():
+        machine = find_machine(device)
+        name, reason = choose_dtype(dtype, machine.device)
+        if not all(T.isdigit() and int(T) for T in lengths.split(",")) or min(tokens, repeats) < 1:
+            raise ValueError(f"lengths={lengths!r}, tokens={tokens}, repeats={repeats}: expected numbers above 0, "
+                             "lengths with commas between, such as --lengths=128,512")
+        names = [*OURS, *PEERS] if peers else list(OURS)
+        wanted = models.split(",") if models else names
+        if not set(wanted) <= set(names):
+            raise ValueError(f"models={models!r}: expected some of {', '.join(names)}"
+                             + ("" if peers else "; transformers' models need --peers=1"))
+        if peers and importlib.util.find_spec("transformers") is None:
+            print("transformers is not installed, so its models are left out: pip install -r requirements-extra.txt")
+            names = list(OURS)
+        names = [n for n in names if n in wanted]
+        data, tok = TokenData(data_dir, "train", 512, 0), Tokenizer.load(os.path.join(data_dir, "tokenizer"))
+        os.makedirs(out_dir, exist_ok=True)
+    peak = matmul_peak(machine.device, name)
+    print(f"torch {torch.__version__}, {machine.device}, {torch.get_num_threads()} threads, {name} ({reason}), "
+          f"matmul peak {peak / 1e12:.2f} TFLOP/s, compile {compile}\n", flush=True)
+    if profile:
+        for model in names:
+            worker = Worker(model, int(lengths.split(",")[0]))
+            print(f"{model}\n{worker.ask('profiled')}", flush=True)
+            worker.stop()
+        return
+    report, seconds = {}, {}  # seconds: {model: [(T, seconds a token)]}
+    for T in map(int, lengths.split(",")):
+        n_tokens = max(1, tokens // T) * T
+        expected = {model: n_tokens * extrapolate(known, T) for model, known in seconds.items()}
+        result, left_out = bench_length(T, names, expected, peak)
+        report[str(T)] = result
+        print(f"training step, {n_tokens // T} rows of {T} tokens, {mlm_probability:.0%} predicted")
+        for model, r in result.items():
+            seconds.setdefault(model, []).append((T, 1 / r["tokens_per_s"]))
+            more = f"{r['fill_ms']:9,.1f} ms to fill a mask" if "fill_ms" in r else ""
+            print(f"  {model:<14}{r['params']:>12,} parameters{r['tokens_per_s']:>9,} tokens/s{r['step_ms']:>10,.0f} ms"
+                  f"{r['peak_mb']:>8,} MB   {r['gemm_share']:.0%} of peak{more}", flush=True)
+        for model, why in left_out.items():
+            print(f"  {model:<14}left out: {why}", flush=True)
+            seconds.setdefault(model, seconds.get(model) or [(T, longest_step)])
+    ratios = compare(report)
+    draw(report, os.path.join(out_dir, "bench.png"))
+    report["data"] = rates = bench_data(data, tok)
+    print("\nbatches and masks, 64 rows of 512 tokens, one thread, million tokens/s")
+    for what, rate in rates.items():
+        print(f"  {what.removesuffix('_mtok_per_s'):<24}{rate:>10,.1f}")
+    if "hf_whole_word_collator_mtok_per_s" in rates:
+        ratios["whole_word / hf collator"] = round(
+            rates["whole_word_mtok_per_s"] / rates["hf_whole_word_collator_mtok_per_s"], 1)
+    report["ratios"] = ratios
+    write_json(os.path.join(out_dir, "bench.json"), report)
+    print("\n" + "\n".join(f"{value:>10}  {what}" for what, value in ratios.items()))
+    print(json.dumps(report))
+
+
+def extrapolate(known, T):
+    """[(length, seconds a token)] -> seconds a token at T, on the line through the last two."""
+    (before, slow), (last, now) = known[-2:] if len(known) > 1 else known * 2
+    return now + max(0.0, now - slow) / max(1, last - before) * (T - last)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,8 +18,9 @@ def logits(states_BKd, table_Vd, said_BV=None, gate_BKC=None):
     logits_BKV = F.linear(states_BKd, table_Vd)
     if said_BV is None:
         return logits_BKV
-    owner_V = torch.arange(len(table_Vd), device=gate_BKC.device) % gate_BKC.shape[-1]
-    return logits_BKV + gate_BKC[..., owner_V] * said_BV[:, None]
+    gate_BK1C, C = gate_BKC[:, :, None], gate_BKC.shape[-1]
+    return torch.cat([(z + gate_BK1C[..., :z.shape[-1]] * said).flatten(2) for z, said in zip(
+        dealt(logits_BKV, C), dealt(said_BV[:, None], C))], dim=2)
 
 
 def dealt(t_V, C):

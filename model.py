@@ -230,14 +230,17 @@ class Lexicon(nn.Module):
 
     def say(self, content_BCE, table_Vd):
         """Which of its words each concept has read. -> (B,V) float32, the words of all concepts."""
-        (B, C, _), V = content_BCE.shape, len(table_Vd)
+        C, (V, d) = content_BCE.shape[1], table_Vd.shape
         spoken_BCd = self.words(content_BCE)
-        spoken_BCd = F.layer_norm(spoken_BCd, spoken_BCd.shape[-1:]) * self.scale
-        own_vCd = F.pad(table_Vd.detach(), (0, 0, 0, -V % C)).view(-1, C, table_Vd.shape[1])  # row V / C * i + c: c's
-        heard_CBv = (spoken_BCd.transpose(0, 1) @ own_vCd.permute(1, 2, 0)).float()
-        heard_CBv = heard_CBv - heard_CBv.mean(-1, keepdim=True)  # all words of a table are a little alike
-        heard_BV = heard_CBv.permute(1, 2, 0).reshape(B, -1)[:, :V]
-        return F.softplus(heard_BV - self.threshold) * self.news
+        spoken_BCd = F.layer_norm(spoken_BCd, (d,)) * self.scale
+        own_vCd = table_Vd.detach()[:V // C * C].view(-1, C, d)  # row i of concept c is word C i + c
+        own_Cvd = own_vCd.transpose(0, 1).contiguous()  # in bf16 on a CPU, products of the view take ten times as long
+        heard_CBv = (spoken_BCd.transpose(0, 1) @ own_Cvd.mT).float()
+        heard_BVd = spoken_BCd[:, :V % C] * table_Vd.detach()[V // C * C:]
+        heard = heard_CBv.permute(1, 2, 0), heard_BVd.float().sum(-1)[:, None]  # (B,V/C,C) and the last (B,1,V%C)
+        mean_B1C = (heard[0].sum(1, keepdim=True) + F.pad(heard[1], (0, -V % C if V % C else C))) / -(-V // C)
+        heard_BV = torch.cat([(h - mean_B1C[..., :h.shape[-1]]).flatten(1) for h in heard], dim=1)
+        return F.softplus(heard_BV - self.threshold) * self.news  # centred: all words of a table are a little alike
 
 
 class TableExpansion(nn.Module):
