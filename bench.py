@@ -35,7 +35,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import time
 
@@ -43,8 +42,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from common import DTYPES, autocast, choose_dtype, find_machine, matmul_peak, user_mistakes
+from common import user_mistakes
 from files import write_json
+from hardware import DTYPES, autocast, choose_dtype, find_machine, matmul_peak, resident_gib
 from masking import MASKING_TYPES, mask_batch, slots
 from peers import OURS, PEERS, VOCABULARY, hf_collator
 from shards import TokenData
@@ -55,19 +55,11 @@ MASK_ID = 103
 # ---- one model, in a process of its own --------------------------------------------
 
 
-def resident_mb(peak=False):
-    """Memory of this process, or the most it ever had. Linux tells both; elsewhere the most stands for both."""
-    if os.path.exists("/proc/self/status"):
-        lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
-        return int(lines["VmHWM" if peak else "VmRSS"].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 class Bench:
     """A model and what is timed of it. Each method does it once."""
     def __init__(self, name, T):
         self.name, self.T, self.machine = name, T, find_machine(device)
-        self.dtype, self.before = choose_dtype(dtype, self.machine.device)[0], resident_mb()
+        self.dtype, self.before = choose_dtype(dtype, self.machine.device)[0], resident_gib()
         torch.manual_seed(0)
         self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
         self.ours = name in OURS
@@ -140,7 +132,7 @@ class Bench:
     def peak_mb(self):
         if self.machine.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
-        return resident_mb(peak=True) - self.before
+        return (resident_gib(peak=True) - self.before) * 1024
 
     def profiled(self):
         """Trace of a step in out_dir -> its ten most expensive operations as a table."""

@@ -1,4 +1,4 @@
-"""What at least two commands need: device and dtype, processes, checkpoints, signals, evaluation, the log.
+"""What at least two commands need: checkpoints, evaluation, the log.
 
 Nothing here knows about settings files; commands pass plain values in.
 """
@@ -7,26 +7,23 @@ import contextlib
 import json
 import math
 import os
-import resource
-import signal
 import sys
-import time
+import traceback
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from baselines import Transformer, TransformerConfig
 from files import replace_file
+from hardware import autocast, is_out_of_memory
 from masking import mask_batch
 from model import ConceptConfig, ConceptEncoder
 from tokenizer import Tokenizer
 
 ARCHS = {"concept": (ConceptConfig, ConceptEncoder), "transformer": (TransformerConfig, Transformer)}
 EVAL_SEED = 1234  # evaluation masks depend on this and the row's number in the data set, on nothing else
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @contextlib.contextmanager
@@ -36,124 +33,6 @@ def user_mistakes():
         yield
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-
-
-# ---- device, dtype, processes -----------------------------------------------
-
-@dataclass
-class Machine:
-    """Where a command runs: this process's device and its place among the processes torchrun started."""
-    device: torch.device
-    rank: int
-    world_size: int
-
-    @property
-    def is_main(self):
-        return self.rank == 0
-
-    def say(self, *words):
-        if self.is_main:
-            print(*words, flush=True)
-
-    def take(self, tensors):
-        """CPU tensors -> the same on this device, copied while it works."""
-        if self.device.type == "cuda":
-            tensors = [t.pin_memory() for t in tensors]
-        return [t.to(self.device, non_blocking=True) for t in tensors]
-
-    def all_sum(self, *values):
-        """Sums numbers or scalar tensors over all processes -> list of float."""
-        if self.world_size == 1:
-            return [float(v) for v in values]
-        total = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
-        dist.all_reduce(total)
-        return total.tolist()
-
-    def close(self):
-        if self.world_size > 1:
-            dist.barrier()
-            dist.destroy_process_group()
-
-
-def find_machine(device="auto"):
-    """Device and process group. Under torchrun: nccl on GPUs, gloo on CPUs."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch finds no usable GPU here; use --device=cpu or --device=auto")
-    if device not in ("cuda", "mps", "cpu"):
-        raise ValueError(f"device={device!r}: expected auto, cuda, mps or cpu")
-    if world_size > 1:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-    return Machine(torch.device(device), rank, world_size)
-
-
-def choose_dtype(name, device):
-    """ "auto" | bf16 | fp16 | fp32 -> (name, why), which a command prints."""
-    if name != "auto":
-        if name not in DTYPES:
-            raise ValueError(f"dtype={name!r}: expected auto, {', '.join(DTYPES)}")
-        if name == "fp16" and device.type != "cuda":
-            raise ValueError("dtype=fp16 needs a CUDA GPU; use --dtype=bf16 or --dtype=fp32")
-        return name, "as asked"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", f"{torch.cuda.get_device_name()} has it"
-        return "fp16", f"{torch.cuda.get_device_name()} has no bf16; with loss scaling"
-    if device.type == "cpu":
-        flags = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
-        if "avx512_bf16" in flags or "amx_bf16" in flags:
-            return "bf16", "this CPU multiplies bf16 matrices four times as fast as fp32"
-        return "fp32", "this CPU has no bf16 instructions"
-    return "fp32", f"safe choice on {device.type}"
-
-
-def autocast(device, dtype):
-    return torch.autocast(device.type, DTYPES[dtype]) if dtype != "fp32" else contextlib.nullcontext()
-
-
-def matmul_peak(device, dtype, n=2048, seconds=0.3):
-    """Measured FLOP/s of n x n matrix products, the yardstick for MFU: no table of data-sheet numbers to maintain."""
-    a = torch.full((n, n), 0.5, device=device, dtype=DTYPES[dtype])  # no random numbers: training draws them
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end or not best:
-        wait()
-        start = time.perf_counter()
-        a @ a
-        wait()
-        best = max(best, 2 * n**3 / (time.perf_counter() - start))
-    return best
-
-
-def memory_gib(device):
-    """Peak memory of this process: GPU memory there, resident memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-
-
-# ---- signals ----------------------------------------------------------------
-
-class StopSignals:
-    """SIGTERM, SIGINT and SIGUSR1 set a flag; the loop looks at it once a step, when all processes agree.
-
-    torchrun passes a signal on and kills 30 s later; a second SIGINT ends at once, as users expect.
-    """
-    def __init__(self):
-        self.name = ""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self.note)
-
-    def note(self, number, _frame):
-        if self.name and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
 
 
 # ---- checkpoints ------------------------------------------------------------
@@ -252,6 +131,30 @@ def model_state(model):
     """(settings as a dict, weights on the CPU) of an uncompiled, unwrapped model."""
     settings = dict(arch=model.arch) | asdict(model.cfg)
     return settings, {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+
+
+def does_not_fit(error, model, batch, machine, dtype, micro_batch):
+    """Memory ran out in a step -> what to do: the largest half, quarter, ... of micro_batch that is found to fit.
+
+    Raises the error if it was another one.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    traceback.clear_frames(error.__traceback__)  # they hold what the failed step had computed
+    found = f"error: {micro_batch} rows of {batch.inputs.shape[1]} tokens do not fit into memory"
+    rows = micro_batch // 2
+    while rows:
+        model.zero_grad(set_to_none=True)
+        try:
+            with autocast(machine.device, dtype):
+                loss = model(*(t[:rows] for t in batch))
+            loss.backward()
+            return f"{found}; --micro_batch={rows} does, and the result is the same"
+        except RuntimeError as again:
+            if not is_out_of_memory(again):
+                raise
+        rows //= 2
+    return f"{found}, nor does a single row; lower --block_size or the size of the model"
 
 
 # ---- evaluation -------------------------------------------------------------

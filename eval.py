@@ -42,18 +42,9 @@ import torch
 import torch.nn.functional as F
 
 import health
-from common import (
-    autocast,
-    build_model,
-    choose_dtype,
-    evaluate,
-    find_machine,
-    load_run,
-    read_log,
-    token_frequency,
-    user_mistakes,
-)
+from common import build_model, evaluate, load_run, read_log, token_frequency, user_mistakes
 from files import write_json
+from hardware import autocast, choose_dtype, find_machine
 from masking import MASKING_TYPES, check_masking
 from report import write_report
 from shards import TokenData

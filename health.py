@@ -12,7 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from common import EVAL_SEED, autocast
+from common import EVAL_SEED
+from hardware import autocast
 from masking import mask_batch
 
 MIN_COUNT = 5  # a token type must be seen so often before its PMI with a concept is worth printing

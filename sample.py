@@ -11,6 +11,8 @@ with their probabilities. The masks of a text are filled independently of each o
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt) and tokenizer/
 text = ""  # text with one or more [MASK]; empty: one text a line from standard input
 top = 5  # candidates to show for each mask
+batch_tokens = 16384  # tokens that are read at once; only texts of equal length share a batch, so nothing is padded
+dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
 # -----------------------------------------------------------------------------
 from configurator import configure
@@ -20,13 +22,15 @@ config = configure(globals())
 import json
 import sys
 
+import numpy as np
 import torch
 
-from common import find_machine, load_run, user_mistakes
+from common import load_run, user_mistakes
+from hardware import DTYPES, choose_dtype, find_machine
 
 
 def encode_masked(text, tok, longest):
-    """Text with [MASK] -> ids (1, T) between end-of-document marks, as rows look in training. Raises ValueError.
+    """Text with [MASK] -> list of ids between end-of-document marks, as rows look in training. Raises ValueError.
 
     The space before a [MASK] belongs to the hidden token, because a word's token carries the space before it.
     """
@@ -40,43 +44,58 @@ def encode_masked(text, tok, longest):
     ids.append(tok.eot_id)
     if len(ids) > longest:
         raise ValueError(f"{text[:40]!r}... has {len(ids)} tokens, the model reads {longest}; shorten it")
-    return torch.tensor([ids])
+    return ids
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def fill(model, tok, ids):
-    """ids (1, T) -> (filled text, for each mask a list of (token text, probability))."""
-    positions = (ids == tok.mask_id).nonzero()[:, 1][None]
+    """ids (B, T) -> for each row (filled text, for each mask a list of (token text, probability))."""
+    is_mask = ids == tok.mask_id
+    n_masks = is_mask.sum(1).tolist()
+    positions = is_mask.int().argsort(dim=1, descending=True, stable=True)[:, :max(n_masks)]
     concepts, tokens = model.encode(ids)
-    logits = model.logits(model.decode(concepts, tokens, positions, model.documents(ids)))[0].float()
+    logits = model.logits(model.decode(concepts, tokens, positions, model.documents(ids))).float()
     ordinary = torch.from_numpy((~tok.is_special).nonzero()[0]).to(ids.device)
-    probability, index = logits[:, ordinary].softmax(-1).topk(min(top, len(ordinary)), dim=-1)
-    candidate = ordinary[index]
-    candidates = [[(tok.decode([i]), p) for i, p in zip(row_ids, row_p)]
-                  for row_ids, row_p in zip(candidate.tolist(), probability.tolist())]
-    filled = ids[0].clone()
-    filled[positions[0]] = candidate[:, 0]
-    return tok.decode(filled[1:-1].tolist()).strip(), candidates
+    probability, index = logits[..., ordinary].softmax(-1).topk(min(top, len(ordinary)), dim=-1)
+    candidate, results = ordinary[index].cpu(), []
+    for row, n, places, best, p in zip(ids.cpu(), n_masks, positions.cpu(), candidate, probability.tolist()):
+        row[places[:n]] = best[:n, 0]
+        masks = [[(tok.decode([i]), q) for i, q in zip(*pair)] for pair in zip(best[:n].tolist(), p)]
+        results.append((tok.decode(row[1:-1].tolist()).strip(), masks))
+    return results
+
+
+def batches(rows):
+    """Indices of rows, those of equal length together, in batches of up to batch_tokens tokens."""
+    lengths = np.array([len(row) for row in rows])
+    for T in np.unique(lengths):
+        same, B = np.flatnonzero(lengths == T), max(1, batch_tokens // T)
+        yield from (same[i:i + B].tolist() for i in range(0, len(same), B))
 
 
 with user_mistakes():
     machine = find_machine(device)
-    if top < 1:
-        raise ValueError(f"top={top}: expected 1 or more candidates")
+    dtype, _ = choose_dtype(dtype, machine.device)
+    if min(top, batch_tokens) < 1:
+        raise ValueError(f"top={top}, batch_tokens={batch_tokens}: expected 1 or more")
     model, tok, checkpoint = load_run(out_dir, machine.device)
+    model.to(DTYPES[dtype])
     if not text and sys.stdin.isatty():
         print("one text with [MASK] a line, end with Ctrl-D", file=sys.stderr)
     texts = [text] if text else [line.strip() for line in sys.stdin if line.strip()]
     if not texts:
         raise ValueError("no text; give --text='... [MASK] ...' or lines on standard input")
-    rows = [encode_masked(line, tok, model.cfg.longest).to(machine.device) for line in texts]
+    rows = [encode_masked(line, tok, model.cfg.longest) for line in texts]
 
+filled = {}
+for index in batches(rows):
+    filled |= zip(index, fill(model, tok, torch.tensor([rows[i] for i in index], device=machine.device)))
 results = []
-for line, ids in zip(texts, rows):
-    filled, candidates = fill(model, tok, ids)
-    print(f"{line}\n  {filled}")
+for i, line in enumerate(texts):
+    whole, candidates = filled[i]
+    print(f"{line}\n  {whole}")
     for row in candidates:
         print("    " + "  ".join(f"{token.strip() or token!r} {p:.1%}" for token, p in row))
-    results.append(dict(text=line, filled=filled, masks=[[dict(token=t, p=round(p, 5)) for t, p in row]
-                                                         for row in candidates]))
+    results.append(dict(text=line, filled=whole, masks=[[dict(token=t, p=round(p, 5)) for t, p in row]
+                                                        for row in candidates]))
 print(json.dumps(results if not text else results[0]))

@@ -94,6 +94,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import common
+import hardware
 import health
 from cooccurrence import token_vectors
 from files import FolderLock, write_json
@@ -120,13 +121,12 @@ def check_settings():
         "cosine", "linear", "wsd", "constant"), wandb=("online", "offline", "off"), compile=("auto", "true", "false"))
     wrong += [f"{name}={config[name]!r}: expected {', '.join(allowed)}"
               for name, allowed in choices.items() if config[name] not in allowed]
-    positive = ("batch_size", "micro_batch", "learning_rate", "max_steps", "eval_interval", "eval_rows", "log_interval")
-    wrong += [f"{name}={config[name]}: expected more than 0" for name in positive if not 0 < config[name] < math.inf]
-    from_zero = ("min_lr", "health_rows", "warmup_steps", "max_tokens", "max_minutes", "stop_at_step", "patience",
-                 "weight_decay", "grad_clip", "save_minutes")
-    wrong += [f"{name}={config[name]}: expected 0 or more" for name in from_zero if not 0 <= config[name] < math.inf]
-    wrong += [f"{name}={config[name]}: expected a number from 0, below 1" for name in ("beta1", "beta2",
-              "decay_fraction") if not 0 <= config[name] < 1]
+    for names, low, high, expected in (
+            ("batch_size micro_batch learning_rate max_steps eval_interval eval_rows log_interval", 1e-99, math.inf,
+             "more than 0"),
+            ("min_lr health_rows warmup_steps max_tokens max_minutes stop_at_step patience weight_decay grad_clip "
+             "save_minutes", 0, math.inf, "0 or more"), ("beta1 beta2 decay_fraction", 0, 1, "from 0, below 1")):
+        wrong += [f"{n}={config[n]}: expected {expected}" for n in names.split() if not low <= config[n] < high]
     per_process = batch_size // machine.world_size
     if batch_size % machine.world_size:
         wrong.append(f"batch_size={batch_size} does not divide among {machine.world_size} processes")
@@ -149,13 +149,13 @@ def model_settings():
 
 
 with common.user_mistakes():
-    machine = common.find_machine(device)
+    machine = hardware.find_machine(device)
     check_settings()
     train_data = TokenData(data_dir, "train", block_size, seed)
     val_data = TokenData(data_dir, "val", block_size, seed)
     tok = Tokenizer.load(os.path.join(data_dir, "tokenizer"))
     data_sha256 = [file["sha256"] for file in train_data.meta["splits"]["train"]["files"]]
-    dtype, dtype_reason = common.choose_dtype(dtype, machine.device)
+    dtype, dtype_reason = hardware.choose_dtype(dtype, machine.device)
     torch.manual_seed(seed)
     model = common.build_model(model_settings())
     try:
@@ -233,12 +233,13 @@ def progress_at(step):
 
 optimizers = make_optimizers()
 scaler = torch.amp.GradScaler(machine.device.type, enabled=dtype == "fp16")
-step, evaluated_at, skipped_total, best_loss, bad_evals, before_minutes = 0, -1, 0, math.inf, 0, 0.0
+step, evaluated_at, best_loss, bad_evals, before_minutes = 0, -1, math.inf, 0, 0.0
+skipped = torch.zeros(2, device=machine.device)  # updates in all, and in a row; read when a line is logged
 if resumed:
     for opt, state in zip(optimizers, resumed["optimizers"]):
         opt.load_state_dict(state)
     scaler.load_state_dict(resumed["scaler"])
-    step, evaluated_at, skipped_total = resumed["step"], resumed["evaluated_at"], resumed["skipped"]
+    step, evaluated_at, skipped[0] = resumed["step"], resumed["evaluated_at"], resumed["skipped"]
     best_loss, bad_evals, before_minutes = resumed["best_loss"], resumed["bad_evals"], resumed["minutes"]
     if machine.is_main:
         common.rewind_log(out_dir, step)
@@ -248,10 +249,9 @@ if machine.world_size > 1:
 
 # ---- what the run is, on screen and in out_dir --------------------------------
 flops_per_token = model.flops_per_token(block_size, math.ceil(mlm_probability * block_size), micro_batch)
-peak = common.matmul_peak(machine.device, dtype)
+peak = hardware.matmul_peak(machine.device, dtype)
 git = shutil.which("git") and subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True,
                                              text=True, cwd=os.path.dirname(__file__) or ".").stdout.strip()
-n_micro = rows_per_process // micro_batch
 changed = ", ".join(f"{name}={value}" for name, value in config.items() if value != defaults[name])
 unused = ", ".join(sorted(set(config) & set().union(*map(common.fields_of, common.ARCHS)) - common.fields_of(arch)))
 since = resumed and ", ".join(f"{name}={resumed['settings'].get(name)} -> {value}" for name, value in config.items()
@@ -263,10 +263,10 @@ machine.say(
     f"settings that differ from the defaults: {changed or 'none'}\n"
     f"arch {arch}, which does not use {unused}\n"
     f"model: {model.num_params():,} parameters, {flops_per_token / 1e6:,.1f} MFLOP a token\n"
-    f"step: {batch_size} rows x {block_size} tokens = {machine.world_size} processes x {n_micro} micro-batches x "
-    f"{micro_batch} rows\ndata: {train_data.n_tokens:,} tokens, {max_steps:,} steps are "
-    f"{max_steps * tokens_per_step / train_data.n_tokens:,.2f} epochs\nunigram entropy {entropy:.3f} nats: a loss "
-    f"above it has not even learned word frequencies, below it context is in use\n"
+    f"step: {batch_size} rows x {block_size} tokens = {machine.world_size} processes x "
+    f"{rows_per_process // micro_batch} micro-batches x {micro_batch} rows\n"
+    f"data: {train_data.n_tokens:,} tokens, {max_steps * tokens_per_step / train_data.n_tokens:,.2f} epochs\n"
+    f"unigram entropy {entropy:.3f} nats: a loss above it has not even learned word frequencies\n"
     + (f"resuming at step {step}, changed since: {since or 'nothing'}" if resumed else "starting at step 0"))
 if machine.is_main:
     with common.user_mistakes():
@@ -313,7 +313,7 @@ def forward_backward(batch, total):
     parts = list(zip(*(t.split(micro_batch) for t in batch)))
     for i, part in enumerate(parts):
         with nullcontext() if i == len(parts) - 1 or machine.world_size == 1 else net.no_sync():
-            with common.autocast(machine.device, dtype):
+            with hardware.autocast(machine.device, dtype):
                 share = net(*part, total)
             # DDP averages over processes, the loss is a sum over them
             scaler.scale(share * machine.world_size).backward()
@@ -322,18 +322,22 @@ def forward_backward(batch, total):
 
 
 def update(lr):
-    """One optimizer step unless the gradient is not finite. -> gradient norm before clipping."""
+    """One optimizer step unless the gradient is not finite; the host does not wait. -> gradient norm, a tensor."""
     for opt in optimizers:
         scaler.unscale_(opt)
         for group in opt.param_groups:
             group["lr"] = lr
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf).item()
-    if math.isfinite(norm) or scaler.is_enabled():  # the scaler skips by itself and lowers its scale
-        for opt in optimizers:
-            scaler.step(opt)
-    scaler.update()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    skip = (~norm.isfinite()).float()
     for opt in optimizers:
+        if not scaler.is_enabled():  # the scaler sets this by itself and lowers its scale
+            opt.found_inf = skip  # fused AdamW then leaves all as it is
+        if not isinstance(opt, torch.optim.Muon) or not skip.item():
+            scaler.step(opt)
         opt.zero_grad(set_to_none=True)
+    scaler.update()
+    skipped[0] += skip
+    skipped[1] = (skipped[1] + 1) * skip
     return norm
 
 
@@ -364,7 +368,7 @@ def save(best=False):
     small = dict(model_settings=settings, model=weights, settings=config, step=step, tokens=step * tokens_per_step,
                  best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint, data_sha256=data_sha256)
     full = small | dict(optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
-                        rng=torch.get_rng_state(), skipped=skipped_total, bad_evals=bad_evals, minutes=minutes(),
+                        rng=torch.get_rng_state(), skipped=int(skipped[0]), bad_evals=bad_evals, minutes=minutes(),
                         evaluated_at=evaluated_at)
     for name, checkpoint in [("ckpt.pt", full)] + [("best.pt", small)] * best:
         try:
@@ -378,7 +382,7 @@ def save(best=False):
 
 # ---- the loop ----------------------------------------------------------------
 started = last_save = time.monotonic()
-signals, skipped_in_a_row = common.StopSignals(), 0
+signals = hardware.StopSignals()
 stopped = "max_minutes" if max_minutes and minutes() >= max_minutes else ""
 window_start, window_steps, tokens_per_s, loss_now = time.monotonic(), 0, 0.0, math.nan
 model.train()
@@ -391,19 +395,13 @@ if step % eval_interval == 0 and evaluated_at != step:  # at the start, or where
 batch, total = masked_batch(step)
 while not stopped and step < max_steps:
     lr = learning_rate_at(step, progress_at(step))
-    loss = forward_backward(batch, total)
-    batch, total = masked_batch(step + 1)  # drawn while a GPU still works on the step; the norm below waits for it
+    try:
+        loss = forward_backward(batch, total)
+    except RuntimeError as error:
+        sys.exit(common.does_not_fit(error, model, batch, machine, dtype, micro_batch))
+    batch, total = masked_batch(step + 1)  # drawn while a GPU still works on the step
     norm = update(lr)
     step, window_steps = step + 1, window_steps + 1
-
-    skipped_in_a_row = 0 if math.isfinite(norm) else skipped_in_a_row + 1
-    if skipped_in_a_row:
-        skipped_total += 1
-        machine.say(f"step {step}: gradient norm is {norm}, update skipped ({skipped_in_a_row} in a row)")
-        if skipped_in_a_row == MAX_SKIPPED:
-            sys.exit(f"error: {MAX_SKIPPED} updates in a row had a non-finite gradient; the last good checkpoint is "
-                     f"{out_dir}/ckpt.pt; resume it with a lower --learning_rate")
-
     # every process must take the same branch: what any of them has seen counts for all
     is_due = time.monotonic() - last_save > 60 * save_minutes
     asked, due, out_of_time = machine.all_sum(bool(signals.name), is_due, max_minutes and minutes() >= max_minutes)
@@ -412,21 +410,25 @@ while not stopped and step < max_steps:
 
     if step % log_interval == 0 or stopped or overfit_batch:
         loss_now, = machine.all_sum(loss)
+        skipped_total, in_a_row = map(int, skipped.tolist())
+        if in_a_row:
+            machine.say(f"step {step}: the gradient is not finite, update skipped ({in_a_row} in a row)")
+        if in_a_row >= MAX_SKIPPED:
+            sys.exit(f"error: {in_a_row} updates in a row had a non-finite gradient; the last good checkpoint is "
+                     f"{out_dir}/ckpt.pt; resume it with a lower --learning_rate")
         seconds = time.monotonic() - window_start
         tokens_per_s = window_steps * tokens_per_step / seconds
         eta = min((max_steps - step) * seconds / window_steps, (max_minutes or math.inf) * 60 - minutes() * 60)
         mfu = tokens_per_s * flops_per_token / (peak * machine.world_size)
         if step % log_interval == 0 or stopped:
             machine.say(f"step {step}/{max_steps} loss {loss_now:.4f} norm {norm:.2f} lr {lr:.2e} "
-                        f"{tokens_per_s:,.0f} tok/s mfu {mfu:.0%} {common.memory_gib(machine.device):.1f} GiB "
+                        f"{tokens_per_s:,.0f} tok/s mfu {mfu:.0%} {hardware.memory_gib(machine.device):.1f} GiB "
                         f"eta {max(eta, 0) / 60:.1f} min")
-            log(dict(step=step, loss=loss_now, grad_norm=norm, lr=lr, tokens=step * tokens_per_step,
-                     tokens_per_s=tokens_per_s, mfu=mfu, memory_gib=common.memory_gib(machine.device),
+            log(dict(step=step, loss=loss_now, grad_norm=norm.item(), lr=lr, tokens=step * tokens_per_step,
+                     tokens_per_s=tokens_per_s, mfu=mfu, memory_gib=hardware.memory_gib(machine.device),
                      minutes=minutes(), skipped=skipped_total))
         window_start, window_steps = time.monotonic(), 0
-
-    if overfit_batch and loss_now < 0.05:
-        stopped = "overfit"
+    stopped = "overfit" if overfit_batch and loss_now < 0.05 else stopped
     pre_empted = asked or stopped == "stop_at_step"
     if not pre_empted and (step % eval_interval == 0 or stopped):
         pause = time.monotonic()
@@ -436,8 +438,6 @@ while not stopped and step < max_steps:
     elif pre_empted or due:
         save()
 machine.close()
-if tracker:
-    tracker.finish()
 
 if overfit_batch and loss_now >= 0.05:
     sys.exit(f"error: overfit_batch reached a loss of {loss_now:.3f} in {step} steps; one batch should fall below 0.05")
@@ -447,4 +447,4 @@ if machine.is_main:
         out_dir=out_dir, step=step, tokens=step * tokens_per_step, stopped=stopped or "max_steps",
         loss=None if math.isnan(loss_now) else loss_now, val_loss=evaluations[-1] if evaluations else None,
         best_val_loss=best_loss, unigram_entropy=entropy, params=model.num_params(),
-        tokens_per_s=round(tokens_per_s), minutes=round(minutes(), 2), skipped=skipped_total)))
+        tokens_per_s=round(tokens_per_s), minutes=round(minutes(), 2), skipped=int(skipped[0]))))

@@ -13,7 +13,8 @@ from conftest import call, refused, result
 from test_model import MASK, VARIANTS, batch, small
 
 import health
-from common import SPLITS, evaluate, find_machine, split_masks
+from common import SPLITS, evaluate, split_masks
+from hardware import find_machine
 from layers import OwnWordReading
 from masking import MaskedBatch
 from shards import TokenData

@@ -320,6 +320,16 @@ def test_sinusoidal_rows_reach_max_length_and_training_shifts_them(bottleneck):
     assert torch.allclose(F.normalize(model.place(far)), F.normalize(code), atol=1e-5)
 
 
+@both
+def test_a_row_of_131072_tokens_trains(bottleneck):
+    model, T = small(bottleneck=bottleneck, position="sinusoidal", block_size=131072).train(), 131072
+    g = torch.Generator().manual_seed(0)
+    ids, positions = torch.randint(0, MASK, (1, T), generator=g), torch.arange(0, T, 2048)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        model(ids.scatter(1, positions, MASK), positions, ids.gather(1, positions), torch.ones(1, 64)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("kind", [VARIANTS[0], VARIANTS[1], dict(arch="transformer")], ids=str)
 def test_learns_a_repeated_token_from_afar(kind):
     """Each row repeats one word everywhere; the masked copy is far from any other, so concepts must carry it."""

@@ -180,6 +180,26 @@ def test_a_non_finite_gradient_is_skipped_and_ten_in_a_row_stop(data_dir, tmp_pa
     assert read_checkpoint(tmp_path / "b" / "ckpt.pt")["step"] == 10
 
 
+FITS = """
+import runpy, sys, model
+real = model.ConceptEncoder.forward
+def forward(self, ids, *rest):
+    if len(ids) > {rows}:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    return real(self, ids, *rest)
+model.ConceptEncoder.forward = forward
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("train.py")
+"""
+
+
+@pytest.mark.parametrize("rows, message", [(3, "8 rows of 64 tokens do not fit into memory; --micro_batch=2 does"),
+                                           (0, "nor does a single row")])
+def test_a_batch_that_does_not_fit_names_one_that_does(rows, message, data_dir, tmp_path):
+    refused(run("-c", FITS.format(rows=rows), f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, ok=False,
+                env={"PYTHONPATH": str(ROOT)}), message)
+
+
 def test_exploding_weights_are_never_saved_as_nan(data_dir, tmp_path):
     train(data_dir, tmp_path, "--learning_rate=1e30", "--min_lr=1e30", "--max_steps=60", ok=False)
     for path in tmp_path.glob("*.pt"):

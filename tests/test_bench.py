@@ -1,0 +1,40 @@
+"""bench.py runs all its models at a tiny size and says what is wrong. Speeds are not looked at: see records/speed."""
+
+import json
+
+import pytest
+from conftest import ROOT, refused, run
+
+from peers import OURS, PEERS
+
+TINY = ["--lengths=32", "--tokens=32", "--repeats=1"]
+
+
+def test_all_six_models_run_with_equal_parameters(data_dir, tmp_path):
+    report = json.loads(run("bench.py", *TINY, "--peers=1", f"--data_dir={data_dir}",
+                            f"--out_dir={tmp_path}").stdout.splitlines()[-1])
+    assert list(report["32"]) == [*OURS, *PEERS] and json.loads((tmp_path / "bench.json").read_text()) == report
+    wanted = report["32"]["strict"]["params"]
+    for name, result in report["32"].items():
+        assert abs(result["params"] / wanted - 1) < (0.1 if name == "open" else 0.05), name
+        assert all(result[k] > 0 for k in ("tokens_per_s", "peak_mb", "gemm_share", "fill_ms", "embed_tokens_per_s"))
+    assert report["ratios"]["32: strict / hf_bert, fill_ms"] > 0 and (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+def test_profile_writes_a_trace(data_dir, tmp_path):
+    done = run("bench.py", *TINY, "--models=strict", "--profile=1", f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+    assert "aten::" in done.stdout and json.loads((tmp_path / "trace_strict_32.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (["--models=strict,bert"], "expected some of strict, open, transformer"), (["--models=hf_bert"], "need --peers=1"),
+    (["--lengths=128,x"], "such as --lengths=128,512"), (["--repeats=0"], "expected numbers above 0")])
+def test_mistakes_are_named(wrong, message, data_dir):
+    refused(run("bench.py", *wrong, f"--data_dir={data_dir}", ok=False), message)
+
+
+def test_without_transformers_the_rest_still_runs(tmp_path):
+    hide = ("import runpy, sys; sys.modules['transformers'] = None; sys.argv = ['bench.py', *sys.argv[1:]]; "
+            "runpy.run_path('bench.py', run_name='__main__')")
+    done = run("-c", hide, "--peers=1", f"--data_dir={tmp_path}", ok=False, env={"PYTHONPATH": str(ROOT)})
+    assert "transformers is not installed, so its models are left out" in done.stdout and str(tmp_path) in done.stderr
