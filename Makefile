@@ -1,6 +1,6 @@
 # make demo    text -> tokens -> training -> filled masks, about five minutes on two cores, no network data
 # make test    lint and every test, CPU only
-# make bench   speed side by side with a Hugging Face BERT of equal size
+# make bench   speed and memory side by side with BERT, ModernBERT and Perceiver of equal size
 PY = .venv/bin/python
 
 .PHONY: demo test bench clean
