@@ -19,7 +19,7 @@ lengths = "128,512,2048,8192,32768"  # tokens a row, T, several with commas betw
 tokens = 4096  # tokens a training step; longer rows than this come one at a time
 mlm_probability = 0.15  # share of tokens that is predicted
 repeats = 3  # timed repeats of each model, after one to warm up; two where they take over a minute
-longest_step = 60.0  # seconds; a model whose step would take longer at some length is left out there, and named
+longest_step = 60.0  # seconds; a model whose step would take longer at some length is left out from there on, and named
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
 compile = "false"  # true: torch.compile
@@ -102,10 +102,9 @@ class Bench:
             self.model, self.model.base_model_prefix)(self.ids)
 
     def timed(self, what):
-        cuda = self.machine.device.type == "cuda"
         start = time.perf_counter()
         getattr(self, what)()
-        if cuda:
+        if self.machine.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
@@ -325,8 +324,8 @@ def main():
             print(f"  {model:<14}{r['params']:>12,} parameters{r['tokens_per_s']:>9,} tokens/s{r['step_ms']:>10,.0f} ms"
                   f"{r['peak_mb']:>8,} MB   {r['gemm_share']:.0%} of peak{more}", flush=True)
         for model, why in left_out.items():
-            print(f"  {model:<14}left out: {why}", flush=True)
-            seconds.setdefault(model, seconds.get(model) or [(T, longest_step)])
+            print(f"  {model:<14}left out from here on: {why}", flush=True)
+        names = [model for model in names if model in result]
     ratios = compare(report)
     draw(report, os.path.join(out_dir, "bench.png"))
     report["data"] = rates = bench_data(data, tok)

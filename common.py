@@ -23,6 +23,7 @@ from model import ConceptConfig, ConceptEncoder
 from tokenizer import Tokenizer
 
 ARCHS = {"concept": (ConceptConfig, ConceptEncoder), "transformer": (TransformerConfig, Transformer)}
+MOST_LOGITS = 2**27  # an evaluation holds no more at once
 EVAL_SEED = 1234  # evaluation masks depend on this and the row's number in the data set, on nothing else
 
 
@@ -180,10 +181,12 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
         inputs, positions, targets, weights = machine.take(batch)
         with autocast(machine.device, dtype):
             concepts, tokens = model.encode(inputs)
-            states = model.decode(concepts, tokens, positions, model.documents(inputs))
-            logits = model.logits(states).float()
-        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(weights) * weights
-        hits = (logits.argmax(-1) == targets) * weights
+            nats, hits, at_once = [], [], max(1, MOST_LOGITS // (len(inputs) * tok.vocab_size))
+            for place, target in zip(positions.split(at_once, 1), targets.split(at_once, 1)):
+                logits = model.logits(model.decode(concepts, tokens, place, model.documents(inputs))).float()
+                nats.append(F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target))
+                hits.append(logits.argmax(-1) == target)
+        nats, hits = (torch.cat(parts, dim=1) * weights for parts in (nats, hits))
         counts = [nats, weights, hits, n_bytes[targets] * weights]
         if frequency is not None:
             for part in split_masks(inputs, positions, targets, frequency.to(machine.device)):
