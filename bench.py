@@ -98,8 +98,7 @@ class Bench:
     @torch.inference_mode()
     def embed(self):
         """All rows through the encoder."""
-        return self.model.encode(self.ids) if self.ours else getattr(
-            self.model, self.model.base_model_prefix)(self.ids)
+        return self.model.encode(self.ids) if self.ours else getattr(self.model, self.model.base_model_prefix)(self.ids)
 
     def timed(self, what):
         start = time.perf_counter()
