@@ -25,7 +25,7 @@ device = "auto"  # auto | cuda | mps | cpu
 compile = "false"  # true: torch.compile
 profile = 0  # 1: instead, the ten most expensive operations at the first length, and out_dir/trace_*.json
 data_dir = "data/pydocs"  # prepared data for the batch and masking figures
-out_dir = "out/bench"
+out_dir = "out/bench"  # bench.json, bench.png and traces go here
 # -----------------------------------------------------------------------------
 from configurator import configure
 
