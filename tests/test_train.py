@@ -1,5 +1,6 @@
 """Training end to end, by the commands a user types: exact, resumable, hard to break."""
 
+import io
 import json
 import os
 import shutil
@@ -211,6 +212,21 @@ def test_overfit_batch_reaches_zero(data_dir, tmp_path):
                  "--log_interval=100", "--concept_dim=64", "--batch_size=2", "--micro_batch=2")
     assert result(done)["stopped"] == "overfit" and result(done)["loss"] < 0.05
     refused(train(data_dir, tmp_path / "short", "--overfit_batch=true", ok=False), "overfit_batch reached a loss of")
+
+
+def test_texts_are_filled_alike_alone_and_in_batches(trained, monkeypatch):
+    """Of all lengths, with one mask and with several, in the order they came."""
+    texts = ["A [MASK].", "The [MASK] of the word [MASK] is [MASK].", "One [MASK].", "B [MASK].", "[MASK] ü [MASK]"]
+    args = ["sample.py", f"--out_dir={trained}", "--dtype=fp32"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
+    together = json.loads(call(*args, "--batch_tokens=40").stdout.splitlines()[-1])
+    for text, filled in zip(texts, together, strict=True):
+        alone = json.loads(call(*args, f"--text={text}").stdout.splitlines()[-1])
+        assert alone["text"] == filled["text"] == text and alone["filled"] == filled["filled"]
+        assert len(filled["masks"]) == text.count("[MASK]")
+        for a, b in zip(alone["masks"], filled["masks"], strict=True):
+            assert [x["token"] for x in a] == [x["token"] for x in b]
+            assert [x["p"] for x in a] == pytest.approx([x["p"] for x in b], abs=2e-5)
 
 
 def test_patience_stops_early(data_dir, tmp_path):
