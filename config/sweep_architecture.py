@@ -26,6 +26,7 @@ token_16        --token_dim=16
 token_64        --token_dim=64
 muon            --optimizer=muon
 muon_low        --optimizer=muon --learning_rate=1e-3
+muon_high       --optimizer=muon --learning_rate=8e-3
 masked_15       --mlm_probability=0.15
 masked_50       --mlm_probability=0.5
 whole_words     --masking_type=whole_word
