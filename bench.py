@@ -232,7 +232,7 @@ def bench_data(data, tok, B=64, T=512):
     calls = {"batch": lambda: data.batch(np.random.randint(10**6), B, 0, 1)}
     for masking_type in MASKING_TYPES:
         calls[masking_type] = lambda m=masking_type: mask_batch(ids, sample_ids, m, mlm_probability, tok)
-    if peers:
+    if peers and importlib.util.find_spec("transformers"):
         calls["hf_whole_word_collator"] = hf_collator(ids, tok, mlm_probability)
     times = {name: [] for name in calls}
     for _ in range(10 * repeats):

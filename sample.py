@@ -11,7 +11,7 @@ with their probabilities. The masks of a text are filled independently of each o
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt) and tokenizer/
 text = ""  # text with one or more [MASK]; empty: one text a line from standard input
 top = 5  # candidates to show for each mask
-batch_tokens = 16384  # tokens that are read at once; only texts of equal length share a batch, so nothing is padded
+batch_tokens = 4096  # tokens that are read at once; only texts of equal length share a batch, so nothing is padded
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
 # -----------------------------------------------------------------------------
