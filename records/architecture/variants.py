@@ -76,8 +76,8 @@ def token_update():
         init(self, cfg)
         self.update_norm, self.update = norm(cfg.token_width, cfg), Attention(cfg.token_width, cfg.concept_dim, cfg, 1.0)
 
-    def encode_and_update(self, ids, attention_mask, table_Vd, documents_BT):
-        concepts, x = encode(self, ids, attention_mask, table_Vd, documents_BT)
+    def encode_and_update(self, *arguments, **named):
+        concepts, x = encode(self, *arguments, **named)
         return concepts, x + self.update(self.update_norm(x), concepts)
     ConceptEncoder.__init__, ConceptEncoder._encode = build, encode_and_update
 
@@ -129,6 +129,7 @@ def anchored():
         bias = -(slopes * far)[None]
         return (bias if read_mask is None else bias.masked_fill(~read_mask, -1e4)), self_mask
     ConceptEncoder.masks = anchored_masks
+    layers.dot_product_attention = F.scaled_dot_product_attention  # this mask is a bias
 
 
 def no_residual():
