@@ -122,10 +122,11 @@ class Transformer(MaskedEncoder):
             else:
                 init_matrix(name, p, max(1, self.cfg.n_layer))
 
-    def _encode(self, ids, attention_mask, table_Vd, documents_BT, start=0):
+    def _encode(self, ids, attention_mask, table_Vd, documents_BT, start=0, added_BTd=None):
         B, T = ids.shape
         real_BT = None if attention_mask is None else attention_mask.bool()
         x_BTd = F.embedding(ids, table_Vd)
+        x_BTd = x_BTd if added_BTd is None else x_BTd + added_BTd
         x_BTd = F.layer_norm(x_BTd, x_BTd.shape[-1:])
         for mixer in self.mixers:
             x_BTd = mixer(x_BTd, real_BT, documents_BT)

@@ -134,28 +134,28 @@ def model_state(model):
     return settings, {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
 
 
-def does_not_fit(error, model, batch, machine, dtype, micro_batch):
-    """Memory ran out in a step -> what to do: the largest half, quarter, ... of micro_batch that is found to fit.
+def does_not_fit(error, loss_of, model, machine, dtype, rows, tokens, setting):
+    """Memory ran out in a step -> what to do: the largest half, quarter, ... of `rows` that is found to fit.
 
+    loss_of(n) is the loss of n of the rows, of `tokens` tokens each; setting is what the user lowers.
     Raises the error if it was another one.
     """
     if not is_out_of_memory(error):
         raise error
     traceback.clear_frames(error.__traceback__)  # they hold what the failed step had computed
-    found = f"error: {micro_batch} rows of {batch.inputs.shape[1]} tokens do not fit into memory"
-    rows = micro_batch // 2
-    while rows:
+    found, fewer = f"error: {rows} rows of {tokens} tokens do not fit into memory", rows // 2
+    while fewer:
         model.zero_grad(set_to_none=True)
         try:
             with autocast(machine.device, dtype):
-                loss = model(*(t[:rows] for t in batch))
+                loss = loss_of(fewer)
             loss.backward()
-            return f"{found}; --micro_batch={rows} does, and the result is the same"
+            return f"{found}; --{setting}={fewer} does"
         except RuntimeError as again:
             if not is_out_of_memory(again):
                 raise
-        rows //= 2
-    return f"{found}, nor does a single row; lower --block_size or the size of the model"
+        fewer //= 2
+    return f"{found}, nor does a single row; shorten the rows or take a smaller model"
 
 
 # ---- evaluation -------------------------------------------------------------

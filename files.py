@@ -18,17 +18,21 @@ def replace_file(path, write, keep=""):
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path + ".tmp")
+        remove_file(path + ".tmp")
         raise
     if keep and os.path.exists(path):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(keep)
+        remove_file(keep)
         os.link(path, keep)  # a second name for the old file: no moment is without a `path`
     os.replace(path + ".tmp", path)
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
+
+
+def remove_file(path):
+    """Removes `path` if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
 
 
 def write_json(path, value):

@@ -1,6 +1,7 @@
 """Where a command runs: device, processes, dtype, memory, signals."""
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -59,11 +60,24 @@ def find_machine(device="auto"):
         raise ValueError(f"device={device!r}: expected auto, cuda, mps or cpu")
     if world_size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    if device == "cpu":
+        keep_freed_memory()
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     return Machine(torch.device(device), rank, world_size)
+
+
+def keep_freed_memory():
+    """Tells glibc to keep what is freed: every step needs the same memory again, and getting it from the system anew,
+    page by page, is a fifth of a step on a CPU (records/speed). Elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the top of the heap back
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation apart from the heap, which ends with a system call
 
 
 def choose_dtype(name, device):

@@ -31,10 +31,13 @@ class MaskedEncoder(nn.Module):
         """States -> the width of the token table."""
         return states
 
-    def encode(self, ids, attention_mask=None):
-        """ids (B,T) int64, attention_mask (B,T) True or 1 = real token -> concepts (B,C,D), tokens (B,T,d)."""
+    def encode(self, ids, attention_mask=None, added=None):
+        """ids (B,T) int64, attention_mask (B,T) True or 1 = real token -> concepts (B,C,D), tokens (B,T,d).
+
+        added (B,T,d) goes on top of the tokens' embeddings before anything reads them: segments, soft prompts.
+        """
         self.check_length(ids)
-        return self._encode(ids, attention_mask, self.table(), self.documents(ids))
+        return self._encode(ids, attention_mask, self.table(), self.documents(ids), added_BTd=added)
 
     def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
         """What `encode` returned and positions (B,K) int64 -> states (B,K,D) at these positions.

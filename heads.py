@@ -1,0 +1,80 @@
+"""From a pretrained encoder to an answer: how texts become a row, and the head that classifies or scores it.
+
+    [CLS] a [SEP]   or   [CLS] a [SEP] b [SEP]        each token with the learned vector of its segment on top
+    the pretrained decoder asks the row at [CLS], as it would at a [MASK] --dropout--> one linear layer
+
+[CLS] starts as a copy of [MASK] and [SEP] as one of the end-of-document mark: pretraining has seen those in these
+places. Works for every architecture.
+"""
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Classifier(nn.Module):
+    """encoder (any MaskedEncoder) with a head of n_out numbers a row; a number for each label, or one score."""
+    def __init__(self, encoder, n_out, dropout=0.1):
+        super().__init__()
+        self.encoder = encoder
+        self.segments = nn.Parameter(torch.zeros(3, encoder.cfg.token_width))  # [CLS], first text, second text
+        self.drop = nn.Dropout(dropout)
+        width = encoder.cfg.concept_dim if encoder.arch == "concept" else encoder.cfg.token_dim
+        self.out = nn.Linear(width, n_out)
+        nn.init.normal_(self.out.weight, 0, 0.02)
+        nn.init.zeros_(self.out.bias)
+
+    @torch.no_grad()
+    def start_marks(self, tok):
+        """For an encoder that comes straight from pretraining, which has never seen [CLS] and [SEP]."""
+        self.encoder.wte[tok.cls_id] = self.encoder.wte[tok.mask_id]
+        self.encoder.wte[tok.sep_id] = self.encoder.wte[tok.eot_id]
+
+    def forward(self, ids, segments, real):
+        """ids (B,T) int64, segments (B,T) of 0 ([CLS]), 1, 2, real (B,T) True = no padding -> (B,n_out) float32."""
+        concepts, tokens = self.encoder.encode(ids, real, added=F.embedding(segments, self.segments))
+        asked = torch.zeros(len(ids), 1, dtype=torch.int64, device=ids.device)
+        states_B1D = self.encoder.decode(concepts, tokens, asked, self.encoder.documents(ids), real)
+        return self.out(self.drop(states_B1D[:, 0].float()))
+
+
+def encode_texts(texts, tok, longest):
+    """[(a,) or (a, b)] -> (rows, the segments of each, how many were cut). Rows of up to `longest` ids.
+
+    Words look as they do inside a text: with the space before them. The longer text of a pair is cut first.
+    """
+    space = "" if tok.name == "byte" else " "
+    columns = [tok.encode([space + text.strip() for text in column]) for column in zip(*texts)]
+    rows, segments, cut = [], [], 0
+    for parts in zip(*columns):
+        room = longest - 1 - len(parts)
+        lengths = cut_lengths([len(part) for part in parts], room)
+        cut += sum(lengths) < sum(map(len, parts))
+        row, segment = [np.array([tok.cls_id])], [np.array([0])]
+        for i, (part, n) in enumerate(zip(parts, lengths), 1):
+            row += [part[:n].astype(np.int64), [tok.sep_id]]
+            segment.append(np.full(n + 1, i))
+        rows.append(np.concatenate(row))
+        segments.append(np.concatenate(segment))
+    return rows, segments, cut
+
+
+def cut_lengths(lengths, room):
+    """One or two lengths -> what is left of them in `room` when the longest is cut first."""
+    if sum(lengths) <= room:
+        return lengths
+    if len(lengths) == 1:
+        return [room]
+    short = min(min(lengths), room // 2)
+    return [short, room - short] if lengths[0] <= lengths[1] else [room - short, short]
+
+
+def padded(rows, segments, pad_id):
+    """Rows of any lengths -> ids, segments, real (B,T), T the longest of them."""
+    ids = torch.full((len(rows), max(map(len, rows))), pad_id)
+    kinds, real = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for i, (row, segment) in enumerate(zip(rows, segments)):
+        ids[i, :len(row)], kinds[i, :len(row)] = torch.from_numpy(row), torch.from_numpy(segment)
+        real[i, :len(row)] = True
+    return ids, kinds, real
