@@ -100,12 +100,12 @@ class Bench:
         """All rows through the encoder."""
         return self.model.encode(self.ids) if self.ours else getattr(self.model, self.model.base_model_prefix)(self.ids)
 
-    def timed(self, what):
-        start = time.perf_counter()
-        getattr(self, what)()
+    def timed(self, what, times):
+        start, once = time.perf_counter(), getattr(self, what)
+        [once() for _ in range(times)]
         if self.machine.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / times
 
     def facts(self):
         """A first step -> parameters, FLOPs of a training step an input token."""
@@ -180,14 +180,14 @@ class Worker:
 # ---- lengths, one after the other -------------------------------------------------
 
 
-def medians(workers, what, repeats):
-    """{name: Worker} -> {name: median seconds}, in turns."""
-    times = {name: [] for name in workers}
+def medians(workers, what, repeats, times=1):
+    """{name: Worker} -> {name: median seconds}, in turns of so many times each."""
+    seconds = {name: [] for name in workers}
     for repeat in range(repeats):
         for name, worker in workers.items():
-            if repeat < 2 or sum(times[name]) < 60:
-                times[name].append(worker.ask("timed", what))
-    return {name: statistics.median(t) for name, t in times.items()}
+            if repeat < 2 or sum(seconds[name]) < 60:
+                seconds[name].append(worker.ask("timed", what, times))
+    return {name: statistics.median(t) for name, t in seconds.items()}
 
 
 def bench_length(T, names, expected, peak):
@@ -212,7 +212,7 @@ def bench_length(T, names, expected, peak):
             worker.ask("freeze")
         for what in ("fill", "embed"):
             medians(workers, what, 1)
-        for name, seconds in medians(workers, "fill", 3 * repeats).items():
+        for name, seconds in medians(workers, "fill", 3 * repeats, 10).items():
             result[name]["fill_ms"] = round(seconds * 1e3, 2)
         for name, seconds in medians(workers, "embed", repeats).items():
             result[name]["embed_tokens_per_s"] = round(n_tokens / seconds)

@@ -204,6 +204,7 @@ class Lexicon(nn.Module):
         self.context = nn.Linear(cfg.token_width, cfg.context_dim, bias=False)
         self.salience = nn.Parameter(torch.zeros(cfg.token_width))
         self.loudness, self.sharpness = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(8.0))
+        self.kept = None, None
         rank_V = torch.arange(2.0, cfg.vocab_size + 2)  # ids come in order of frequency: a rare word is news, of mean 1
         self.register_buffer("news", rank_V.log() / rank_V.log().mean(), persistent=False)
 
@@ -228,14 +229,26 @@ class Lexicon(nn.Module):
         match_BKC = self.loudness + self.sharpness * (cosine_BKC - 1)
         return gate_BK1 + match_BKC.clamp(max=5).exp()  # beyond that, these two numbers have gone astray
 
+    def own_rows(self, table_Vd, C):
+        """The table as it is dealt out: row i of concept c is word C i + c. -> (C,V // C,d).
+
+        A copy: in bf16 on a CPU, products of the view take ten times as long. Without gradients it is kept until the
+        table changes: filling one mask would spend a quarter of its time on it.
+        """
+        dealt_Cvd = table_Vd.detach()[:len(table_Vd) // C * C].view(-1, C, table_Vd.shape[1]).transpose(0, 1)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or table_Vd.is_inference():
+            return dealt_Cvd.contiguous()
+        now = table_Vd.data_ptr(), table_Vd._version, C
+        if self.kept[0] != now:
+            self.kept = now, dealt_Cvd.contiguous()
+        return self.kept[1]
+
     def say(self, content_BCE, table_Vd):
         """Which of its words each concept has read. -> (B,V) float32, the words of all concepts."""
         C, (V, d) = content_BCE.shape[1], table_Vd.shape
         spoken_BCd = self.words(content_BCE)
         spoken_BCd = F.layer_norm(spoken_BCd, (d,)) * self.scale
-        own_vCd = table_Vd.detach()[:V // C * C].view(-1, C, d)  # row i of concept c is word C i + c
-        own_Cvd = own_vCd.transpose(0, 1).contiguous()  # in bf16 on a CPU, products of the view take ten times as long
-        heard_CBv = (spoken_BCd.transpose(0, 1) @ own_Cvd.mT).float()
+        heard_CBv = (spoken_BCd.transpose(0, 1) @ self.own_rows(table_Vd, C).mT).float()
         heard_BVd = spoken_BCd[:, :V % C] * table_Vd.detach()[V // C * C:]
         heard = heard_CBv.permute(1, 2, 0), heard_BVd.float().sum(-1)[:, None]  # (B,V/C,C) and the last (B,1,V%C)
         mean_B1C = (heard[0].sum(1, keepdim=True) + F.pad(heard[1], (0, -V % C if V % C else C))) / -(-V // C)

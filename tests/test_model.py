@@ -447,3 +447,26 @@ def test_concepts_see_each_other_only_by_self_attention(talks):
         model.concepts[0] = torch.randn(64, generator=torch.Generator().manual_seed(5))
     changed = (model.encode(ids)[0] - before).abs().amax((0, 2)) > 1e-6
     assert changed[0] and changed[1:].all() == talks and changed[1:].any() == talks
+
+
+@torch.no_grad()
+def test_what_is_kept_of_the_table_between_fills_follows_the_table():
+    cfg = ConceptConfig(vocab_size=203, block_size=16, n_layer=1, n_head=2, n_concept=4, concept_dim=32, token_dim=64)
+    model = ConceptEncoder(cfg).eval()
+    ids, place = torch.arange(16)[None], torch.tensor([[3]])
+
+    def logits():
+        return model.logits(model.decode(*model.encode(ids), place))
+    before = logits()
+    assert torch.equal(before, logits())
+    model.wte[5:9] += 1.0
+    after = logits()
+    with torch.enable_grad():
+        anew = logits()
+    assert torch.equal(after, anew.detach()) and not torch.equal(after, before)
+    model.to(torch.bfloat16)
+    with torch.enable_grad():
+        anew = logits()
+    assert torch.equal(logits(), anew.detach())
+    with torch.inference_mode():
+        assert torch.equal(logits(), anew.detach())
