@@ -134,23 +134,23 @@ def model_state(model):
     return settings, {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
 
 
-def does_not_fit(error, loss_of, model, machine, dtype, rows, tokens, setting):
+def does_not_fit(error, loss_of, model, batch, machine, dtype, rows, setting):
     """Memory ran out in a step -> what to do: the largest half, quarter, ... of `rows` that is found to fit.
 
-    loss_of(n) is the loss of n of the rows, of `tokens` tokens each; setting is what the user lowers.
+    loss_of(*tensors) is the loss of a part of `batch`, whose first tensor is (B,T); setting is what the user lowers.
     Raises the error if it was another one.
     """
     if not is_out_of_memory(error):
         raise error
     traceback.clear_frames(error.__traceback__)  # they hold what the failed step had computed
-    found, fewer = f"error: {rows} rows of {tokens} tokens do not fit into memory", rows // 2
+    found, fewer = f"error: {rows} rows of {batch[0].shape[1]} tokens do not fit into memory", rows // 2
     while fewer:
         model.zero_grad(set_to_none=True)
         try:
             with autocast(machine.device, dtype):
-                loss = loss_of(fewer)
+                loss = loss_of(*(t[:fewer] for t in batch))
             loss.backward()
-            return f"{found}; --{setting}={fewer} does"
+            return f"{found}; --{setting}={fewer} does" + ", and the result is the same" * (setting == "micro_batch")
         except RuntimeError as again:
             if not is_out_of_memory(again):
                 raise

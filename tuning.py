@@ -59,10 +59,9 @@ def tune(model, tok, machine, dtype, job, splits, recipe, lr, seed):
     mean, spread = (0.0, 1.0) if job.labels else (float(targets.mean()), float(targets.std()) or 1.0)
     answers = torch.as_tensor((targets - mean) / spread, dtype=torch.int64 if job.labels else torch.float32)
 
-    def loss_of(rows, segments, index):
-        *batch, wanted = machine.take([*padded(rows, segments, tok.pad_id), answers[index]])
+    def loss_of(ids, segments, real, wanted):
         with autocast(machine.device, dtype):
-            outputs = model(*batch)
+            outputs = model(ids, segments, real)
         return F.cross_entropy(outputs, wanted) if job.labels else F.mse_loss(outputs[:, 0], wanted)
 
     def answer(split):
@@ -86,13 +85,13 @@ def tune(model, tok, machine, dtype, job, splits, recipe, lr, seed):
         turns = (np.arange(len(targets)) + epoch) % 2 * job.swap
         rows, segments = ([encoded["train", bool(turn)][part][i] for i, turn in enumerate(turns)] for part in (0, 1))
         for index in in_batches(rows, recipe["batch_size"], rng):
-            batch = [rows[i] for i in index], [segments[i] for i in index], index
+            batch = padded([rows[i] for i in index], [segments[i] for i in index], tok.pad_id)
+            batch = machine.take([*batch, answers[index]])
             try:
                 loss = loss_of(*batch)
                 scaler.scale(loss).backward()
             except RuntimeError as error:
-                sys.exit(does_not_fit(error, lambda n: loss_of(*(b[:n] for b in batch)), model, machine, dtype,  # noqa: B023
-                                      len(index), max(map(len, batch[0])), "batch_size"))
+                sys.exit(does_not_fit(error, loss_of, model, batch, machine, dtype, len(index), "batch_size"))
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             if not scaler.is_enabled():

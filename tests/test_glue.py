@@ -315,6 +315,19 @@ def test_a_constant_answer_is_called_one(trained, own_task):
         trained / "glue.md").read_text()
 
 
+def test_memory_that_runs_out_names_a_batch_size_that_fits(trained, own_task, monkeypatch):
+    forward = Classifier.forward
+
+    def little_memory(self, ids, *others):
+        if len(ids) > 3:
+            raise RuntimeError("can't allocate memory: you tried to allocate too much")
+        return forward(self, ids, *others)
+    monkeypatch.setattr(Classifier, "forward", little_memory)
+    done = call("finetune_glue.py", f"--out_dir={trained}", f"--task={own_task}/mood", *SMALL, "--seeds=1", "--lrs=1e-4",
+                ok=False)
+    refused(done, "error: 8 rows of", "do not fit into memory; --batch_size=2 does")
+
+
 @pytest.mark.parametrize("arguments,parts", [
     (["--task=mrcp"], ("'mrcp'", "expected one of cola")),
     (["--task=mrpc", "--glue_dir=nowhere"], ("nowhere/MRPC/train.tsv is missing",)),

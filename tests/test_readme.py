@@ -26,6 +26,7 @@ FAST = {  # what makes a README command quick enough for a test; everything else
     "sweep.py": ["--base=config/mini.py --n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2",
                  "--flops=1e9"],
     "sample.py": [],
+    "finetune_glue.py": ["--seeds=1", "--grid_seeds=0", "--epochs=1"],
 }
 
 
@@ -40,6 +41,13 @@ def clone(tmp_path_factory):
     (clone / "texts").mkdir()
     for i, path in enumerate(sorted(ROOT.glob("*.py"))):
         (clone / "texts" / f"{i}.txt").write_text(path.read_text())
+    for folder, header, row in (("glue/MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "{}\t1\t2\ta cat\ta dog"),
+                                ("my_task", "question\treply\tverdict", "who?\tme\t{}")):
+        (clone / folder).mkdir(parents=True)
+        for split in ("train", "dev"):
+            answers = ("0", "1") if folder != "my_task" else ("no", "yes")
+            (clone / folder / f"{split}.tsv").write_text("\n".join([header, *(row.format(a) for a in answers * 4)]))
+    (clone / "my_task" / "task.json").write_text(re.search(r"```json\n(.*?)```", README, re.S).group(1))
     return clone
 
 
@@ -124,13 +132,15 @@ def test_preset_heads_state_size_cost_and_time_correctly(path):
 
 def test_imports_go_one_way():
     """A command never imports a command; the layers below know nothing of those above."""
-    commands = {"train", "eval", "sample", "sweep", "bench", "prepare"}
+    commands = {"train", "eval", "sample", "sweep", "bench", "prepare", "finetune_glue"}
     below = {"loss": set(), "layers": {"loss"}, "model": {"layers"}, "baselines": {"layers"}, "masking": set(),
              "files": set(), "cooccurrence": set(), "configurator": set(), "report": {"files"},
              "tokenizer": {"files"}, "shards": {"files", "tokenizer"},
-             "documents": {"shards", "tokenizer", "files"}}
-    below["common"] = set(below) - {"documents", "report", "cooccurrence"}
+             "documents": {"shards", "tokenizer", "files"}, "hardware": set(), "glue": {"files"}, "heads": set(),
+             "leaderboard": {"glue", "files"}}
+    below["common"] = set(below) - {"documents", "report", "cooccurrence", "glue", "heads", "leaderboard"}
     below["health"] = below["common"] | {"common"}
+    below["tuning"] = {"common", "glue", "hardware", "heads"}
     ours = commands | set(below)
     for path in ROOT.glob("*.py"):
         imported = set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M)) & ours
@@ -151,5 +161,5 @@ def test_torch_load_never_unpickles_code():
 
 
 def test_help_of_every_command_lists_its_settings():
-    for script in ("train.py", "eval.py", "sample.py", "sweep.py", "bench.py", "prepare.py"):
+    for script in ("train.py", "eval.py", "sample.py", "sweep.py", "bench.py", "prepare.py", "finetune_glue.py"):
         assert "settings, with their defaults" in run(script, "--help").stdout
