@@ -58,7 +58,7 @@ MASK_ID = 103
 class Bench:
     """A model and what is timed of it. Each method does it once."""
     def __init__(self, name, T):
-        self.name, self.T, self.machine = name, T, find_machine(device)
+        self.name, self.T, self.machine = name, T, find_machine(device, same_shapes=True)
         self.dtype, self.before = choose_dtype(dtype, self.machine.device)[0], resident_gib()
         torch.manual_seed(0)
         self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
@@ -285,7 +285,7 @@ def draw(report, path):
 
 def main():
     with user_mistakes():
-        machine = find_machine(device)
+        machine = find_machine(device, same_shapes=True)
         name, reason = choose_dtype(dtype, machine.device)
         if not all(T.isdigit() and int(T) for T in lengths.split(",")) or min(tokens, repeats) < 1:
             raise ValueError(f"lengths={lengths!r}, tokens={tokens}, repeats={repeats}: expected numbers above 0, "

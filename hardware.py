@@ -49,8 +49,11 @@ class Machine:
             dist.destroy_process_group()
 
 
-def find_machine(device="auto"):
-    """Device and process group. Under torchrun: nccl for what is on GPUs, gloo for what is on CPUs."""
+def find_machine(device="auto", same_shapes=False):
+    """Device and process group. Under torchrun: nccl for what is on GPUs, gloo for what is on CPUs.
+
+    same_shapes: every step will need the same memory again.
+    """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -60,7 +63,7 @@ def find_machine(device="auto"):
         raise ValueError(f"device={device!r}: expected auto, cuda, mps or cpu")
     if world_size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-    if device == "cpu":
+    if device == "cpu" and same_shapes:
         keep_freed_memory()
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -70,8 +73,8 @@ def find_machine(device="auto"):
 
 
 def keep_freed_memory():
-    """Tells glibc to keep what is freed: every step needs the same memory again, and getting it from the system anew,
-    page by page, is a fifth of a step on a CPU (records/speed). Elsewhere nothing happens.
+    """Tells glibc to keep what is freed: getting it from the system anew, page by page, is up to a fifth of a training
+    step on a CPU (records/speed). Where shapes differ from step to step the heap would grow full of holes instead.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):

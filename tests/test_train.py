@@ -418,7 +418,7 @@ def test_weights_of_an_edited_model_are_refused_in_one_message(trained, data_dir
 
 @pytest.mark.skipif(sys.platform != "linux", reason="about glibc")
 def test_freed_memory_is_kept_for_the_next_step():
-    code = ("import resource, torch; from hardware import find_machine; find_machine('cpu')\n"
+    code = ("import resource, torch; from hardware import find_machine; find_machine('cpu', same_shapes=True)\n"
             "def faults():\n"
             "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
             "    torch.ones(25_000_000)\n"
