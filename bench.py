@@ -18,7 +18,7 @@ models = ""  # some of strict, open, transformer, hf_bert, hf_modernbert, hf_per
 lengths = "128,512,2048,8192,32768"  # tokens a row, T, several with commas between
 tokens = 4096  # tokens a training step; longer rows than this come one at a time
 mlm_probability = 0.15  # share of tokens that is predicted
-repeats = 3  # timed repeats of each model, after one to warm up; two where they take over a minute
+repeats = 3  # timed repeats of each model, after one to warm up; until they have taken 20 seconds
 longest_step = 60.0  # seconds; a model whose step would take longer at some length is left out from there on, and named
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
@@ -58,7 +58,7 @@ MASK_ID = 103
 class Bench:
     """A model and what is timed of it. Each method does it once."""
     def __init__(self, name, T):
-        self.name, self.T, self.machine = name, T, find_machine(device, same_shapes=True)
+        self.name, self.T, self.machine = name, T, find_machine(device)
         self.dtype, self.before = choose_dtype(dtype, self.machine.device)[0], resident_gib()
         torch.manual_seed(0)
         self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
@@ -180,14 +180,18 @@ class Worker:
 # ---- lengths, one after the other -------------------------------------------------
 
 
-def medians(workers, what, repeats, times=1):
-    """{name: Worker} -> {name: median seconds}, in turns of so many times each."""
+def medians(workers, left_out, what, repeats, times=1):
+    """{name: Worker} -> {name: median seconds}, in turns of so many times each; who fails goes to left_out."""
     seconds = {name: [] for name in workers}
-    for repeat in range(repeats):
-        for name, worker in workers.items():
-            if repeat < 2 or sum(seconds[name]) < 60:
-                seconds[name].append(worker.ask("timed", what, times))
-    return {name: statistics.median(t) for name, t in seconds.items()}
+    for _ in range(repeats):
+        for name, worker in list(workers.items()):
+            try:
+                if sum(seconds[name]) < 20:
+                    seconds[name].append(worker.ask("timed", what, times))
+            except RuntimeError as error:
+                workers.pop(name).stop()
+                left_out[name] = str(error)
+    return {name: statistics.median(seconds[name]) for name in workers}
 
 
 def bench_length(T, names, expected, peak):
@@ -203,22 +207,18 @@ def bench_length(T, names, expected, peak):
         except RuntimeError as error:
             worker.stop()
             left_out[name] = str(error)
-    for name, seconds in medians(workers, "step", repeats).items():
+    for name, seconds in medians(workers, left_out, "step", repeats).items():
         flops = result[name]["mflop_per_token"] * 1e6 * n_tokens
         result[name] |= dict(tokens_per_s=round(n_tokens / seconds), step_ms=round(seconds * 1e3, 1),
                              peak_mb=round(workers[name].ask("peak_mb")), gemm_share=round(flops / seconds / peak, 3))
     if T <= 512:
-        for worker in workers.values():
-            worker.ask("freeze")
-        for what in ("fill", "embed"):
-            medians(workers, what, 1)
-        for name, seconds in medians(workers, "fill", 3 * repeats, 10).items():
+        [worker.ask("freeze") for worker in workers.values()]
+        for name, seconds in medians(workers, left_out, "fill", 3 * repeats, 10).items():
             result[name]["fill_ms"] = round(seconds * 1e3, 2)
-        for name, seconds in medians(workers, "embed", repeats).items():
+        for name, seconds in medians(workers, left_out, "embed", repeats).items():
             result[name]["embed_tokens_per_s"] = round(n_tokens / seconds)
-    for worker in workers.values():
-        worker.stop()
-    return result, left_out
+    [worker.stop() for worker in workers.values()]
+    return {name: result[name] for name in workers}, left_out
 
 
 # ---- masking and batches --------------------------------------------------------
@@ -285,7 +285,7 @@ def draw(report, path):
 
 def main():
     with user_mistakes():
-        machine = find_machine(device, same_shapes=True)
+        machine = find_machine(device)
         name, reason = choose_dtype(dtype, machine.device)
         if not all(T.isdigit() and int(T) for T in lengths.split(",")) or min(tokens, repeats) < 1:
             raise ValueError(f"lengths={lengths!r}, tokens={tokens}, repeats={repeats}: expected numbers above 0, "

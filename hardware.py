@@ -1,7 +1,6 @@
 """Where a command runs: device, processes, dtype, memory, signals."""
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -49,11 +48,8 @@ class Machine:
             dist.destroy_process_group()
 
 
-def find_machine(device="auto", same_shapes=False):
-    """Device and process group. Under torchrun: nccl for what is on GPUs, gloo for what is on CPUs.
-
-    same_shapes: every step will need the same memory again.
-    """
+def find_machine(device="auto"):
+    """Device and process group. Under torchrun: nccl for what is on GPUs, gloo for what is on CPUs."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -63,24 +59,11 @@ def find_machine(device="auto", same_shapes=False):
         raise ValueError(f"device={device!r}: expected auto, cuda, mps or cpu")
     if world_size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-    if device == "cpu" and same_shapes:
-        keep_freed_memory()
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     return Machine(torch.device(device), rank, world_size)
-
-
-def keep_freed_memory():
-    """Tells glibc to keep what is freed: getting it from the system anew, page by page, is up to a fifth of a training
-    step on a CPU (records/speed). Where shapes differ from step to step the heap would grow full of holes instead.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the top of the heap back
-            libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation apart from the heap, which ends with a system call
 
 
 def choose_dtype(name, device):

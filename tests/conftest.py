@@ -8,11 +8,13 @@ import contextlib
 import gc
 import io
 import json
+import multiprocessing
 import random
 import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,44 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real data; tests that need it skip where it is not
 
 
+SERVER = multiprocessing.get_context("forkserver")  # has torch loaded, so a script starts in no time
+SERVER.set_forkserver_preload(["torch", "numpy", "scipy.stats", "tiktoken", "matplotlib.pyplot", "sklearn.metrics"])
+
+
+def forked(cwd, args, output, errors):
+    """In a fresh fork of SERVER: becomes `python args...`."""
+    for number, path in ((0, os.devnull), (1, output), (2, errors)):
+        os.dup2(os.open(path, os.O_RDWR), number)
+    sys.stdin, sys.stdout, sys.stderr = (open(n, mode, closefd=False) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
+    os.chdir(cwd)
+    sys.argv, sys.path[0] = list(args), str(cwd)
+    runpy.run_path(args[0], run_name="__main__")
+
+
+def run_script(args, cwd=ROOT, timeout=240):
+    """As subprocess.run([python, *args]) of a script, without the seconds that importing torch takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("out", "err")]
+        [path.touch() for path in paths]
+        process = SERVER.Process(target=forked, args=(cwd, args, *paths))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(args, timeout)
+        return subprocess.CompletedProcess(args, process.exitcode, *(path.read_text() for path in paths))
+
+
 def run(*args, ok=True, env=None, nproc=0, timeout=240):
     """Runs `python args...` (with nproc: under torchrun) in the repository's folder -> CompletedProcess."""
+    args = [str(arg) for arg in args]
+    if args[0].endswith(".py") and args[0] != "bench.py" and not env and not nproc:
+        done = run_script(args, timeout=timeout)
+        assert not ok or done.returncode == 0, done.stdout + done.stderr
+        return done
     launcher = [sys.executable] + (["-m", "torch.distributed.run", f"--nproc_per_node={nproc}", "--master_port",
                                     str(random.randint(20000, 60000))] if nproc else [])
-    done = subprocess.run([*launcher, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+    done = subprocess.run([*launcher, *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
                           env={**os.environ, **(env or {})})
     assert not ok or done.returncode == 0, done.stdout + done.stderr
     return done

@@ -464,6 +464,14 @@ def test_what_is_kept_of_the_table_between_fills_follows_the_table():
     with torch.enable_grad():
         anew = logits()
     assert torch.equal(after, anew.detach()) and not torch.equal(after, before)
+    logits()
+    with torch.enable_grad():
+        model(ids, place, place, torch.ones(1, 1)).backward()
+    torch.optim.AdamW(model.parameters(), lr=0.1, fused=True).step()
+    trained = logits()
+    with torch.enable_grad():
+        anew = logits()
+    assert torch.equal(trained, anew.detach()) and not torch.equal(trained, after)
     model.to(torch.bfloat16)
     with torch.enable_grad():
         anew = logits()

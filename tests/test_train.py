@@ -414,15 +414,3 @@ def test_weights_of_an_edited_model_are_refused_in_one_message(trained, data_dir
     refused(call("sample.py", f"--out_dir={tmp_path / 'run'}", "--text=a [MASK]", ok=False), "another model.py",
             "layers.0.extra.weight")
     refused(train(data_dir, tmp_path / "run", "--dropout=0.1", ok=False), "model.py: it has other weights")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="about glibc")
-def test_freed_memory_is_kept_for_the_next_step():
-    code = ("import resource, torch; from hardware import find_machine; find_machine('cpu', same_shapes=True)\n"
-            "def faults():\n"
-            "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-            "    torch.ones(25_000_000)\n"
-            "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-            "print(*(faults() for _ in range(16)))")
-    first, *others = map(int, run("-c", code).stdout.split())
-    assert first > 20_000 and sum(others[-5:]) < first, "pages of 100 MB are asked for again and again"
