@@ -109,9 +109,6 @@ class Transformer(MaskedEncoder):
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.n_layer - 1))
         self.last = Layer(cfg, attention=cfg.n_layer > 0)
         self.norm = norm(d, cfg)
-        place = torch.arange(cfg.block_size + 1).clamp(min=1) - 1.0  # registers stand at 0, tokens at 0, 1, 2, ...
-        frequency = 10_000.0 ** (-torch.arange(0, d // cfg.n_head, 2) / (d // cfg.n_head))
-        self.register_buffer("angles", place[:, None] * frequency, persistent=False)
         self.init_weights()
 
     @torch.no_grad()
@@ -150,9 +147,11 @@ class Transformer(MaskedEncoder):
         return self.norm(self.last(x_BKd, y_BNd, mask, (turn_BK, turn))), None
 
     def turn(self, T):
-        """Cosines and sines (1,1,N,e/2) by which registers and T tokens are rotated."""
-        places = torch.cat((self.angles[:1].expand(self.cfg.n_register, -1), self.angles[1:T + 1]))[None, None]
-        return places.cos(), places.sin()
+        """Cosines and sines (1,1,N,e/2) by which registers, which stand at 0, and T tokens are rotated."""
+        places, e = torch.arange(-self.cfg.n_register, T, device=self.wte.device), self.cfg.token_dim // self.cfg.n_head
+        frequency = 10_000.0 ** (-torch.arange(0, e, 2, device=self.wte.device) / e)
+        angles = (places.clamp(min=0)[:, None] * frequency)[None, None]
+        return angles.cos(), angles.sin()
 
     def mask(self, real_BT, query_documents, documents_BT):
         """Mask (B,1,1 or Q,N) or None. A row without a real token is read as it is: no query is left without a key."""

@@ -38,15 +38,14 @@ import os
 import statistics
 import time
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from common import user_mistakes
 from files import write_json
 from hardware import DTYPES, autocast, choose_dtype, find_machine, matmul_peak, resident_gib
-from masking import MASKING_TYPES, mask_batch, slots
-from peers import OURS, PEERS, VOCABULARY, hf_collator
+from masking import slots
+from peers import OURS, PEERS, VOCABULARY, bench_data
 from shards import TokenData
 from tokenizer import Tokenizer
 
@@ -85,7 +84,8 @@ class Bench:
 
     def freeze(self):
         """From here on without gradients, the weights in the dtype itself."""
-        self.model.to(DTYPES[self.dtype]).eval()
+        weights = DTYPES[self.dtype]
+        self.model.freeze(weights) if self.ours else self.model.to(weights).eval()
 
     @torch.inference_mode()
     def fill(self):
@@ -102,7 +102,8 @@ class Bench:
 
     def timed(self, what, times):
         start, once = time.perf_counter(), getattr(self, what)
-        [once() for _ in range(times)]
+        for _ in range(times):
+            once()
         if self.machine.device.type == "cuda":
             torch.cuda.synchronize()
         return (time.perf_counter() - start) / times
@@ -212,36 +213,15 @@ def bench_length(T, names, expected, peak):
         result[name] |= dict(tokens_per_s=round(n_tokens / seconds), step_ms=round(seconds * 1e3, 1),
                              peak_mb=round(workers[name].ask("peak_mb")), gemm_share=round(flops / seconds / peak, 3))
     if T <= 512:
-        [worker.ask("freeze") for worker in workers.values()]
+        for worker in workers.values():
+            worker.ask("freeze")
         for name, seconds in medians(workers, left_out, "fill", 3 * repeats, 10).items():
             result[name]["fill_ms"] = round(seconds * 1e3, 2)
         for name, seconds in medians(workers, left_out, "embed", repeats).items():
             result[name]["embed_tokens_per_s"] = round(n_tokens / seconds)
-    [worker.stop() for worker in workers.values()]
+    for worker in workers.values():
+        worker.stop()
     return {name: result[name] for name in workers}, left_out
-
-
-# ---- masking and batches --------------------------------------------------------
-
-
-def bench_data(data, tok, B=64, T=512):
-    """Tokens a second on one thread of batch() and of every masking strategy, in millions; and of HF's collator."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    ids, sample_ids = data.batch(0, B, 0, 1)
-    calls = {"batch": lambda: data.batch(np.random.randint(10**6), B, 0, 1)}
-    for masking_type in MASKING_TYPES:
-        calls[masking_type] = lambda m=masking_type: mask_batch(ids, sample_ids, m, mlm_probability, tok)
-    if peers and importlib.util.find_spec("transformers"):
-        calls["hf_whole_word_collator"] = hf_collator(ids, tok, mlm_probability)
-    times = {name: [] for name in calls}
-    for _ in range(10 * repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    torch.set_num_threads(threads)
-    return {f"{name}_mtok_per_s": round(B * T / statistics.median(t) / 1e6, 2) for name, t in times.items()}
 
 
 # ---- the table, the picture, the run --------------------------------------------
@@ -301,7 +281,7 @@ def main():
         names = [n for n in names if n in wanted]
         data, tok = TokenData(data_dir, "train", 512, 0), Tokenizer.load(os.path.join(data_dir, "tokenizer"))
         os.makedirs(out_dir, exist_ok=True)
-    peak = matmul_peak(machine.device, name)
+    peak = matmul_peak(machine.device, name, seconds=2)
     print(f"torch {torch.__version__}, {machine.device}, {torch.get_num_threads()} threads, {name} ({reason}), "
           f"matmul peak {peak / 1e12:.2f} TFLOP/s, compile {compile}\n", flush=True)
     if profile:
@@ -314,6 +294,7 @@ def main():
     for T in map(int, lengths.split(",")):
         n_tokens = max(1, tokens // T) * T
         expected = {model: n_tokens * extrapolate(known, T) for model, known in seconds.items()}
+        peak = max(peak, matmul_peak(machine.device, name, seconds=2))  # a busy machine has less now and then
         result, left_out = bench_length(T, names, expected, peak)
         report[str(T)] = result
         print(f"training step, {n_tokens // T} rows of {T} tokens, {mlm_probability:.0%} predicted")
@@ -327,7 +308,7 @@ def main():
         names = [model for model in names if model in result]
     ratios = compare(report)
     draw(report, os.path.join(out_dir, "bench.png"))
-    report["data"] = rates = bench_data(data, tok)
+    report["data"] = rates = bench_data(data, tok, mlm_probability, peers, 10 * repeats)
     print("\nbatches and masks, 64 rows of 512 tokens, one thread, million tokens/s")
     for what, rate in rates.items():
         print(f"  {what.removesuffix('_mtok_per_s'):<24}{rate:>10,.1f}")

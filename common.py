@@ -134,10 +134,11 @@ def model_state(model):
     return settings, {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
 
 
-def does_not_fit(error, loss_of, model, batch, machine, dtype, rows, setting):
+def does_not_fit(error, model, batch, machine, dtype, rows, setting, loss_of=None):
     """Memory ran out in a step -> what to do: the largest half, quarter, ... of `rows` that is found to fit.
 
-    loss_of(*tensors) is the loss of a part of `batch`, whose first tensor is (B,T); setting is what the user lowers.
+    loss_of(*tensors) is the loss of a part of `batch`, whose first tensor is (B,T): that of the model, if not told.
+    setting is what the user lowers.
     Raises the error if it was another one.
     """
     if not is_out_of_memory(error):
@@ -148,7 +149,7 @@ def does_not_fit(error, loss_of, model, batch, machine, dtype, rows, setting):
         model.zero_grad(set_to_none=True)
         try:
             with autocast(machine.device, dtype):
-                loss = loss_of(*(t[:fewer] for t in batch))
+                loss = (loss_of or model)(*(t[:fewer] for t in batch))
             loss.backward()
             return f"{found}; --{setting}={fewer} does" + ", and the result is the same" * (setting == "micro_batch")
         except RuntimeError as again:

@@ -27,6 +27,13 @@ class MaskedEncoder(nn.Module):
         """Replaces the random start of the token table by vectors of standard deviation 1, made as small as it was."""
         self.wte.copy_(vectors_Vt * self.wte.std())
 
+    def freeze(self, dtype=torch.float32):
+        """Makes ready for use without gradients: eval(), weights in dtype, what follows from weights alone kept.
+
+        Until train() or eval() is called the weights must not change, nor the device. -> self
+        """
+        return self.to(dtype).eval()
+
     def narrow(self, states):
         """States -> the width of the token table."""
         return states
@@ -222,6 +229,13 @@ def rotate(x_BHNe, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
+def sinusoids(positions, width, base):
+    """Fixed position codes (1706.03762, section 3.5). Positions (...) -> (..., width), entries in [-1, 1]."""
+    wave = torch.exp(torch.arange(0, width, 2, device=positions.device) * (-math.log(base) / width))
+    angle = positions[..., None] * wave
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+
 class GatedFFN(nn.Module):
     """GELU(a) * b with one input matrix for both (GEGLU, 2002.05202). (..., width) -> (..., width)."""
     def __init__(self, width, cfg):
@@ -311,6 +325,11 @@ def too_small(cfg, **at_least):
     """Messages for the fields of a config that are below their smallest value."""
     return [f"{name}={getattr(cfg, name)}: expected {low} or more"
             for name, low in at_least.items() if getattr(cfg, name) < low]
+
+
+def gain(cfg, start):
+    """Learned gains of attention are for the open model: the strict presets promise a number of parameters."""
+    return start if cfg.bottleneck == "open" else 0.0
 
 
 def norm(width, cfg):

@@ -35,9 +35,11 @@ from layers import (
     OwnWordReading,
     attend,
     attention_weights,
+    gain,
     gather_rows,
     init_matrix,
     norm,
+    sinusoids,
     table_std,
     too_small,
 )
@@ -128,11 +130,6 @@ class ConceptConfig:
         return self.token_dim if self.token_dim >= EXPAND_BELOW else min(256, self.concept_dim)
 
 
-def gain(cfg, start):
-    """Learned gains of attention are for the open model: the strict presets promise a number of parameters."""
-    return start if cfg.bottleneck == "open" else 0.0
-
-
 class ConceptLayer(nn.Module):
     """Concepts read the tokens, talk to each other if they may, think. c_BCD, x_BTd -> c_BCD; pre-norm."""
     def __init__(self, cfg, owns_words=False):
@@ -198,13 +195,12 @@ class Lexicon(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.words = nn.Linear(cfg.content_dim, cfg.token_width, bias=False)
-        self.scale = nn.Parameter(torch.tensor(2.0))
-        self.threshold = nn.Parameter(torch.tensor(1.0))
+        self.scale, self.threshold = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(1.0))
         self.gate = nn.Parameter(torch.zeros(cfg.concept_dim))
         self.context = nn.Linear(cfg.token_width, cfg.context_dim, bias=False)
         self.salience = nn.Parameter(torch.zeros(cfg.token_width))
         self.loudness, self.sharpness = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(8.0))
-        self.kept = None, None
+        self.dealt = None  # own_rows, while the model is frozen
         rank_V = torch.arange(2.0, cfg.vocab_size + 2)  # ids come in order of frequency: a rare word is news, of mean 1
         self.register_buffer("news", rank_V.log() / rank_V.log().mean(), persistent=False)
 
@@ -232,17 +228,12 @@ class Lexicon(nn.Module):
     def own_rows(self, table_Vd, C):
         """The table as it is dealt out: row i of concept c is word C i + c. -> (C,V // C,d).
 
-        A copy: in bf16 on a CPU, products of the view take ten times as long. Without gradients it is kept until the
-        table changes or is trained (a fused optimizer counts no version): filling a mask would take a third longer.
+        A copy: in bf16 on a CPU, products of the view take ten times as long.
         """
-        dealt_Cvd = table_Vd.detach()[:len(table_Vd) // C * C].view(-1, C, table_Vd.shape[1]).transpose(0, 1)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or table_Vd.is_inference():
-            self.kept = None, None
-            return dealt_Cvd.contiguous()
-        now = table_Vd.data_ptr(), table_Vd._version, C
-        if self.kept[0] != now:
-            self.kept = now, dealt_Cvd.contiguous()
-        return self.kept[1]
+        if self.dealt is not None:
+            return self.dealt
+        whole_Vd = table_Vd.detach()[:len(table_Vd) // C * C]
+        return whole_Vd.view(-1, C, table_Vd.shape[1]).transpose(0, 1).contiguous()
 
     def say(self, content_BCE, table_Vd):
         """Which of its words each concept has read. -> (B,V) float32, the words of all concepts."""
@@ -280,7 +271,7 @@ class ConceptEncoder(MaskedEncoder):
 
     def __init__(self, cfg):
         super().__init__()
-        self.cfg, d, D = cfg, cfg.token_width, cfg.concept_dim
+        self.cfg, d, D, self.frozen_table = cfg, cfg.token_width, cfg.concept_dim, None
         self.wte = nn.Parameter(torch.empty(cfg.vocab_size, cfg.token_dim))
         self.expansion = TableExpansion(cfg) if d != cfg.token_dim or cfg.token_dim < EXPAND_BELOW else None
         self.wpe = nn.Parameter(torch.empty(cfg.block_size, d)) if cfg.position == "learned" else None
@@ -311,7 +302,23 @@ class ConceptEncoder(MaskedEncoder):
             self.expansion.out.weight *= table_std(self.cfg.token_width) * 2
 
     def table(self):
+        if self.frozen_table is not None:
+            return self.frozen_table
         return self.expansion(self.wte) if self.expansion else self.wte
+
+    @torch.no_grad()
+    def freeze(self, dtype=torch.float32):
+        super().freeze(dtype)
+        self.frozen_table = self.table().detach()
+        if self.lexicon:
+            self.lexicon.dealt = self.lexicon.own_rows(self.frozen_table, self.cfg.n_concept)
+        return self
+
+    def train(self, mode=True):
+        self.frozen_table = None
+        if self.lexicon:
+            self.lexicon.dealt = None
+        return super().train(mode)
 
     def narrow(self, states):
         return self.to_table(states)
@@ -441,10 +448,3 @@ class ConceptEncoder(MaskedEncoder):
         table = sum(p.numel() for p in self.expansion.parameters() if p.ndim == 2) if self.expansion else 0
         table = (table + self.expansion.waves.numel() if self.expansion else 0) * cfg.vocab_size / B
         return 6 * (cfg.n_layer * layer + len(self.mixers) * mixer + decoder + head + table) / T
-
-
-def sinusoids(positions, width, base):
-    """Fixed position codes (1706.03762, section 3.5). Positions (...) -> (..., width), entries in [-1, 1]."""
-    wave = torch.exp(torch.arange(0, width, 2, device=positions.device) * (-math.log(base) / width))
-    angle = positions[..., None] * wave
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)

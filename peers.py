@@ -1,13 +1,17 @@
-"""What bench.py compares: ours and transformers' models, all with the parameters of strict, and its collator."""
+"""What bench.py compares: ours and transformers' models, all with the parameters of strict, and ways to mask."""
 
+import importlib.util
 import os
 import runpy
+import statistics
+import time
 from dataclasses import fields
 
+import numpy as np
 import torch
 
 from baselines import Transformer, TransformerConfig
-from masking import word_flags, word_starts
+from masking import MASKING_TYPES, mask_batch, word_flags, word_starts
 from model import ConceptConfig, ConceptEncoder
 
 PRESET, VOCABULARY = os.path.join(os.path.dirname(__file__), "config", "micro_balanced.py"), 30522
@@ -79,6 +83,26 @@ def hf_collator(ids, tok, mlm_probability):
     examples = [dict(input_ids=row, special_tokens_mask=[0] * len(row), attention_mask=[1] * len(row), offset_mapping=o)
                 for row, o in zip(ids.tolist(), offsets)]
     return lambda: collate([dict(e) for e in examples])
+
+
+def bench_data(data, tok, mlm_probability, peers, repeats, B=64, T=512):
+    """Tokens a second on one thread of batch() and of every masking strategy, in millions; and of HF's collator."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ids, sample_ids = data.batch(0, B, 0, 1)
+    calls = {"batch": lambda: data.batch(np.random.randint(10**6), B, 0, 1)}
+    for masking_type in MASKING_TYPES:
+        calls[masking_type] = lambda m=masking_type: mask_batch(ids, sample_ids, m, mlm_probability, tok)
+    if peers and importlib.util.find_spec("transformers"):
+        calls["hf_whole_word_collator"] = hf_collator(ids, tok, mlm_probability)
+    times = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return {f"{name}_mtok_per_s": round(B * T / statistics.median(t) / 1e6, 2) for name, t in times.items()}
 
 
 OURS = dict(strict=lambda T: concept("strict", T), open=lambda T: concept("open", T), transformer=transformer)

@@ -79,7 +79,7 @@ with user_mistakes():
     if min(top, batch_tokens) < 1:
         raise ValueError(f"top={top}, batch_tokens={batch_tokens}: expected 1 or more")
     model, tok, checkpoint = load_run(out_dir, machine.device)
-    model.to(DTYPES[dtype])
+    model.freeze(DTYPES[dtype])
     if not text and sys.stdin.isatty():
         print("one text with [MASK] a line, end with Ctrl-D", file=sys.stderr)
     texts = [text] if text else [line.strip() for line in sys.stdin if line.strip()]

@@ -398,7 +398,7 @@ while not stopped and step < max_steps:
     try:
         loss = forward_backward(batch, total)
     except RuntimeError as error:
-        sys.exit(common.does_not_fit(error, model, model, batch, machine, dtype, micro_batch, "micro_batch"))
+        sys.exit(common.does_not_fit(error, model, batch, machine, dtype, micro_batch, "micro_batch"))
     batch, total = masked_batch(step + 1)  # drawn while a GPU still works on the step
     norm = update(lr)
     step, window_steps = step + 1, window_steps + 1

@@ -91,7 +91,7 @@ def tune(model, tok, machine, dtype, job, splits, recipe, lr, seed):
                 loss = loss_of(*batch)
                 scaler.scale(loss).backward()
             except RuntimeError as error:
-                sys.exit(does_not_fit(error, loss_of, model, batch, machine, dtype, len(index), "batch_size"))
+                sys.exit(does_not_fit(error, model, batch, machine, dtype, len(index), "batch_size", loss_of))
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             if not scaler.is_enabled():
