@@ -4,37 +4,43 @@
     python eval.py --out_dir=out/demo --data_dir=data/owt,data/wikitext2 on any data with the same tokenizer
     python eval.py --out_dir=out/demo --report=1                         and one page to look at: out/demo/report.html
     python eval.py --out_dir=out/demo --control_dir=out/transformer      a Transformer's token states as a control
-    python eval.py --out_dir=out/demo --sts=glue/STS-B/dev.tsv           similarity of sentences without fine-tuning
+    python eval.py --out_dir=out/demo --sts=1                            similarity of sentences without fine-tuning
+    python eval.py --out_dir=out/demo --pll=sentences.txt                pseudo-log-likelihood, for any vocabulary
+    python eval.py --out_dir=out/demo --profile=1                        latency, throughput, memory
 
 Prints loss, accuracy, perplexity and bits per byte for every masking strategy, splits the loss by copies in the row and
-by frequency, compares the concepts with those of the same network untrained, and writes out_dir/{eval.json,curves.png}.
+by frequency, and compares the concepts with those of the same network untrained. Writes out_dir/eval.json, everything
+measured; metrics.json, the same fields for every run; summary.md, a page of them; curves.png.
 The masks depend on the row's number in the data set alone, so every model is asked exactly the same questions; the
 numbers of two models compare when tokenizer, split, rows, block_size and mlm_probability are the same. They concern
-predicted tokens only: bits per byte here is the cost of the hidden text, given what is left to see.
+predicted tokens only: bits per byte here is the cost of the hidden text, given what is left to see. For models with
+different tokenizers there is --pll.
 """
 
 # ---- settings ---------------------------------------------------------------
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt), tokenizer/, log.jsonl
 data_dir = ""  # prepared data, several with commas between; empty: what the run was trained on
-split = "val"  # val | train
+split = "val"  # val | train | test where the data set has one
 rows = 512  # rows of block_size tokens to measure on
 block_size = 0  # tokens a row, up to what the model reads; 0: as in training
 mlm_probability = 0.15  # share of tokens that is predicted; 0.15 is what published numbers use
 health_rows = 256  # rows the concepts are measured on, from the first data set; 0: losses only
 control_dir = ""  # a run with arch=transformer and the same tokenizer: its token states are a second control
-sts = ""  # STS-B dev.tsv or test.tsv with scores: zero-shot correlation of sentence embeddings; empty: not
+sts = ""  # STS-B's dev.tsv or test.tsv: zero-shot correlation of embeddings; 1: glue/STS-B/dev.tsv; empty: not
+pll = ""  # texts to score, one a line or .jsonl with a field "text": PLL-word-l2r, see pll.py; empty: not
+pll_texts = 200  # of these, so many from the first on
+profile = 0  # 1: latency at batch size 1, throughput and memory of this machine
 report = 0  # 1: write out_dir/report.html, one page to look at
 micro_batch = 32  # rows a forward pass
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
 # -----------------------------------------------------------------------------
-from configurator import configure
+from configurator import configure, read_settings
 
 config = configure(globals())
 
 import csv
 import json
-import math
 import os
 
 import scipy.stats
@@ -43,12 +49,16 @@ import torch.nn.functional as F
 
 import health
 from common import build_model, evaluate, load_run, read_log, token_frequency, user_mistakes
+from embed import NAMES, choose_pooling, embed_rows, rows_of
 from files import write_json
 from hardware import autocast, choose_dtype, find_machine
 from masking import MASKING_TYPES, check_masking
+from metrics import LATENCY_LENGTHS, collect, measure_speed, page, read_glue, write_page
+from pll import pseudo_log_likelihood
 from report import write_report
 from shards import TokenData
 
+HERE = os.path.dirname(os.path.abspath(__file__))
 SENTENCES, SENTENCE_TOKENS = 6, 96  # rows of the heat map in the report, and how much of each
 
 # name in eval.json, heading, how to read it
@@ -106,6 +116,16 @@ def measure_concepts(model, ids, batch):
             | dict(strongest=singles.max().item(), median_single=singles.median().item()))
 
 
+def find_sts():
+    """The setting sts -> path; "1" looks where GLUE's files usually lie."""
+    places = [os.path.join(folder, "glue", "STS-B", "dev.tsv") for folder in (".", HERE, os.path.join(HERE, "data"))]
+    found = [place for place in places if os.path.isfile(place)] if sts == "1" else [sts]
+    if not found:
+        raise ValueError(f"sts=1: there is no {' and no '.join(dict.fromkeys(map(os.path.relpath, places)))}; give the "
+                         "path of GLUE's file: --sts=FOLDER/STS-B/dev.tsv")
+    return os.path.normpath(found[0])
+
+
 def read_sts(path):
     """GLUE's STS-B, tab-separated with a header, quotes are plain text -> (sentences, sentences, scores 0..5)."""
     expected = "expected GLUE's STS-B: tab-separated UTF-8 with the columns sentence1, sentence2 and score (0 to 5)"
@@ -130,28 +150,11 @@ def zero_shot_sts(model, tok, pairs):
     words is all there is (1702.01417). No score is looked at for that.
     """
     first, second, scores = pairs
-    vectors = {}
-    for part in [(first + second)[i:i + micro_batch] for i in range(0, 2 * len(first), micro_batch)]:
-        ids = [row[:T] for row in tok.encode(part)]
-        longest = max(map(len, ids))
-        batch = torch.full((len(ids), longest), tok.pad_id)
-        for i, row in enumerate(ids):
-            batch[i, :len(row)] = torch.as_tensor(row.astype("int64"))
-        real = torch.arange(longest) < torch.tensor([len(row) for row in ids])[:, None]
-        batch, real = machine.take([batch, real])
-        with torch.no_grad(), autocast(machine.device, dtype):
-            concepts, tokens = model.encode(batch, real)
-            weights = real[..., None] / real.sum(1)[:, None, None]
-            found = {"table": (F.embedding(batch, model.table()) * weights).sum(1), "tokens": (tokens * weights).sum(1),
-                     "tokens, max": tokens.masked_fill(~real[..., None], -math.inf).amax(1)}
-            if model.arch == "concept":
-                found |= {"concepts": concepts.mean(1), "concepts, max": concepts.amax(1),
-                          "all concepts": concepts.flatten(1)}
-        for name, vector in found.items():
-            vectors.setdefault(name, []).append(vector.float().cpu())
+    with autocast(machine.device, dtype):
+        rows, _ = rows_of(first + second, tok, T)
+        vectors = embed_rows(model, rows, NAMES[model.arch], micro_batch * T, machine.device)
     result = {}
-    for name, parts in vectors.items():
-        vector = torch.cat(parts)
+    for name, vector in vectors.items():
         for kind, embedding in ((name, vector), (f"{name}, centred", vector - vector.mean(0))):
             cosine = F.cosine_similarity(*embedding.chunk(2)).double().numpy()
             result[kind] = dict(pearson=float(scipy.stats.pearsonr(cosine, scores)[0]),
@@ -185,27 +188,44 @@ def concept_pictures(model, ids, tok):
                 similarity=[[round(x, 3) for x in row] for row in (centred @ centred.mT).mean(0).tolist()])
 
 
-with user_mistakes():
-    machine = find_machine(device)
-    model, tok, checkpoint = load_run(out_dir, machine.device)
-    dtype, reason = choose_dtype(dtype, machine.device)
+def check_settings():
+    """Raises ValueError for numbers out of range and for settings that would be ignored."""
     check_masking("token", mlm_probability)
-    if rows < 1 or micro_batch < 1 or health_rows < 0:
-        raise ValueError(f"rows={rows}, micro_batch={micro_batch}, health_rows={health_rows}: expected more than 0")
-    if report not in (0, 1):
-        raise ValueError(f"report={report}: expected 0 or 1")
+    if rows < 1 or micro_batch < 1 or health_rows < 0 or pll_texts < 1:
+        raise ValueError(f"rows={rows}, micro_batch={micro_batch}, health_rows={health_rows}, pll_texts={pll_texts}: "
+                         "expected more than 0")
+    for name in ("report", "profile"):
+        if config[name] not in (0, 1):
+            raise ValueError(f"{name}={config[name]}: expected 0 or 1")
     if report and not health_rows:
         raise ValueError("report=1 draws the concepts; it needs health_rows above 0")
+    if control_dir and not health_rows and not sts:
+        raise ValueError(f"control_dir={control_dir} is a control for health_rows and sts; one of them has to be on")
+    if pll_texts != read_settings(__file__)["pll_texts"][0] and not pll:
+        raise ValueError(f"pll_texts={pll_texts} is of a file of texts; name it with --pll=FILE")
+
+
+with user_mistakes():
+    machine = find_machine(device)
+    check_settings()
+    dtype, reason = choose_dtype(dtype, machine.device)
+    model, tok, checkpoint = load_run(out_dir, machine.device)
     T = block_size or model.cfg.block_size
     if not 0 < T <= model.cfg.longest:
         raise ValueError(f"block_size={block_size}: {out_dir} reads rows of 1 to {model.cfg.longest} tokens")
-    names = (data_dir or checkpoint["settings"]["data_dir"]).split(",")
+    names = [name.strip() for name in (data_dir or checkpoint["settings"]["data_dir"]).split(",")]
+    if len(set(names)) < len(names) or not all(names):
+        raise ValueError(f"data_dir={data_dir!r}: expected different folders with commas between")
     sets = {name: TokenData(name, split, T, 0) for name in names}
     for name, data in sets.items():
         if data.meta["fingerprint"] != tok.fingerprint:
             raise ValueError(f"{name} was prepared with another tokenizer than {out_dir} was trained with; prepare it "
                              f"again with --tokenizer={out_dir}/tokenizer")
+    sts = find_sts() if sts else ""
     pairs = read_sts(sts) if sts else None
+    if pll and not os.path.isfile(pll):
+        raise ValueError(f"pll={pll}: no such file; expected one with a text a line, or .jsonl with a field \"text\"")
+    glue = read_glue(out_dir)
     control = None
     if control_dir:
         control, control_tok, _ = load_run(control_dir, machine.device)
@@ -213,29 +233,54 @@ with user_mistakes():
             raise ValueError(f"control_dir={control_dir}: expected a run with arch=transformer, the same tokenizer as "
                              f"{out_dir} and block_size {T} or more")
 
-print(f"{out_dir} after {checkpoint['tokens']:,} tokens, {model.num_params():,} parameters, {dtype} ({reason})")
-results = {}
+say = machine.say
+say(f"{out_dir} after {checkpoint['tokens']:,} tokens, {model.num_params():,} parameters, {dtype} ({reason})")
+summary = dict(out_dir=out_dir, step=checkpoint["step"], tokens=checkpoint["tokens"], params=model.num_params(),
+               split=split, mlm_probability=mlm_probability, block_size=T, rows={}, data={})
+results, records = summary["data"], read_log(out_dir)
+if profile:  # first: the peak of memory is that of reading and filling, not of what follows
+    if machine.is_main:
+        summary["speed"] = speed = measure_speed(model, tok, machine, dtype, T, micro_batch)
+        what = f"{dtype} on {machine.device}, {torch.get_num_threads()} threads, not compiled"
+        lines = [(f"one row of {length} tokens, one mask, ms", f"latency_batch1_seq{length}", "_ms", ".2f")
+                 for length in LATENCY_LENGTHS if length <= model.cfg.longest]
+        lines.append((f"reading {micro_batch} rows of {T}, tokens/s", "throughput", "_tokens_per_sec", ",.0f"))
+        say(f"\n{what:<42}{'median':>12}{'between quartiles':>20}")
+        for what, name, unit, form in lines:
+            say(f"  {what:<40}{speed[name + unit]:>12{form}}{speed[name + '_iqr' + unit]:>20{form}}")
+        say(f"  {'peak memory, MiB':<40}{speed['memory_peak_mb']:>12,.0f}")
+    machine.all_sum(0)  # the other processes wait
 for name, data in sets.items():
     entropy = data.meta["unigram_entropy"]
-    print(f"\n{name} {split}, {min(rows, data.n_blocks)} rows of {T} tokens, {mlm_probability:.0%} "
-          f"predicted, unigram entropy {entropy:.3f} nats\n"
-          f"  {'masking':<12}{'loss':>8}{'accuracy':>10}{'perplexity':>12}{'bits/byte':>11}{'predicted':>11}")
-    results[name] = {"unigram_entropy": entropy}
+    say(f"\n{name} {split}, {min(rows, data.n_blocks)} rows of {T} tokens, {mlm_probability:.0%} "
+        f"predicted, unigram entropy {entropy:.3f} nats\n"
+        f"  {'masking':<12}{'loss':>8}{'accuracy':>10}{'perplexity':>12}{'bits/byte':>11}{'predicted':>11}")
+    results[name], summary["rows"][name] = {"unigram_entropy": entropy}, min(rows, data.n_blocks)
     with user_mistakes():
         frequency = token_frequency(TokenData(name, "train", T, 0), tok)
         for masking_type in MASKING_TYPES:
             r = evaluate(model, data, tok, machine, dtype, masking_type, mlm_probability, rows, micro_batch,
                          frequency if masking_type == "token" else None)
-            print(f"  {masking_type:<12}{r['loss']:>8.4f}{r['accuracy']:>10.1%}{r['perplexity']:>12.2f}"
-                  f"{r['bits_per_byte']:>11.4f}{r['predicted']:>11,}", flush=True)
+            say(f"  {masking_type:<12}{r['loss']:>8.4f}{r['accuracy']:>10.1%}{r['perplexity']:>12.2f}"
+                f"{r['bits_per_byte']:>11.4f}{r['predicted']:>11,}")
             results[name][masking_type] = r
-    print(f"  {'token masks, where the token':<30}{'loss':>8}{'share':>8}")
+    say(f"  {'token masks, where the token':<30}{'loss':>8}{'share':>8}")
     for part, r in results[name]["token"]["splits"].items():
-        print(f"  {part:<30}{'-' if r['loss'] is None else format(r['loss'], '.4f'):>8}{r['share']:>8.1%}")
+        say(f"  {part:<30}{'-' if r['loss'] is None else format(r['loss'], '.4f'):>8}{r['share']:>8.1%}")
+if len(sets) > 1:
+    width = max(map(len, [*sets, "token masks"])) + 2
+    say(f"\n{'token masks':<{width}}{'loss':>8}{'accuracy':>10}{'perplexity':>12}{'bits/byte':>11}{'unigram':>9}")
+    for name, r in results.items():
+        say(f"{name:<{width}}{r['token']['loss']:>8.4f}{r['token']['accuracy']:>10.1%}{r['token']['perplexity']:>12.2f}"
+            f"{r['token']['bits_per_byte']:>11.4f}{r['unigram_entropy']:>9.3f}")
 
-summary = dict(out_dir=out_dir, step=checkpoint["step"], tokens=checkpoint["tokens"], params=model.num_params(),
-               split=split, mlm_probability=mlm_probability, data=results)
-records = read_log(out_dir)
+if pll:
+    with user_mistakes():
+        summary["pll"] = r = pseudo_log_likelihood(model, pll, tok, machine, dtype, pll_texts, model.cfg.longest,
+                                                   micro_batch * T)
+    say(f"\n{r['method']} of {r['texts']:,} texts of {pll}, {r['left_out']:,} too long: {r['nats']:,.1f} nats over "
+        f"{r['words']:,} words, {r['bytes']:,} bytes\n  {r['nats_per_word']:.4f} nats a word, perplexity "
+        f"{r['perplexity_per_word']:,.2f} a word, {r['bits_per_byte']:.4f} bits a byte")
 if health_rows and machine.is_main:
     first_name, first = next(iter(sets.items()))
     n_control = getattr(model.cfg, "n_concept", 64)
@@ -247,31 +292,44 @@ if health_rows and machine.is_main:
         if control:
             columns["Transformer tokens"] = measure_concepts(control, ids, batch)
     what = "concepts" if model.arch == "concept" else f"{n_control} evenly spaced token states"
-    print(f"\nhealth of the {what} on {len(ids)} rows of {first_name}"
-          f"{'' if len(ids) == health_rows else f' (all there are; health_rows={health_rows})'}\n"
-          f"  {'':<28}" + "".join(f"{name:>20}" for name in columns))
+    say(f"\nhealth of the {what} on {len(ids)} rows of {first_name}"
+        f"{'' if len(ids) == health_rows else f' (all there are; health_rows={health_rows})'}\n"
+        f"  {'':<28}" + "".join(f"{name:>20}" for name in columns))
     table = []
     for key, heading, meaning in MEASURES:
         values = [column.get(key) for column in columns.values()]
         if any(v is not None for v in values):
             table.append([heading, meaning, *values])
-            print(f"  {heading:<28}" + "".join(f"{'-' if v is None else format(v, '.4g'):>20}" for v in values))
+            say(f"  {heading:<28}" + "".join(f"{'-' if v is None else format(v, '.4g'):>20}" for v in values))
     summary["health"] = columns
-if pairs:
-    summary["sts"] = {"trained": zero_shot_sts(model, tok, pairs)}
-    if control:
-        summary["sts"]["Transformer"] = zero_shot_sts(control, tok, pairs)
-    print(f"\nzero-shot similarity of {len(pairs[0]):,} pairs of {sts}, cosine of embeddings against human scores\n"
-          f"  {'':<28}{'Pearson':>10}{'Spearman':>10}")
+if pairs and machine.is_main:
+    with user_mistakes():
+        summary |= dict(sts_file=sts, sts={"trained": zero_shot_sts(model, tok, pairs)})
+        if control:
+            summary["sts"]["Transformer"] = zero_shot_sts(control, tok, pairs)
+    say(f"\nzero-shot similarity of {len(pairs[0]):,} pairs of {sts}, cosine of embeddings against human scores\n"
+        f"  {'':<28}{'Pearson':>10}{'Spearman':>10}")
     for who, embeddings in summary["sts"].items():
         for name, r in embeddings.items():
-            print(f"  {who + ', ' + name:<28}{r['pearson']:>10.4f}{r['spearman']:>10.4f}")
+            say(f"  {who + ', ' + name:<28}{r['pearson']:>10.4f}{r['spearman']:>10.4f}")
+    pooling, best = choose_pooling("auto", model.arch)
+    found, mean = (summary["sts"]["trained"][name]["spearman"] for name in (best, "tokens"))
+    if best != "tokens":
+        say(f"  what sample.py --embed writes, {best}: {found:.4f}; mean token state: {mean:.4f}")
+
 if machine.is_main:
     write_json(os.path.join(out_dir, "eval.json"), summary)
+    train_meta = sets[where].meta if (where := checkpoint["settings"].get("data_dir")) in sets else None
+    with user_mistakes():
+        fields = collect(out_dir, model, tok, checkpoint, records, summary, glue, machine, dtype,
+                         train_meta and train_meta["splits"]["train"]["tokens"])
+        write_json(os.path.join(out_dir, "metrics.json"), fields)
+        write_page(os.path.join(out_dir, "summary.md"), page(out_dir, fields, summary, glue))
+    say(f"\n{out_dir}/metrics.json and, to read, {out_dir}/summary.md")
     entropy = next(iter(results.values()))["unigram_entropy"]
     if any("val_loss" in r for r in records):
         draw_curves(records, entropy, os.path.join(out_dir, "curves.png"))
-        print(f"\nloss curves: {out_dir}/curves.png")
+        say(f"loss curves: {out_dir}/curves.png")
     if report:
         pictures = concept_pictures(model, ids, tok) if model.arch == "concept" else {}
         write_report(os.path.join(out_dir, "report.html"), pictures | dict(
@@ -280,6 +338,6 @@ if machine.is_main:
             losses=results, splits=next(iter(results.values()))["token"]["splits"],
             health=dict(columns=list(columns), rows=table), one_by_one=columns["trained"].get("one_by_one"),
             usage=columns["trained"].get("usage")))
-        print(f"report: {out_dir}/report.html")
+        say(f"report: {out_dir}/report.html")
     print(json.dumps(summary))
 machine.close()

@@ -1,31 +1,41 @@
-"""Fill in masks.
+"""Fill in masks, or turn texts into vectors.
 
     python sample.py --out_dir=out/demo --text="The capital of France is [MASK]."
-    python sample.py --out_dir=out/demo < sentences.txt        one text a line
+    python sample.py --out_dir=out/demo < sentences.txt                                  one text a line
+    python sample.py --out_dir=out/demo --embed=sentences.txt --to=embeddings.npy        float32, a row for each line
 
 Each [MASK] stands for one token. Prints the text with the likeliest tokens in place and the candidates for each mask
 with their probabilities. The masks of a text are filled independently of each other, from one pass.
+
+Embedding keeps the order of the lines and gives empty ones a row too; texts longer than the model reads are cut and
+counted. Memory does not grow with the file; killed at any moment, the same command goes on and gives the same bytes.
 """
 
 # ---- settings ---------------------------------------------------------------
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt) and tokenizer/
 text = ""  # text with one or more [MASK]; empty: one text a line from standard input
 top = 5  # candidates to show for each mask
-batch_tokens = 4096  # tokens that are read at once; only texts of equal length share a batch, so nothing is padded
+embed = ""  # a file with a text a line, or .jsonl with a field "text": its embeddings instead of filled masks
+to = "embeddings.npy"  # where they go; np.load(to, mmap_mode="r") reads them
+pooling = "auto"  # max (over concepts; transformer: over tokens) | concepts (all) | mean (over tokens) | auto
+batch_tokens = 4096  # tokens (or concepts) at once; only texts of equal length share a batch, so nothing is padded
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
 # -----------------------------------------------------------------------------
-from configurator import configure
+from configurator import configure, read_settings
 
 config = configure(globals())
 
 import json
+import os
 import sys
 
-import numpy as np
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # a GB, by default, for shapes of batches met once
+
 import torch
 
 from common import load_run, user_mistakes
+from embed import batches, choose_pooling, embed_file, embed_rows, rows_of, sha256_of
 from hardware import DTYPES, choose_dtype, find_machine
 
 
@@ -65,21 +75,47 @@ def fill(model, tok, ids):
     return results
 
 
-def batches(rows):
-    """Indices of rows, those of equal length together, in batches of up to batch_tokens tokens."""
-    lengths = np.array([len(row) for row in rows])
-    for T in np.unique(lengths):
-        same, B = np.flatnonzero(lengths == T), max(1, batch_tokens // T)
-        yield from (same[i:i + B].tolist() for i in range(0, len(same), B))
+def check_settings():
+    """Raises ValueError for numbers out of range and for settings that would be ignored."""
+    if min(top, batch_tokens) < 1:
+        raise ValueError(f"top={top}, batch_tokens={batch_tokens}: expected 1 or more")
+    defaults = read_settings(__file__)
+    given = [name for name in (("text", "top") if embed else ("to", "pooling")) if config[name] != defaults[name][0]]
+    if given:
+        raise ValueError(f"{', '.join(given)}: {'filling masks' if embed else 'embedding'} only; "
+                         f"{'leave out --embed' if embed else 'name a file of texts with --embed=FILE'}")
+
+
+def embed_texts():
+    """The --embed half of this command -> its summary."""
+    setting, name = choose_pooling(pooling, model.arch)
+
+    def vectors(texts):
+        rows, cut = rows_of(texts, tok, model.cfg.longest)
+        return embed_rows(model, rows, [name], batch_tokens, machine.device)[name].numpy(), cut
+
+    state = embed_file(embed, to, vectors, dict(
+        weights_sha256=sha256_of(checkpoint["model"]), tokenizer=tok.fingerprint, pooling=setting, dtype=dtype,
+        device=machine.device.type, batch_tokens=batch_tokens))  # the last three change the rounding
+    made = state["identity"]
+    print(f"{to}: {made['texts']:,} x {made['width']} float32, {setting} pooling; {state['cut']:,} texts longer than "
+          f"{model.cfg.longest} tokens were cut, {state['replaced']:,} held bytes that are not UTF-8")
+    return dict(to=to, texts=made["texts"], width=made["width"], pooling=setting, cut=state["cut"],
+                replaced=state["replaced"])
 
 
 with user_mistakes():
+    check_settings()
     machine = find_machine(device)
     dtype, _ = choose_dtype(dtype, machine.device)
-    if min(top, batch_tokens) < 1:
-        raise ValueError(f"top={top}, batch_tokens={batch_tokens}: expected 1 or more")
     model, tok, checkpoint = load_run(out_dir, machine.device)
     model.freeze(DTYPES[dtype])
+    if embed:
+        try:
+            print(json.dumps(embed_texts()))
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command goes on where it was")
+        sys.exit()
     if not text and sys.stdin.isatty():
         print("one text with [MASK] a line, end with Ctrl-D", file=sys.stderr)
     texts = [text] if text else [line.strip() for line in sys.stdin if line.strip()]
@@ -88,7 +124,7 @@ with user_mistakes():
     rows = [encode_masked(line, tok, model.cfg.longest) for line in texts]
 
 filled = {}
-for index in batches(rows):
+for index in batches(model, rows, batch_tokens):
     filled |= zip(index, fill(model, tok, torch.tensor([rows[i] for i in index], device=machine.device)))
 results = []
 for i, line in enumerate(texts):
