@@ -213,7 +213,7 @@ def npy_header(n, width):
 
 
 def load_state(to, identity):
-    """What `to`.json says of this job, None where nothing was begun; ValueError where another job was."""
+    """What `to`.json says of this job, None where nothing was done; ValueError where another job has done something."""
     made = next((path for path in (to + ".tmp", to) if os.path.exists(path) and os.path.getsize(path)), None)
     if not made:
         return None
@@ -221,9 +221,11 @@ def load_state(to, identity):
     try:
         with open(to + ".json", encoding="utf-8") as file:
             state = json.load(file)
-        before = state["identity"]
+        before, done = state["identity"], state["done"]
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"{made} exists, and no {to}.json says what it is; {ways}") from None
+    if not done:
+        return None
     changed = [f"{k} is {before.get(k)} there and {v} now" for k, v in identity.items() if before.get(k) != v]
     if changed:
         raise ValueError(f"{made} was made from something else: {'; '.join(changed)}; {ways}")

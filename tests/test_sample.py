@@ -216,6 +216,8 @@ def test_another_input_model_or_writer_is_refused_and_nothing_is_lost(tmp_path):
     with pytest.raises(ValueError, match="e.npy exists, and no"):
         embed.embed_file(path, to, numbers, dict(model="a"))
     assert np.array_equal(np.load(to)[:, 0], [1, 2, 3, 4])
+    path, to = stopped(tmp_path, done=0)
+    embed.embed_file(path, to, numbers, dict(model="b"))  # nothing was done, so nothing is lost
 
 
 def test_a_damaged_or_full_disk_is_named(tmp_path, monkeypatch):
