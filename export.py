@@ -145,8 +145,7 @@ def write_folder(folder, model, labels, encoder, tok):
     hub_tokenizer(tok, bool(task_dir)).save(os.path.join(folder, "tokenizer.json"))
     write("tokenizer_config", {f"{role}_token": tok.special_names[i] for role, i in ids.items()} | dict(
         tokenizer_class="PreTrainedTokenizerFast", model_max_length=encoder.cfg.longest, padding_side="right",
-        model_input_names=INPUTS,
-        clean_up_tokenization_spaces=False))
+        model_input_names=INPUTS, clean_up_tokenization_spaces=False))
 
 
 # ---- the check -----------------------------------------------------------------
