@@ -99,7 +99,7 @@ def read_task(encoder, tok):
         raise ValueError(f"{task_dir} holds no model.pt; expected a folder that python finetune_glue.py "
                          f"--out_dir={out_dir} has written, such as {out_dir}/glue/mrpc")
     task = read_checkpoint(path)
-    lacks = {"model_settings", "model", "segments", "out", "labels", "middle", "scale"} - set(task)
+    lacks = {"model_settings", "model", "segments", "out", "labels", "scale"} - set(task)
     if lacks:
         raise ValueError(f"{path} was not written by finetune_glue.py: it has no {', '.join(sorted(lacks))}")
     same = task["model_settings"] == dict(arch=encoder.arch) | vars(encoder.cfg) | dict(dropout=0.0)
@@ -107,9 +107,9 @@ def read_task(encoder, tok):
         raise ValueError(f"{path} was fine-tuned from another model or tokenizer than that of {out_dir}; "
                          "give the --out_dir it was fine-tuned with")
     model, (weight, bias) = Classifier(encoder, len(task["out"][1])), task["out"]
-    scale, middle = (1.0, 0.0) if task["labels"] else (task["scale"], task["middle"])  # a score as the data set has it
+    mean, spread = task["scale"]  # a score as the data set has it
     weights = {f"encoder.{name}": t for name, t in task["model"].items()} | {
-        "segments": task["segments"], "out.weight": weight * scale, "out.bias": bias * scale + middle}
+        "segments": task["segments"], "out.weight": weight * spread, "out.bias": bias * spread + mean}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:  # people edit model.py

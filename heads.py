@@ -34,7 +34,7 @@ class Classifier(nn.Module):
     def forward(self, ids, segments, real):
         """ids (B,T) int64, segments (B,T) of 0 ([CLS]), 1, 2, real (B,T) True = no padding -> (B,n_out) float32."""
         concepts, tokens = self.encoder.encode(ids, real, added=F.embedding(segments, self.segments))
-        asked = torch.zeros(len(ids), 1, dtype=torch.int64, device=ids.device)
+        asked = torch.zeros(ids.shape[0], 1, dtype=torch.int64, device=ids.device)
         states_B1D = self.encoder.decode(concepts, tokens, asked, self.encoder.documents(ids), real)
         return self.out(self.drop(states_B1D[:, 0].float()))
 

@@ -155,7 +155,6 @@ import ast
 import math
 import os
 import re
-import types
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -182,7 +181,6 @@ def modeling_source(arch):
                     imports.add(ast.unparse(node))
                 del lines[node.lineno - 1:node.end_lineno]
         text = re.sub(r"\bloss\.(\w+\()", r"\1", "\n".join(lines).strip())
-        text = re.sub(r"\blen\((ids|x_BTd)\)", r"\1.shape[0]", text)  # len() would fix the number of rows in model.onnx
         parts.append(f"# ---- {name}.py {'-' * (100 - len(name))}\n\n{text}")
     parts.insert(-1, f"Config, Encoder = {names}")
     with open(os.path.join(HERE, "LICENSE"), encoding="utf-8") as file:
@@ -242,8 +240,6 @@ def write_onnx(path, hub, longest, names):
     """A model of `transformers` -> path, and a function that runs it: inputs of these names (B,T) int64 -> [logits]."""
     import onnxruntime
 
-    if getattr(hub.encoder, "lexicon", None):
-        hub.encoder.lexicon.say = types.MethodType(say, hub.encoder.lexicon)
     shape = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens", max=longest)}
     example = {name: torch.ones(2, min(longest, 5), dtype=torch.int64) for name in names}
     program = torch.onnx.export(hub, kwargs=example, dynamo=True, dynamic_shapes=dict.fromkeys(names, shape),
@@ -252,13 +248,3 @@ def write_onnx(path, hub, longest, names):
     session = onnxruntime.InferenceSession(path)
     return lambda *batch: [torch.from_numpy(t) for t in session.run(None, {
         name: t.numpy() for name, t in zip(names, batch)})]
-
-
-def say(lexicon, content_BCE, table_Vd):
-    """Lexicon.say for model.onnx: without the words left over, often none, which onnxruntime 1.31 adds up wrongly."""
-    C, (V, d) = content_BCE.shape[1], table_Vd.shape
-    spoken_BCd = F.layer_norm(lexicon.words(content_BCE), (d,)) * lexicon.scale
-    own_vCd = F.pad(table_Vd, (0, 0, 0, -V % C)).view(-1, C, d)
-    heard_BvC = (spoken_BCd.transpose(0, 1) @ own_vCd.permute(1, 2, 0)).permute(1, 2, 0)
-    heard_BV = (heard_BvC - heard_BvC.sum(1, keepdim=True) / own_vCd.shape[0]).flatten(1)[:, :V]
-    return F.softplus(heard_BV - lexicon.threshold) * lexicon.news

@@ -103,7 +103,7 @@ def measure_speed(model, tok, machine, dtype, T, batch_size):
     As sample.py runs it: weights in the dtype itself, not compiled. memory_peak_mb: on a GPU what tensors needed for
     these measurements; on a CPU the most this process had until then, Python and libraries included.
     """
-    fast = copy.deepcopy(model).to(DTYPES[dtype])
+    fast = copy.deepcopy(model).freeze(DTYPES[dtype])
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     ordinary = torch.from_numpy((~tok.is_special).nonzero()[0])

@@ -214,7 +214,7 @@ class Lexicon(nn.Module):
         if mask is not None:
             share_BT1 = share_BT1 * mask[:, 0].mT
         share_BTr = torch.cat((share_BT1 * context_BTr, share_BT1), dim=-1)
-        sums = torch.zeros(len(x_BTd), n_concept, share_BTr.shape[-1], device=x_BTd.device)
+        sums = torch.zeros(x_BTd.shape[0], n_concept, share_BTr.shape[-1], device=x_BTd.device)
         sums = sums.scatter_add(1, owner_BT[..., None].expand_as(share_BTr), share_BTr)
         return sums[..., :-1] / sums[..., -1:].clamp(min=1e-20)
 
@@ -226,26 +226,23 @@ class Lexicon(nn.Module):
         return gate_BK1 + match_BKC.clamp(max=5).exp()  # beyond that, these two numbers have gone astray
 
     def own_rows(self, table_Vd, C):
-        """The table as it is dealt out: row i of concept c is word C i + c. -> (C,V // C,d).
+        """The table as it is dealt out: row i of concept c is word C i + c, zeros where there is none. -> (C,n,d).
 
         A copy: in bf16 on a CPU, products of the view take ten times as long.
         """
         if self.dealt is not None:
             return self.dealt
-        whole_Vd = table_Vd.detach()[:len(table_Vd) // C * C]
-        return whole_Vd.view(-1, C, table_Vd.shape[1]).transpose(0, 1).contiguous()
+        V, d = table_Vd.shape
+        return F.pad(table_Vd.detach(), (0, 0, 0, -V % C)).view(-1, C, d).transpose(0, 1).contiguous()
 
     def say(self, content_BCE, table_Vd):
         """Which of its words each concept has read. -> (B,V) float32, the words of all concepts."""
         C, (V, d) = content_BCE.shape[1], table_Vd.shape
-        spoken_BCd = self.words(content_BCE)
-        spoken_BCd = F.layer_norm(spoken_BCd, (d,)) * self.scale
-        heard_CBv = (spoken_BCd.transpose(0, 1) @ self.own_rows(table_Vd, C).mT).float()
-        heard_BVd = spoken_BCd[:, :V % C] * table_Vd.detach()[V // C * C:]
-        heard = heard_CBv.permute(1, 2, 0), heard_BVd.float().sum(-1)[:, None]  # (B,V/C,C) and the last (B,1,V%C)
-        mean_B1C = (heard[0].sum(1, keepdim=True) + F.pad(heard[1], (0, -V % C if V % C else C))) / -(-V // C)
-        heard_BV = torch.cat([(h - mean_B1C[..., :h.shape[-1]]).flatten(1) for h in heard], dim=1)
-        return F.softplus(heard_BV - self.threshold) * self.news  # centred: all words of a table are a little alike
+        spoken_BCd = F.layer_norm(self.words(content_BCE), (d,)) * self.scale
+        heard_CBn = (spoken_BCd.transpose(0, 1) @ self.own_rows(table_Vd, C).mT).float()
+        heard_CBn = heard_CBn - heard_CBn.mean(-1, keepdim=True)  # centred: all words of a table are a little alike
+        heard_BV = heard_CBn.permute(1, 2, 0).flatten(1)[:, :V]
+        return F.softplus(heard_BV - self.threshold) * self.news
 
 
 class TableExpansion(nn.Module):
@@ -416,7 +413,7 @@ class ConceptEncoder(MaskedEncoder):
         if visible_BT is not None:
             read_BCT = own_BCT & visible_BT[:, None]
             read_BCT = read_BCT | (own_BCT & ~read_BCT.any(-1, keepdim=True))
-        number_C = torch.arange(self.cfg.n_concept, device=ids.device).expand(len(ids), -1)
+        number_C = torch.arange(self.cfg.n_concept, device=ids.device).expand(ids.shape[0], -1)
         return read_BCT[:, None], self.serves(documents_BT, number_C)[:, None]
 
     def readers(self):

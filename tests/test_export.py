@@ -15,8 +15,9 @@ from conftest import ROOT, SHARED, call, refused, result
 from test_tokenizer import ODD, needs_gpt2, random_texts, read_texts
 
 from common import build_model, model_state, save_checkpoint
-from heads import Classifier, encode_texts, padded, predict
+from heads import Classifier, encode_texts, padded
 from tokenizer import Tokenizer, with_specials
+from tuning import predict
 
 transformers = pytest.importorskip("transformers")
 hub_model = pytest.importorskip("hub_model")
@@ -81,7 +82,7 @@ def make_task(folder, model, tok, labels, **more):
     torch.save(dict(
         model_settings=dict(arch=model.arch) | vars(model.cfg), model=model.state_dict(),
         segments=classifier.segments.detach(), out=[p.detach() for p in (classifier.out.weight, classifier.out.bias)],
-        task="mine", labels=labels, middle=2.5, scale=1.5, tokenizer_fingerprint=tok.fingerprint) | more,
+        task="mine", labels=labels, scale=[2.5, 1.5], tokenizer_fingerprint=tok.fingerprint) | more,
         folder / "model.pt")
     return classifier
 

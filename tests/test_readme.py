@@ -1,5 +1,6 @@
 """The README is true: its commands run and its links lead somewhere; presets are what their heads say."""
 
+import os
 import re
 import shlex
 import shutil
@@ -26,6 +27,7 @@ FAST = {  # what makes a README command quick enough for a test; everything else
     "sweep.py": ["--base=config/mini.py --n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2",
                  "--flops=1e9"],
     "sample.py": [],
+    "export.py": [],
     "finetune_glue.py": ["--seeds=1", "--grid_seeds=0", "--epochs=1"],
 }
 
@@ -83,6 +85,18 @@ def test_every_command_of_the_readme_runs(clone):
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.parametrize("number", range(2))
+def test_every_snippet_of_the_readme_runs(clone, tmp_path, number):
+    """After the commands above, which it needs."""
+    snippets = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(snippets) == 2
+    if "transformers" in snippets[number]:
+        pytest.importorskip("sentence_transformers")
+    done = subprocess.run([sys.executable, "-c", snippets[number]], cwd=clone, capture_output=True, text=True,
+                          env={**os.environ, "HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
 def test_make_demo_runs_what_the_readme_explains(clone):
     lines = subprocess.run(["make", "-n", "demo"], cwd=clone, capture_output=True, text=True).stdout
     for part in ("data/pydocs/prepare.py", "train.py config/demo.py", "eval.py", "sample.py"):
@@ -132,14 +146,17 @@ def test_preset_heads_state_size_cost_and_time_correctly(path):
 
 def test_imports_go_one_way():
     """A command never imports a command; the layers below know nothing of those above."""
-    commands = {"train", "eval", "sample", "sweep", "bench", "prepare", "finetune_glue"}
+    commands = {"train", "eval", "sample", "sweep", "bench", "prepare", "finetune_glue", "export"}
     below = {"loss": set(), "layers": {"loss"}, "model": {"layers"}, "baselines": {"layers"}, "masking": set(),
              "files": set(), "cooccurrence": set(), "configurator": set(), "report": {"files"},
              "tokenizer": {"files"}, "shards": {"files", "tokenizer"},
              "documents": {"shards", "tokenizer", "files"}, "hardware": set(), "glue": {"files"}, "heads": set(),
-             "leaderboard": {"glue", "files"}}
-    below["common"] = set(below) - {"documents", "report", "cooccurrence", "glue", "heads", "leaderboard"}
+             "leaderboard": {"glue", "files"}, "embed": {"files", "tokenizer"}, "pll": {"embed", "hardware", "masking"},
+             "hub_model": {"heads", "model", "tokenizer"}}
+    below["common"] = below["shards"] | {"baselines", "configurator", "hardware", "layers", "loss", "masking", "model",
+                                         "shards"}
     below["health"] = below["common"] | {"common"}
+    below["metrics"] = {"common", "embed", "files", "hardware", "masking"}
     below["tuning"] = {"common", "glue", "hardware", "heads"}
     ours = commands | set(below)
     for path in ROOT.glob("*.py"):
