@@ -101,7 +101,7 @@ class Bench:
         return self.model.encode(self.ids) if self.ours else getattr(self.model, self.model.base_model_prefix)(self.ids)
 
     def timed(self, what, times):
-        """Seconds of each of `times` goes. Short ones after one to warm up: a virtual machine takes idle memory away."""
+        """Seconds of one of `times` goes; short ones after one to warm up, for machines that take idle memory away."""
         wait, once = torch.cuda.synchronize if self.machine.device.type == "cuda" else int, getattr(self, what)
         if self.T <= 2048:
             once()
