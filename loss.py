@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 CHUNK = {"cpu": 2**20, "cuda": 2**27}  # logits at a time: what a core's caches hold; what a GPU is busy with
-BLOCK = 16  # chunks that share their matrix products, for which the table is packed anew each time
+BLOCK = {"cpu": 24}  # chunks that share their matrix products, for which a CPU packs the table anew each time
 
 
 def logits(states_BKd, table_Vd, said_BV=None, gate_BKC=None):
@@ -45,13 +45,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         (B, K, d), V, device, wanted = states_BKd.shape, len(table_Vd), states_BKd.device, any(ctx.needs_input_grad)
         full, C = torch.promote_types(dtype, torch.float32), 0 if said_BV is None else gate_BKC.shape[-1]
         chunk = max(1, CHUNK.get(device.type, 2**24) // V)
-        block = max(1, min(B * K, BLOCK * chunk))
+        block = max(1, min(B * K, BLOCK.get(device.type, 1) * chunk))
         with torch.autocast(device.type, enabled=False):
             table = table_Vd.to(dtype)
             states_Nd, targets_N, weights_N = (t.flatten(0, 1) for t in (states_BKd, targets_BK, weights_BK.to(full)))
             total, z_block = torch.zeros((), device=device, dtype=full), table.new_empty(block, V)
             if wanted:
-                d_states, d_table = (torch.empty_like(states_Nd, dtype=full), torch.zeros_like(table_Vd, dtype=full))
+                d_states, d_table = torch.empty_like(states_Nd, dtype=full), None
                 d_said, d_gate = (None if t is None else torch.zeros_like(t, dtype=full) for t in (said_BV, gate_BKC))
             for start in range(0, B * K, block):
                 x_nd, target_n, weight_n = (t[start:start + block] for t in (states_Nd, targets_N, weights_N))
@@ -77,8 +77,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                     z_nV[rows] = d_z
                 if wanted:
                     d_states[start:start + block] = (z_nV @ table) * weight_n[:, None]
-                    d_table += z_nV.T @ (x_nd * weight_n[:, None].to(dtype))
+                    d_block = z_nV.T @ (x_nd * weight_n[:, None].to(dtype))
+                    d_table = d_block.to(full) if d_table is None else d_table.add_(d_block)
         if wanted:
+            d_table = torch.zeros_like(table_Vd, dtype=full) if d_table is None else d_table  # no position at all
             ctx.save_for_backward(d_states.view(B, K, d), d_table, d_said, d_gate)
             ctx.dtypes = [t if t is None else t.dtype for t in (states_BKd, table_Vd, said_BV, gate_BKC)]
         return total
