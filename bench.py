@@ -57,7 +57,7 @@ MASK_ID = 103
 class Bench:
     """A model and what is timed of it. Each method does it once."""
     def __init__(self, name, T):
-        self.name, self.T, self.machine = name, T, find_machine(device)
+        self.name, self.T, self.machine = name, T, find_machine(device, T)
         self.dtype, self.before = choose_dtype(dtype, self.machine.device)[0], resident_gib()
         torch.manual_seed(0)
         self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
@@ -255,7 +255,7 @@ def draw(report, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), dpi=130)
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.4), dpi=130, layout="constrained")
     for panel, key, label in zip(panels, ("tokens_per_s", "peak_mb"), ("tokens a second", "peak memory, MB")):
         for name in OURS | PEERS:
             points = [(int(T), result[name][key]) for T, result in report.items() if name in result]
@@ -264,9 +264,8 @@ def draw(report, path):
                            linestyle="-" if name in OURS else "--")
         panel.set(xscale="log", yscale="log", xlabel="tokens a row", ylabel=label)
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
     figure.suptitle(f"training step, {tokens} tokens or one row, equal parameters", fontsize=10)
-    figure.tight_layout()
     figure.savefig(path)
 
 

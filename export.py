@@ -99,14 +99,14 @@ def read_task(encoder, tok):
         raise ValueError(f"{task_dir} holds no model.pt; expected a folder that python finetune_glue.py "
                          f"--out_dir={out_dir} has written, such as {out_dir}/glue/mrpc")
     task = read_checkpoint(path)
-    lacks = {"model_settings", "model", "segments", "out", "labels", "scale"} - set(task)
+    lacks = {"model_settings", "model", "segments", "out", "labels", "n_texts", "scale"} - set(task)
     if lacks:
         raise ValueError(f"{path} was not written by finetune_glue.py: it has no {', '.join(sorted(lacks))}")
     same = task["model_settings"] == dict(arch=encoder.arch) | vars(encoder.cfg) | dict(dropout=0.0)
     if not same or task["tokenizer_fingerprint"] != tok.fingerprint:
         raise ValueError(f"{path} was fine-tuned from another model or tokenizer than that of {out_dir}; "
                          "give the --out_dir it was fine-tuned with")
-    model, (weight, bias) = Classifier(encoder, len(task["out"][1])), task["out"]
+    model, (weight, bias) = Classifier(encoder, len(task["out"][1]), task["n_texts"]), task["out"]
     mean, spread = task["scale"]  # a score as the data set has it
     weights = {f"encoder.{name}": t for name, t in task["model"].items()} | {
         "segments": task["segments"], "out.weight": weight * spread, "out.bias": bias * spread + mean}
@@ -129,7 +129,7 @@ def write_folder(folder, model, labels, encoder, tok):
         dtype="float32", auto_map={auto: f"{CODE}.{name}" for auto, name in AUTO.items()},
         **{f"{role}_token_id": i for role, i in ids.items()})
     if task_dir:
-        described |= dict(id2label=dict(enumerate(labels or ["score"])),
+        described |= dict(n_texts=model.n_texts, id2label=dict(enumerate(labels or ["score"])),
                           label2id={name: i for i, name in enumerate(labels or ["score"])},
                           problem_type="single_label_classification" if labels else "regression")
     else:  # to sentence_transformers the embedding is what the model calls pooler_output

@@ -1,10 +1,13 @@
 """From a pretrained encoder to an answer: how texts become a row, and the head that classifies or scores it.
 
     [CLS] a [SEP]   or   [CLS] a [SEP] b [SEP]        each token with the learned vector of its segment on top
-    the pretrained decoder asks the row at [CLS], as it would at a [MASK] --dropout--> one linear layer
+    the pretrained decoder asks the row at [CLS], as it would at a [MASK]                           -> what it says
+    of a pair, each text is read by itself too: concepts u and v of one concept -> u, v, |u - v|, u v, their mean
+    all of this --dropout--> one linear layer
 
 [CLS] starts as a copy of [MASK] and [SEP] as one of the end-of-document mark: pretraining has seen those in these
-places. Works for every architecture.
+places. Two texts are compared concept by concept because each concept owns its share of the words (records/glue has
+what else was tried). Works for every architecture; where there are no concepts, the mean token state stands for them.
 """
 
 import numpy as np
@@ -14,14 +17,17 @@ import torch.nn.functional as F
 
 
 class Classifier(nn.Module):
-    """encoder (any MaskedEncoder) with a head of n_out numbers a row; a number for each label, or one score."""
-    def __init__(self, encoder, n_out, dropout=0.1):
+    """encoder (any MaskedEncoder) with a head of n_out numbers a row of n_texts texts, 1 or 2.
+
+    A number for each label, or one score.
+    """
+    def __init__(self, encoder, n_out, n_texts, dropout=0.1):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.n_texts = encoder, n_texts
         self.segments = nn.Parameter(torch.zeros(3, encoder.cfg.token_width))  # [CLS], first text, second text
         self.drop = nn.Dropout(dropout)
         width = encoder.cfg.concept_dim if encoder.arch == "concept" else encoder.cfg.token_dim
-        self.out = nn.Linear(width, n_out)
+        self.out = nn.Linear(width * (5 if n_texts == 2 else 1), n_out)
         nn.init.normal_(self.out.weight, 0, 0.02)
         nn.init.zeros_(self.out.bias)
 
@@ -36,7 +42,26 @@ class Classifier(nn.Module):
         concepts, tokens = self.encoder.encode(ids, real, added=F.embedding(segments, self.segments))
         asked = torch.zeros(ids.shape[0], 1, dtype=torch.int64, device=ids.device)
         states_B1D = self.encoder.decode(concepts, tokens, asked, self.encoder.documents(ids), real)
-        return self.out(self.drop(states_B1D[:, 0].float()))
+        found_BF = states_B1D[:, 0].float()
+        if self.n_texts == 2:
+            u_BCD, v_BCD = (self.read(ids, real & (segments == n)) for n in (1, 2))
+            compared_BCF = torch.cat((u_BCD, v_BCD, (u_BCD - v_BCD).abs(), u_BCD * v_BCD), dim=-1)  # 1705.02364
+            found_BF = torch.cat((found_BF, compared_BCF.mean(1)), dim=-1)
+        return self.out(self.drop(found_BF))
+
+    def read(self, ids, chosen):
+        """The chosen (B,T) tokens of each row, moved to its beginning and read as a row of their own.
+
+        -> concepts (B,C,D), or where there are none the mean token state (B,1,d); float32.
+        """
+        place_T = torch.arange(ids.shape[1], device=ids.device)
+        first_B1, n_B1 = chosen.int().argmax(1, keepdim=True), chosen.sum(1, keepdim=True)
+        ids, real = ids.gather(1, (first_B1 + place_T).clamp(max=ids.shape[1] - 1)), place_T < n_B1
+        concepts, tokens = self.encoder.encode(ids, real)
+        if self.encoder.arch == "concept":
+            return concepts.float()
+        tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]) * real[..., None]
+        return tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None]
 
 
 def encode_texts(texts, tok, longest):

@@ -20,11 +20,12 @@ from model import ConceptEncoder as Encoder
 
 
 class EncoderConfig(PretrainedConfig):
-    """model_settings: the fields of the repository's config, as a checkpoint holds them."""
+    """model_settings: the fields of the repository's config, as in a checkpoint; n_texts: 2 to classify pairs."""
     model_type = "concept_encoders"
 
-    def __init__(self, model_settings=None, classifier_dropout=0.1, **others):
-        self.model_settings, self.classifier_dropout = model_settings or {}, classifier_dropout
+    def __init__(self, model_settings=None, classifier_dropout=0.1, n_texts=1, **others):
+        self.model_settings, self.n_texts = model_settings or {}, n_texts
+        self.classifier_dropout = classifier_dropout
         cfg = self.of_encoder()
         self.vocab_size, self.max_position_embeddings = cfg.vocab_size, cfg.longest
         self.num_hidden_layers, self.num_attention_heads = cfg.n_layer, cfg.n_head
@@ -118,8 +119,8 @@ class EncoderForSequenceClassification(EncoderPreTrainedModel):
     """
     def __init__(self, config):
         super().__init__(config)
-        head = Classifier(self.encoder, config.num_labels, config.classifier_dropout)
-        self.segments, self.drop, self.out = head.segments, head.drop, head.out
+        head = Classifier(self.encoder, config.num_labels, config.n_texts, config.classifier_dropout)
+        self.n_texts, self.segments, self.drop, self.out = config.n_texts, head.segments, head.drop, head.out
         self.post_init()
 
     def _init_weights(self, module):

@@ -149,7 +149,7 @@ def model_settings():
 
 
 with common.user_mistakes():
-    machine = hardware.find_machine(device)
+    machine = hardware.find_machine(device, block_size)
     check_settings()
     train_data = TokenData(data_dir, "train", block_size, seed)
     val_data = TokenData(data_dir, "val", block_size, seed)

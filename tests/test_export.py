@@ -70,10 +70,10 @@ def make_run(folder, tok, settings, seed=0, **more):
     return model
 
 
-def make_task(folder, model, tok, labels, **more):
+def make_task(folder, model, tok, labels, n_texts=1, **more):
     """A model.pt as finetune_glue.py leaves it -> its Classifier."""
     torch.manual_seed(1)
-    classifier = Classifier(model, max(1, len(labels))).eval()
+    classifier = Classifier(model, max(1, len(labels)), n_texts).eval()
     with torch.no_grad():
         classifier.segments.normal_()
         classifier.out.weight.normal_()
@@ -82,7 +82,7 @@ def make_task(folder, model, tok, labels, **more):
     torch.save(dict(
         model_settings=dict(arch=model.arch) | vars(model.cfg), model=model.state_dict(),
         segments=classifier.segments.detach(), out=[p.detach() for p in (classifier.out.weight, classifier.out.bias)],
-        task="mine", labels=labels, scale=[2.5, 1.5], tokenizer_fingerprint=tok.fingerprint) | more,
+        task="mine", labels=labels, n_texts=n_texts, scale=[2.5, 1.5], tokenizer_fingerprint=tok.fingerprint) | more,
         folder / "model.pt")
     return classifier
 
@@ -278,10 +278,11 @@ def test_transformers_keeps_all_of_it(exported, bpe):
 
 # ---- a classifier ------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind, labels", [("open", ["no", "yes"]), ("transformer", []), ("isolated", list("012"))])
-def test_a_fine_tuned_model_answers_as_it_did(kind, labels, tmp_path, bpe):
+@pytest.mark.parametrize("kind, labels, n_texts", [
+    ("open", ["no", "yes"], 2), ("transformer", [], 2), ("isolated", list("012"), 1)])
+def test_a_fine_tuned_model_answers_as_it_did(kind, labels, n_texts, tmp_path, bpe):
     model = make_run(tmp_path / "run", bpe, KINDS[kind])
-    classifier = make_task(tmp_path / "task", model, bpe, labels)
+    classifier = make_task(tmp_path / "task", model, bpe, labels, n_texts)
     export(tmp_path / "run", tmp_path / "hub", f"--task_dir={tmp_path / 'task'}")
     hub = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hub", **LOCAL)
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub", **LOCAL)
@@ -303,6 +304,7 @@ def test_a_fine_tuned_model_answers_as_it_did(kind, labels, tmp_path, bpe):
 def test_a_fresh_head_learns_and_is_saved_and_loaded(exported, tmp_path):
     _, to = exported("open")
     auto = transformers.AutoModelForSequenceClassification
+    assert auto.from_pretrained(to, n_texts=2, **LOCAL).out.in_features == 5 * 64
     model = auto.from_pretrained(to, num_labels=3, **LOCAL)
     tok = transformers.AutoTokenizer.from_pretrained(to, **LOCAL)
     assert 0.01 < model.out.weight.std() < 0.03 and not model.out.bias.any() and not model.segments.any()

@@ -224,18 +224,19 @@ def test_pairs_are_framed_with_their_segments_and_the_longer_text_is_cut_first()
         assert all(k == n or k >= max(kept) - 1 for k, n in zip(kept, lengths)), "only the longest is cut"
 
 
+@pytest.mark.parametrize("n_texts", [1, 2])
 @pytest.mark.parametrize("arch", ["open", "strict", "transformer"])
-def test_padding_and_batch_do_not_change_an_answer(arch):
+def test_padding_and_batch_do_not_change_an_answer(arch, n_texts):
     tok = Tokenizer.load("byte")
     torch.manual_seed(0)
     settings = dict(vocab_size=tok.vocab_size, block_size=64, n_layer=2, n_head=2, ffn_dim=32, token_dim=64,
                     mask_id=tok.mask_id)
     settings |= dict(arch="transformer") if arch == "transformer" else dict(
         bottleneck=arch, n_concept=4, concept_dim=32, hide_masked=True)
-    model = Classifier(build_model(settings), 2)
+    model = Classifier(build_model(settings), 2, n_texts)
     model.start_marks(tok)
     torch.nn.init.normal_(model.segments)
-    texts = [("a", "b"), ("longer " * 4, "c"), ("", "x")]
+    texts = [texts[:n_texts] for texts in (("a", "b"), ("longer " * 4, "c"), ("", "x"))]
     rows, segments, _ = encode_texts(texts, tok, 64)
     together = predict(model, (rows, segments), tok.pad_id, find_machine("cpu"), "fp32")
     for i in range(3):

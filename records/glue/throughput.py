@@ -33,7 +33,7 @@ rows, segments, _ = encode_texts(texts, tok, 128)
 answers = torch.as_tensor(labels, dtype=torch.int64)
 batches = in_batches(rows, 32, np.random.default_rng(0))
 torch.manual_seed(0)
-models = {name: Classifier(OURS[name](512), 2) for name in ("strict", "open")}
+models = {name: Classifier(OURS[name](512), 2, 2) for name in ("strict", "open")}
 bert = PEERS["hf_bert"](512).config
 models["hf_bert"] = BertForSequenceClassification(BertConfig(**bert.to_dict() | dict(num_labels=2)))
 
