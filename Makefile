@@ -22,7 +22,7 @@ demo: .venv/core
 
 test: .venv/extra
 	.venv/bin/ruff check .
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: .venv/extra
 	$(PY) data/pydocs/prepare.py

@@ -160,8 +160,8 @@ def serve(pipe, name, T):
 class Worker:
     """A Bench in another process. Raises RuntimeError when that fails or dies."""
     processes = multiprocessing.get_context("forkserver")  # one that has loaded what takes seconds to load
-    processes.set_forkserver_preload(["peers", *(f"transformers.models.{name}.modeling_{name}" for name in (
-        "bert", "modernbert", "perceiver") if peers)])
+    processes.set_forkserver_preload(["peers", *(f"transformers.models.{name[3:]}.modeling_{name[3:]}"
+                                                 for name in PEERS if peers and name in (models or PEERS))])
 
     def __init__(self, name, T):
         self.pipe, other = self.processes.Pipe()

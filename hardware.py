@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -44,9 +45,11 @@ class Machine:
         return total.tolist()
 
     def close(self):
+        """Ends the process group, whose threads must not outlive the interpreter: let go of what holds it before."""
         if self.world_size > 1:
             dist.barrier()
             dist.destroy_process_group()
+            gc.collect()
 
 
 def keep_freed_memory(long_rows):

@@ -52,14 +52,14 @@ class Classifier(nn.Module):
     def read(self, ids, chosen):
         """The chosen (B,T) tokens of each row, moved to its beginning and read as a row of their own.
 
-        -> concepts (B,C,D), or where there are none the mean token state (B,1,d); float32.
+        -> concepts (B,C,D), or where there are none the mean token state (B,1,d); float32, zeros for no token at all.
         """
         place_T = torch.arange(ids.shape[1], device=ids.device)
         first_B1, n_B1 = chosen.int().argmax(1, keepdim=True), chosen.sum(1, keepdim=True)
         ids, real = ids.gather(1, (first_B1 + place_T).clamp(max=ids.shape[1] - 1)), place_T < n_B1
         concepts, tokens = self.encoder.encode(ids, real)
         if self.encoder.arch == "concept":
-            return concepts.float()
+            return concepts.float() * (n_B1 > 0)[..., None]
         tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]) * real[..., None]
         return tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None]
 

@@ -117,6 +117,8 @@ class EncoderForSequenceClassification(EncoderPreTrainedModel):
     A row is asked at its first token. Where that is the mark between documents, as the tokenizer of a pretrained model
     puts it, it is read as a [MASK]: a place where pretraining has learned to answer.
     """
+    read = Classifier.read
+
     def __init__(self, config):
         super().__init__(config)
         head = Classifier(self.encoder, config.num_labels, config.n_texts, config.classifier_dropout)

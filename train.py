@@ -437,8 +437,8 @@ while not stopped and step < max_steps:
         window_start += time.monotonic() - pause
     elif pre_empted or due:
         save()
+net = None  # DistributedDataParallel holds on to the process group
 machine.close()
-
 if overfit_batch and loss_now >= 0.05:
     sys.exit(f"error: overfit_batch reached a loss of {loss_now:.3f} in {step} steps; one batch should fall below 0.05")
 if machine.is_main:

@@ -9,13 +9,16 @@ import gc
 import io
 import json
 import multiprocessing
+import multiprocessing.spawn
 import random
 import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -25,7 +28,21 @@ SHARED = ROOT.parent / "shared" / "data"  # real data; tests that need it skip w
 
 
 SERVER = multiprocessing.get_context("forkserver")  # has torch loaded, so a script starts in no time
-SERVER.set_forkserver_preload(["torch", "numpy", "scipy.stats", "tiktoken", "matplotlib.pyplot", "sklearn.metrics"])
+SERVER.set_forkserver_preload(["torch", "torch._dynamo", "numpy", "scipy.stats", "tiktoken", "matplotlib.pyplot",
+                               "sklearn.metrics"])
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first: a worker that has them last would keep the others waiting."""
+    items.sort(key=lambda item: item.path.stem not in ("test_train", "test_readme", "test_sweep"))
+
+
+STARTING, preparation_data = threading.Lock(), multiprocessing.spawn.get_preparation_data
+
+
+def without_main(name):
+    """What a fork is told of this process: not its main module, which call() makes a script that would run again."""
+    return {key: value for key, value in preparation_data(name).items() if not key.startswith("init_main")}
 
 
 def forked(cwd, args, output, errors):
@@ -44,7 +61,8 @@ def run_script(args, cwd=ROOT, timeout=240):
         paths = [Path(folder, name) for name in ("out", "err")]
         [path.touch() for path in paths]
         process = SERVER.Process(target=forked, args=(cwd, args, *paths))
-        process.start()
+        with STARTING, mock.patch("multiprocessing.spawn.get_preparation_data", without_main):
+            process.start()
         process.join(timeout)
         if process.exitcode is None:
             process.kill()

@@ -11,7 +11,7 @@ from runpy import run_path
 
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, run, run_script
 
 from model import ConceptConfig, ConceptEncoder
 
@@ -21,11 +21,11 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for l
 FAST = {  # what makes a README command quick enough for a test; everything else in it runs as written
     "train.py": ["--max_steps=2", "--n_layer=1", "--batch_size=4", "--micro_batch=2", "--warmup_steps=1",
                  "--eval_rows=2", "--max_minutes=0"],
-    "data/pydocs/prepare.py": ["--max_bytes=1500000", "--tokenizer=bpe:2000"],
+    "data/pydocs/prepare.py": ["--max_bytes=700000", "--tokenizer=bpe:2000"],
     "prepare.py": ["--tokenizer=bpe:1000", "--val_fraction=0.2"],
     "eval.py": ["--rows=4", "--health_rows=4"],
     "sweep.py": ["--base=config/mini.py --n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2",
-                 "--flops=1e9"],
+                 "--arms=open --ffn_dim=592\nmixers --arch=transformer --n_layer=0 --ffn_dim=1760", "--flops=1e9"],
     "sample.py": [],
     "export.py": [],
     "finetune_glue.py": ["--seeds=1", "--grid_seeds=0", "--epochs=1"],
@@ -81,7 +81,11 @@ def test_every_command_of_the_readme_runs(clone):
             continue
         if "bench.py" in command or command.startswith("until"):
             command = command.replace("bench.py", "bench.py --help").removesuffix("; do sleep 5; done")
-        done = subprocess.run(quick(command), cwd=clone, capture_output=True, text=True, timeout=300)
+        words = quick(command)
+        if words[0] == sys.executable and words[1].endswith(".py"):
+            done = run_script(words[1:], cwd=clone)
+        else:
+            done = subprocess.run(words, cwd=clone, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
