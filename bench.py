@@ -84,8 +84,10 @@ class Bench:
 
     def freeze(self):
         """From here on without gradients, the weights in the dtype itself."""
-        weights = DTYPES[self.dtype]
-        self.model.freeze(weights) if self.ours else self.model.to(weights).eval()
+        if self.ours:
+            self.model.freeze(DTYPES[self.dtype])
+        else:
+            self.model.to(DTYPES[self.dtype]).eval()
 
     @torch.inference_mode()
     def fill(self):
@@ -102,7 +104,8 @@ class Bench:
 
     def timed(self, what, times):
         """Seconds of one of `times` goes; short ones after one to warm up, for machines that take idle memory away."""
-        wait, once = torch.cuda.synchronize if self.machine.device.type == "cuda" else int, getattr(self, what)
+        wait = torch.cuda.synchronize if self.machine.device.type == "cuda" else lambda: None
+        once = getattr(self, what)
         if self.T <= 2048:
             once()
         wait()
@@ -160,8 +163,8 @@ def serve(pipe, name, T):
 class Worker:
     """A Bench in another process. Raises RuntimeError when that fails or dies."""
     processes = multiprocessing.get_context("forkserver")  # one that has loaded what takes seconds to load
-    processes.set_forkserver_preload(["peers", *(f"transformers.models.{name[3:]}.modeling_{name[3:]}"
-                                                 for name in PEERS if peers and name in (models or PEERS))])
+    processes.set_forkserver_preload(["peers", *(f"transformers.models.{name[3:]}.modeling_{name[3:]}" for name in PEERS
+                                                 if peers and (not models or name in models.split(",")))])
 
     def __init__(self, name, T):
         self.pipe, other = self.processes.Pipe()

@@ -59,7 +59,8 @@ def run_script(args, cwd=ROOT, timeout=240):
     """As subprocess.run([python, *args]) of a script, without the seconds that importing torch takes."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, name) for name in ("out", "err")]
-        [path.touch() for path in paths]
+        for path in paths:
+            path.touch()
         process = SERVER.Process(target=forked, args=(cwd, args, *paths))
         with STARTING, mock.patch("multiprocessing.spawn.get_preparation_data", without_main):
             process.start()

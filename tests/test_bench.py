@@ -1,10 +1,11 @@
 """bench.py runs at a tiny size and says what is wrong. Speeds are not looked at: see records/speed."""
 
 import json
+import runpy
 
 import pytest
 import torch
-from conftest import call, refused, run
+from conftest import ROOT, call, refused, run
 
 from peers import OURS, PEERS
 
@@ -48,3 +49,27 @@ def test_without_transformers_the_rest_still_runs(data_dir, tmp_path):
     assert "transformers is not installed, so its models are left out" in done.stdout
     report = json.loads(done.stdout.splitlines()[-1])
     assert list(report["32"]) == ["strict"] and "token_mtok_per_s" in report["data"]
+
+
+class Stub:
+    """A Worker whose model takes `seconds`, or does not fit."""
+    def __init__(self, seconds):
+        self.seconds, self.asked, self.stopped = seconds, 0, False
+
+    def ask(self, *_):
+        self.asked += 1
+        if self.asked > len(self.seconds):
+            raise RuntimeError("its process died with code -9; -9 is out of memory")
+        return self.seconds[self.asked - 1]
+
+    def stop(self):
+        self.stopped = True
+
+
+def test_a_model_that_does_not_fit_is_left_out_by_name_and_the_others_are_timed(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench.py"])
+    medians = runpy.run_path(str(ROOT / "bench.py"))["medians"]
+    workers, left_out = {"a": Stub([3, 1, 2]), "b": Stub([1]), "slow": Stub([9])}, {}
+    b = workers["b"]
+    assert medians(workers, left_out, "step", 3) == {"a": 2, "slow": 9}, "8 seconds of one model are enough"
+    assert set(workers) == {"a", "slow"} and b.stopped and "out of memory" in left_out["b"]

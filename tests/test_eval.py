@@ -229,10 +229,9 @@ def test_mistakes_end_in_one_message(runs, data_dir, tmp_path):
 
 
 def test_sts_1_finds_glue_or_says_which_path_to_give(evaluated, runs, tmp_path, monkeypatch):
-    if any((ROOT / place / "glue").exists() for place in (".", "data")):
-        pytest.skip("this checkout has GLUE")
+    shutil.copy(ROOT / "eval.py", tmp_path)
     monkeypatch.setattr("conftest.ROOT", tmp_path)  # where commands run
-    command = [ROOT / "eval.py", f"--out_dir={runs['concept']}", "--rows=2", "--health_rows=0", "--sts=1",
+    command = ["eval.py", f"--out_dir={runs['concept']}", "--rows=2", "--health_rows=0", "--sts=1",
                "--dtype=fp32"]
     refused(call(*command, ok=False), "there is no glue/STS-B/dev.tsv", "--sts=FOLDER/STS-B/dev.tsv")
     (tmp_path / "glue" / "STS-B").mkdir(parents=True)
