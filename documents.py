@@ -1,7 +1,8 @@
 """Documents -> token bins: duplicates, the train/val split, the vocabulary, tokenising in several processes.
 
-`write_dataset` is what prepare.py and data/NAME/prepare.py call; shards.py puts the ids on disk. A text seen before is
-dropped; a hash of the text chooses train or val, so the split knows neither order nor processes. Order in is order out.
+`write_dataset` is what prepare.py and data/NAME/prepare.py call; workers.py tokenises, bins.py puts the ids on disk. A
+text seen before is dropped; a hash of the text chooses train or val, so the split knows neither order nor processes.
+Order in is order out.
 Memory does not grow with the input but for the set of texts seen: 8 bytes a document, twice that while merging.
 """
 
@@ -10,24 +11,21 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 from tqdm import tqdm
 
-from shards import DataError, commit, finish, load_meta, load_state, locked, open_bins, removal
+from bins import DataError, commit, finish, load_meta, load_state, locked, open_bins, removal
 from tokenizer import Tokenizer
+from workers import encode_chunks
 
 CHUNK_BYTES = 4_000_000  # of UTF-8 text: what one process tokenises at a time; a kill loses one such chunk a process
-PIECE_CHARS = 1_000_000  # longer documents are tokenised in pieces, so that memory is bounded
 SAMPLE_BYTES = 64_000_000  # of text that a bpe:N vocabulary is trained on
-ROOT = os.path.dirname(os.path.abspath(__file__))
 
 
 def utf8(text):
@@ -46,18 +44,6 @@ def digest(data):
 def in_val(digests, val_fraction):
     """uint64 (n, 2) digests -> bool (n,): the same share `val_fraction` of all possible texts for ever."""
     return digests[:, 1] < np.uint64(int(val_fraction * 2**64))
-
-
-def cut(text, size):
-    """Text -> pieces of at most `size` characters that end after a blank line, else a line, else before a space."""
-    pieces, start = [], 0
-    while len(text) - start > size:
-        low, high = start + size // 2, start + size
-        ends = ((text.rfind(mark, low, high), keep) for mark, keep in (("\n\n", 2), ("\n", 1), (" ", 0)))
-        end = next((at + keep for at, keep in ends if at > start), high)
-        pieces.append(text[start:end])
-        start = end
-    return [*pieces, text[start:]]
 
 
 def from_texts(make_texts):
@@ -139,75 +125,6 @@ def make_chunk(rows, counts, position, seen, val_fraction):
     counts["replacement_characters"] = sum(row[1].count("\ufffd".encode()) for row in kept)
     n_bytes = np.array([len(row[1]) for row in kept], np.int64)
     return Chunk([row[0] for row in kept], n_bytes, np.array(is_val, bool), keys[:, 0], counts, position)
-
-
-def encode_texts(tokenizer, dtype, texts):
-    """Texts -> (number of ids of each, all ids one after the other in `dtype`); each text ends in eot_id."""
-    lengths, parts = [], [np.zeros(0, dtype)]
-    for text in texts:
-        ids = [*tokenizer.encode(cut(text, PIECE_CHARS)), np.array([tokenizer.eot_id])]
-        lengths.append(sum(map(len, ids)))
-        parts += [part.astype(dtype) for part in ids]
-    return np.array(lengths, np.int64), np.concatenate(parts)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# processes: our own, not multiprocessing: scripts need no main guard, and the children of a killed parent end by
-# themselves because their pipe closes
-
-
-def worker():
-    """A tokenising process: lists of texts in on stdin, ids out on stdout, until the parent closes the pipe or dies."""
-    with contextlib.suppress(EOFError, pickle.UnpicklingError, BrokenPipeError):
-        tokenizer, dtype = pickle.load(sys.stdin.buffer)
-        while True:
-            send(sys.stdout.buffer, encode_texts(tokenizer, dtype, pickle.load(sys.stdin.buffer)))
-
-
-def send(pipe, message):
-    """Pickles `message` into a pipe, at once."""
-    pickle.dump(message, pipe, protocol=5)
-    pipe.flush()
-
-
-def start_process(message):
-    """Starts a worker, out of reach of the terminal's Ctrl-C, and sends it `message`."""
-    code = f"import sys; sys.path.insert(0, {ROOT!r}); import documents; documents.worker()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
-    send(process.stdin, message)
-    return process
-
-
-def encode_chunks(chunks, tokenizer, dtype, num_proc):
-    """Yields (chunk without its texts, lengths, ids) in input order; a process holds one chunk at a time."""
-    if num_proc == 1:
-        for chunk in chunks:
-            yield chunk._replace(texts=None), *encode_texts(tokenizer, dtype, chunk.texts)
-        return
-    processes, busy = [], collections.deque()  # busy: (chunk, process), the oldest first
-    try:
-        for chunk in chunks:
-            done = None
-            if len(processes) < num_proc:  # started when there is work for them
-                processes.append(start_process((tokenizer, dtype)))
-                busy.append((chunk._replace(texts=None), processes[-1]))
-            else:
-                oldest, process = busy.popleft()
-                done = (oldest, *pickle.load(process.stdout))
-                busy.append((chunk._replace(texts=None), process))
-            send(busy[-1][1].stdin, chunk.texts)  # before the caller writes `done`, so that no process waits
-            if done:
-                yield done
-        while busy:
-            oldest, process = busy.popleft()
-            yield (oldest, *pickle.load(process.stdout))
-    except (EOFError, pickle.UnpicklingError, BrokenPipeError):
-        raise DataError("a tokenising process died; --num_proc=1 goes on from here with the least memory") from None
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -42,9 +42,11 @@ config = configure(globals(), sys.argv[1 + validating :])
 import numpy as np
 import zstandard
 
-from documents import cut, one_message, write_dataset
-from shards import SPLITS, DataError, TokenData, check_files, load_meta, scan, unigram_entropy
+from bins import SPLITS, DataError, check_files, load_meta, scan, unigram_entropy
+from documents import one_message, write_dataset
+from shards import TokenData
 from tokenizer import Tokenizer
+from workers import cut
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}  # usual bytes of text per byte, for the bar and the disk check

@@ -13,8 +13,10 @@ import time
 import numpy as np
 import pytest
 
+import bins
 import documents
 import shards
+import workers
 from tokenizer import Tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -159,7 +161,7 @@ def test_a_crash_before_or_after_any_step_then_the_same_bytes(where, tmp_path, m
     monkeypatch.setattr(documents, "CHUNK_BYTES", 20_000)
     settings, some = {"shard_tokens": 15_000, "val_fraction": 0.3}, texts() + texts()[:20]
     assert small(tmp_path / "whole", some, **settings)["duplicates"] == 20
-    owner, name = (os, where[3:]) if where.startswith("os.") else (shards, where)
+    owner, name = (os, where[3:]) if where.startswith("os.") else (bins, where)
     real, crashes = getattr(owner, name), 0
     for after in (False, True):
         for at in range(1000):
@@ -246,7 +248,7 @@ def test_the_vocabulary_is_trained_on_a_bounded_sample_without_val(monkeypatch):
 
 
 def test_two_prepares_do_not_mix(tmp_path):
-    with shards.locked(str(tmp_path)), pytest.raises(ValueError, match="another prepare is writing there"):
+    with bins.locked(str(tmp_path)), pytest.raises(ValueError, match="another prepare is writing there"):
         small(tmp_path, texts())
 
 
@@ -335,7 +337,7 @@ def test_text_files_come_back_whole(tmp_path):
     assert result["bytes"] == len(long.encode()) + len("one\r\ntwo") + len("packed")
     found = decoded(tmp_path / "out")
     assert {"one\r\ntwo", "packed"} <= set(found) and max(map(len, found)) <= 2000
-    pieces = documents.cut(long, 2000)
+    pieces = workers.cut(long, 2000)
     assert "".join(pieces) == long and set(pieces) == set(found) - {"one\r\ntwo", "packed"}
     assert sum(piece.endswith("\n\n") for piece in pieces) > len(pieces) / 2
 

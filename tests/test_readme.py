@@ -153,8 +153,9 @@ def test_imports_go_one_way():
     commands = {"train", "eval", "sample", "sweep", "bench", "prepare", "finetune_glue", "export"}
     below = {"loss": set(), "layers": {"loss"}, "model": {"layers"}, "baselines": {"layers"}, "masking": set(),
              "files": set(), "cooccurrence": set(), "configurator": set(), "report": {"files"},
-             "tokenizer": {"files"}, "shards": {"files", "tokenizer"},
-             "documents": {"shards", "tokenizer", "files"}, "hardware": set(), "glue": {"files"}, "heads": set(),
+             "tokenizer": {"files"}, "bins": {"files"}, "shards": {"bins", "files", "tokenizer"},
+             "workers": {"bins", "files"}, "documents": {"bins", "workers", "tokenizer", "files"}, "hardware": set(),
+             "glue": {"files"}, "heads": set(),
              "leaderboard": {"glue", "files"}, "embed": {"files", "tokenizer"}, "pll": {"embed", "hardware", "masking"},
              "hub_model": {"heads", "model", "tokenizer"}}
     below["common"] = below["shards"] | {"baselines", "configurator", "hardware", "layers", "loss", "masking", "model",

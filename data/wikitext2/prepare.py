@@ -25,7 +25,8 @@ max_tokens = 0  # stop after this many tokens, val first; 0: all
 num_proc = 0  # tokenising processes; 0: one per core, at most 8
 config = configure(globals())
 
-from documents import DataError, from_texts, one_message, write_dataset
+from bins import DataError
+from documents import from_texts, one_message, write_dataset
 
 HEADING = re.compile(r"^ = [^=\n]+ = *\n", re.MULTILINE)  # == is a section, ` = = Section = = ` in this data
 PARTS = {"val": ("valid", "validation"), "train": ("train", "train")}  # val first: it keeps a text that both have
