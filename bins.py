@@ -5,6 +5,11 @@ eot_id. nanoGPT reads these files. A split of more than 2**31 tokens is train_00
 last: a folder that has it is complete. Until then, after every chunk of text the new ids are fsynced and progress.json
 is replaced (`commit`): killed at any moment, the same command goes on from there and gives the same bytes.
 documents.py turns text into chunks of ids and writes them with this file; shards.py reads what is complete.
+
+rows.bin.tmp has one ROW for each document of the input, also for those that were dropped, and bands.bin.tmp the MinHash
+bands of those that were not (filters.py). A resume needs them, and so does `prepare.py merge`: a folder made with
+--shard=i/n keeps them and has shard.json in place of meta.json. dropped.jsonl shows the first documents that each rule
+dropped.
 """
 
 import contextlib
@@ -21,6 +26,12 @@ import numpy as np
 from files import FolderLock, write_json
 
 FORMAT, SPLITS = 1, ("train", "val")
+KINDS = ("kept", "empty", "bad_lines", "bad_files", "duplicates")  # what becomes of a document; rules come after these
+KEPT, EMPTY, BAD_LINE, BAD_FILE, DUPLICATE = range(5)
+ROW = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("replaced", "<u4"), ("kind", "u1"),
+                ("is_val", "?")])  # tokens, bytes of text and U+FFFD in it: 0 unless kept
+LOGS = ("rows.bin", "bands.bin", "dropped.jsonl")
+N_SAMPLES = 20  # dropped documents of each rule in dropped.jsonl
 META_KEYS = set("dtype n_vocab vocab_size eot_id tokenizer fingerprint splits unigram_entropy settings command".split())
 
 
@@ -43,11 +54,13 @@ def locked(out_dir):
         yield
 
 
-def load_state(out_dir, settings):
+def load_state(out_dir, settings, kinds=KINDS):
     """What was committed in `out_dir` so far, as a new state if nothing was, None if all is done with `settings`."""
-    path, done, there = os.path.join(out_dir, "progress.json"), os.path.exists(os.path.join(out_dir, "meta.json")), None
+    path, there = os.path.join(out_dir, "progress.json"), None
+    name = "shard.json" if os.path.exists(os.path.join(out_dir, "shard.json")) else "meta.json"
+    done = os.path.exists(os.path.join(out_dir, name))
     if done:
-        there = load_meta(out_dir)
+        there = load_meta(out_dir, name)
     elif os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             there = json.load(file)
@@ -56,9 +69,10 @@ def load_state(out_dir, settings):
                         "not made by this command. Use another --out_dir")
     if there is None or there["settings"] != settings and not done and there["position"] is None:
         shutil.rmtree(os.path.join(out_dir, "tokenizer"), ignore_errors=True)  # a mistyped setting binds nobody
-        counts = dict.fromkeys(("duplicates", "empty", "bad_lines", "replacement_characters"), 0)
+        counts = dict.fromkeys((*kinds[1:], "replacement_characters"), 0)
         zero = {name: dict.fromkeys(SPLITS, 0) for name in ("tokens", "documents", "bytes")}
-        there = {"settings": settings, "position": None, "full": False, "n_digests": 0, "dropped": counts, **zero}
+        there = {"settings": settings, "position": None, "full": False, "n_rows": 0, "text_bytes": 0, "dropped": counts,
+                 "samples": dict.fromkeys(kinds[1:], 0), "logs": dict.fromkeys(LOGS, 0), **zero}
         write_json(path, there)
     old = there["settings"]
     if differ := [f"{name} is {old.get(name)!r} there and {settings.get(name)!r} now"
@@ -74,7 +88,7 @@ def load_state(out_dir, settings):
 
 def removal(out_dir):
     """The command that removes what a prepare writes, and not the prepare.py that may lie there too."""
-    return f"(cd {shlex.quote(out_dir)} && rm -rf *.bin* *.tmp meta.json progress.json tokenizer)"
+    return f"(cd {shlex.quote(out_dir)} && rm -rf *.bin* *.tmp {{meta,shard,progress}}.json dropped.jsonl tokenizer)"
 
 
 def shard_sizes(n_tokens, shard_tokens):
@@ -88,10 +102,13 @@ def temporary(out_dir, split, shard):
 
 
 def open_bins(out_dir, state, dtype):
-    """Cuts the files of `out_dir` back to what was committed; returns the digests of the documents, uint64 (n,)."""
-    files = {os.path.join(out_dir, "digests.tmp"): 8 * state["n_digests"]}
+    """Cuts the files of `out_dir` back to what was committed."""
+    files = {os.path.join(out_dir, f"{name}.tmp"): size for name, size in state["logs"].items()}
+    for name in LOGS:  # a kill while finishing: undo it
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(os.path.join(out_dir, name), os.path.join(out_dir, f"{name}.tmp"))
     for split in SPLITS:
-        for name in glob.glob(f"{split}*.bin", root_dir=out_dir):  # a kill while finishing: undo it
+        for name in glob.glob(f"{split}*.bin", root_dir=out_dir):
             shard = int("0" + "".join(re.findall(r"_(\d+)", name)))
             os.replace(os.path.join(out_dir, name), temporary(out_dir, split, shard))
         for shard, n in enumerate(shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])):
@@ -104,18 +121,20 @@ def open_bins(out_dir, state, dtype):
                 raise DataError(f"{path} holds {file.tell():,} bytes, progress.json says {size:,}: damaged. "
                                 f"Start over after {removal(out_dir)}")
             file.truncate(size)
-    return np.fromfile(os.path.join(out_dir, "digests.tmp"), "<u8")
 
 
-def commit(out_dir, state, chunk, lengths, ids):
-    """Appends the ids of a chunk to the bins, then replaces progress.json: the moment from which they count."""
-    settings, n, ends = state["settings"], len(lengths), np.cumsum(lengths)
-    if settings["max_tokens"]:  # whole documents, up to the one that reaches it
-        room = settings["max_tokens"] - sum(state["tokens"].values())
-        n = min(n, int(np.searchsorted(ends, room)) + 1)
-        state["full"] = bool(lengths[:n].sum() >= room)
-    lengths, is_val = lengths[:n], chunk.is_val[:n]
-    for split, chosen in zip(SPLITS, (~is_val, is_val)):
+def commit(out_dir, state, chunk, ids, bands):
+    """Appends a chunk to the bins, then replaces progress.json: the moment from which it counts.
+
+    chunk.rows: ROW (n,); ids: those of its kept rows, one after the other; bands: uint64, MinHash bands for the log.
+    """
+    settings, rows = state["settings"], chunk.rows
+    if settings["max_tokens"] and "shard" not in settings:  # whole documents, up to the one that reaches it
+        room, ends = settings["max_tokens"] - sum(state["tokens"].values()), np.cumsum(rows["tokens"], dtype=np.int64)
+        rows = rows[: int(np.searchsorted(ends, room)) + 1]
+        state["full"] = bool(rows["tokens"].sum() >= room)
+    kept, lengths = rows["kind"] == KEPT, rows["tokens"]
+    for split, chosen in zip(SPLITS, (kept & ~rows["is_val"], kept & rows["is_val"])):
         part = ids[: lengths.sum()][np.repeat(chosen, lengths)]
         while len(part):
             shard, used = divmod(state["tokens"][split], settings["shard_tokens"])
@@ -123,11 +142,31 @@ def commit(out_dir, state, chunk, lengths, ids):
             append(temporary(out_dir, split, shard), now)
             state["tokens"][split] += len(now)
         state["documents"][split] += int(chosen.sum())
-        state["bytes"][split] += int(chunk.n_bytes[:n][chosen].sum())
-    append(os.path.join(out_dir, "digests.tmp"), chunk.digests)
-    state.update(position=chunk.position, n_digests=state["n_digests"] + len(chunk.digests))
-    state["dropped"] = {name: count + chunk.counts[name] for name, count in state["dropped"].items()}
+        state["bytes"][split] += int(rows["bytes"][chosen].sum())
+    samples = take_samples(state, chunk.samples, len(rows))
+    for name, data in zip(LOGS, (rows, bands, np.frombuffer(samples.encode(), np.uint8))):
+        if data.nbytes:
+            append(os.path.join(out_dir, f"{name}.tmp"), data)
+            state["logs"][name] += data.nbytes
+    for kind, count in zip(state["samples"], np.bincount(rows["kind"], minlength=1 + len(state["samples"]))[1:]):
+        state["dropped"][kind] += int(count)
+    state["dropped"]["replacement_characters"] += int(rows["replaced"].sum())
+    state.update(position=chunk.position, n_rows=state["n_rows"] + len(rows),
+                 text_bytes=state["text_bytes"] + chunk.text_bytes)
     write_json(os.path.join(out_dir, "progress.json"), state)
+
+
+def take_samples(state, samples, n_rows):
+    """[(row, {"rule": ...})] of dropped documents -> .jsonl lines of those that are among the first of their rule.
+
+    A shard keeps more than N_SAMPLES of each: N_SAMPLES - 1 of them may turn out to repeat those of earlier shards.
+    """
+    limit, lines = N_SAMPLES if "shard" not in state["settings"] else 2 * N_SAMPLES - 1, []
+    for row, sample in samples:
+        if row < n_rows and state["samples"][sample["rule"]] < limit:
+            state["samples"][sample["rule"]] += 1
+            lines.append(json.dumps({"document": state["n_rows"] + row, **sample}, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 def append(path, array):
@@ -140,13 +179,16 @@ def append(path, array):
 
 def finish(out_dir, state, tok, dtype, about):
     """Gives the bins their names and writes meta.json, which makes the folder complete."""
+    is_part, dropped = "shard" in state["settings"], state["dropped"]
     empty = [split for split in SPLITS if not state["documents"][split]]
-    if empty:  # no resume can mend this, so the folder is left as it was found
+    if empty and not is_part:  # no resume can mend this, so the folder is left as it was found
         shutil.rmtree(os.path.join(out_dir, "tokenizer"))
         clean(out_dir)
+        counts = ", ".join(f"{count:,} {name}" for name, count in dropped.items() if count)
         raise DataError(f"none of {sum(state['documents'].values())} documents fell into {' and '.join(empty)} with "
-                        f"val_fraction = {state['settings']['val_fraction']}; nothing was written. Give more text, "
-                        "smaller documents, or a val_fraction that leaves both splits at least five documents")
+                        f"val_fraction = {state['settings']['val_fraction']} (dropped: {counts or 'none'}); nothing "
+                        "was written. Give more text, smaller documents, other rules, or a val_fraction that leaves "
+                        "both splits at least five documents")
     meta = {"format": FORMAT, "dtype": dtype.name, "n_vocab": tok.n_vocab, "vocab_size": tok.vocab_size,
             "eot_id": int(tok.eot_id), "tokenizer": "tokenizer", "fingerprint": tok.fingerprint, "splits": {}}
     for split in SPLITS:
@@ -163,15 +205,34 @@ def finish(out_dir, state, tok, dtype, about):
         meta["splits"][split]["files"] = files
         if split == "train":  # in nats; the end of a document is no word, so eot_id is left out
             meta["unigram_entropy"] = unigram_entropy(counts, tok.eot_id)
-    write_json(os.path.join(out_dir, "meta.json"), {**meta, **state["dropped"], "settings": state["settings"], **about})
+    meta |= {name: dropped[name] for name in (*KINDS[1:], "replacement_characters")}
+    meta["dropped"] = {name: dropped[name] for name in list(state["samples"])[len(KINDS) - 1 :]}
+    if is_part:
+        meta["logs"] = {name: [size, file_hash(os.path.join(out_dir, f"{name}.tmp"))]
+                        for name, size in state["logs"].items()}
+    for name in LOGS if is_part else LOGS[2:]:
+        if is_part or state["logs"][name]:
+            os.replace(os.path.join(out_dir, f"{name}.tmp"), os.path.join(out_dir, name))
+    write_json(os.path.join(out_dir, "shard.json" if is_part else "meta.json"),
+               {**meta, "settings": state["settings"], **about})
     clean(out_dir)
 
 
 def clean(out_dir):
     """Removes what only a resume needs; progress.json last."""
-    for name in (*glob.glob("*.bin.tmp", root_dir=out_dir), "digests.tmp", "progress.json"):
+    for name in (*glob.glob("*.bin.tmp", root_dir=out_dir), *glob.glob("seen_*.tmp", root_dir=out_dir),
+                 "dropped.jsonl.tmp", "progress.json"):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(out_dir, name))
+
+
+def file_hash(path):
+    """sha256 (hex) of a file."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def scan(path, dtype, n_vocab):
@@ -192,16 +253,37 @@ def unigram_entropy(counts, eot_id):
     return float(-(p * np.log(p)).sum())
 
 
+def read_log(out_dir, state, name, dtype, n):
+    """Yields what was committed to one of LOGS, `n` entries of `dtype` at a time."""
+    with open(os.path.join(out_dir, f"{name}.tmp"), "rb") as file:
+        for start in range(0, state["logs"][name] // dtype.itemsize, n):
+            yield np.fromfile(file, dtype, min(n, state["logs"][name] // dtype.itemsize - start))
+
+
+def read_ids(files, start, n, dtype):
+    """[(path, tokens)] that follow one another -> `n` tokens from number `start` on."""
+    parts = [np.zeros(0, dtype)]
+    for path, size in files:
+        if n and start < size:
+            parts.append(np.fromfile(path, dtype, min(n, size - start), offset=start * dtype.itemsize))
+            n -= len(parts[-1])
+        start = max(0, start - size)
+    return np.concatenate(parts)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # what is complete
 
 
-def load_meta(data_dir):
+def load_meta(data_dir, name="meta.json"):
     """meta.json of a prepared folder. FileNotFoundError or DataError says what is wrong and the command that helps."""
-    path, script = os.path.join(data_dir, "meta.json"), os.path.join(data_dir, "prepare.py")
+    path, script = os.path.join(data_dir, name), os.path.join(data_dir, "prepare.py")
     cure = f"python {script}" if os.path.isfile(script) else f"python prepare.py --input=... --out_dir={data_dir}"
     if os.path.exists(os.path.join(data_dir, "progress.json")) and not os.path.exists(path):
         raise DataError(f"{data_dir}: its preparation was interrupted; run the command that began it again: {cure}")
+    if not os.path.isfile(path) and os.path.isfile(os.path.join(data_dir, "shard.json")):
+        raise DataError(f"{data_dir} is one shard of a data set: python prepare.py merge --input=DIR,DIR --out_dir=DIR "
+                        "makes one of all its shards")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is missing: no prepared data set there; make one with {cure}")
     try:

@@ -1,9 +1,9 @@
 """Documents -> token bins: duplicates, the train/val split, the vocabulary, tokenising in several processes.
 
-`write_dataset` is what prepare.py and data/NAME/prepare.py call; workers.py tokenises, bins.py puts the ids on disk. A
-text seen before is dropped; a hash of the text chooses train or val, so the split knows neither order nor processes.
-Order in is order out.
-Memory does not grow with the input but for the set of texts seen: 8 bytes a document, twice that while merging.
+`write_dataset` is what prepare.py and data/NAME/prepare.py call; workers.py judges and tokenises, bins.py puts the ids
+on disk. A text seen before is dropped, and one that shares a MinHash band with an earlier one; a hash of the text
+chooses train or val, so the split knows neither order nor processes. Order in is order out.
+Memory does not grow with the input: seen.py.
 """
 
 import collections
@@ -20,11 +20,14 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from bins import DataError, commit, finish, load_meta, load_state, locked, open_bins, removal
+import bins
+from bins import KEPT, KINDS, ROW, DataError, commit, finish, load_meta, load_state, locked, open_bins, removal
+from duplicates import NearDuplicates, seen_texts
 from tokenizer import Tokenizer
-from workers import encode_chunks
+from workers import judge_chunks
 
 CHUNK_BYTES = 4_000_000  # of UTF-8 text: what one process tokenises at a time; a kill loses one such chunk a process
+CHUNK_ROWS = 50_000  # documents in a chunk at most
 SAMPLE_BYTES = 64_000_000  # of text that a bpe:N vocabulary is trained on
 
 
@@ -51,40 +54,27 @@ def from_texts(make_texts):
     return lambda start: ((*unit, n) for n, unit in enumerate(make_texts(), 1) if n > (start or 0))
 
 
-class Seen:
-    """64-bit digests in sorted arrays, each over twice as long as the next. 100 M texts: a collision with p = 3e-4."""
-
-    def __init__(self, digests):
-        self.levels = [np.unique(digests)]
-
-    def add(self, digests):
-        """uint64 (n,) -> bool (n,), True where a digest occurs for the first time."""
-        fresh = np.zeros(len(digests), bool)
-        fresh[np.unique(digests, return_index=True)[1]] = True
-        for level in self.levels:
-            if len(level):
-                fresh &= level[np.minimum(np.searchsorted(level, digests), len(level) - 1)] != digests
-        self.levels.append(np.sort(digests[fresh]))
-        while len(self.levels) > 1 and len(self.levels[-2]) < 2 * len(self.levels[-1]):
-            self.levels.append(np.concatenate([self.levels.pop(), self.levels.pop()]))
-            self.levels[-1].sort()
-        return fresh
-
-
-def training_sample(documents, val_fraction):
+def training_sample(documents, val_fraction, filters=None, show=lambda n_bytes: None):
     """Up to SAMPLE_BYTES of distinct train documents, chosen by hash over the whole input -> iterator of texts.
 
     A share 2**-k of all texts is kept, and k rises whenever that is too much, so the order of the input is irrelevant.
+    show: is told the bytes read so far.
     """
-    limit, kept, n_bytes = 2**64, {}, 0
+    limit, kept, n_bytes, n_read = 2**64, {}, 0, 0
     for text, split, _ in documents(None):
-        data = utf8(text or "")
+        if not isinstance(text, str) or not text or text.isspace():
+            continue
+        data = utf8(text)
+        n_read += len(data)
+        show(n_read)
         key = np.frombuffer(digest(data), "<u8")[None]
         rank = int(key[0, 0])
-        if not data.strip() or rank >= limit or rank in kept:
+        if rank >= limit or rank in kept:
             continue
         if split == "val" or split is None and in_val(key, val_fraction)[0]:
             continue  # the vocabulary knows nothing of val either
+        if filters and filters.judge(data.decode())[0]:
+            continue  # nor of what is dropped
         kept[rank] = data
         n_bytes += len(data)
         while n_bytes > SAMPLE_BYTES and len(kept) > 1:
@@ -97,34 +87,55 @@ def training_sample(documents, val_fraction):
 # ---------------------------------------------------------------------------------------------------------------------
 # chunks
 
-Chunk = collections.namedtuple("Chunk", "texts n_bytes is_val digests counts position")
+Chunk = collections.namedtuple("Chunk", "rows texts position text_bytes samples")
 
 
 def read_chunks(documents, position, seen, val_fraction):
-    """Documents from `position` on -> Chunks of distinct texts, cut by size alone, so always at the same places."""
-    rows, size, counts = [], 0, collections.Counter()
+    """Documents from `position` on -> Chunks, cut by size alone, so always at the same places."""
+    entries, size = [], 0
     for text, split, position in documents(position):  # noqa: B020
-        if not (text and text.strip()):
-            counts["bad_lines" if text is None else "empty"] += 1
-            continue
-        rows.append((text, utf8(text), split))
-        size += len(rows[-1][1])
-        if size >= CHUNK_BYTES:
-            yield make_chunk(rows, counts, position, seen, val_fraction)
-            rows, size, counts = [], 0, collections.Counter()
-    yield make_chunk(rows, counts, position, seen, val_fraction)
+        if isinstance(text, str):
+            text = b"" if text.isspace() else utf8(text)
+            size += len(text)
+        entries.append((text, split))
+        if size >= CHUNK_BYTES or len(entries) >= CHUNK_ROWS:
+            yield make_chunk(entries, position, size, seen, val_fraction)
+            entries, size = [], 0
+    yield make_chunk(entries, position, size, seen, val_fraction)
 
 
-def make_chunk(rows, counts, position, seen, val_fraction):
-    """[(text, its UTF-8, split)] -> Chunk without the texts seen before; the arrays have one entry a kept text."""
-    keys = np.frombuffer(b"".join(digest(row[1]) for row in rows), "<u8").reshape(-1, 2)
-    fresh = seen.add(keys[:, 0])
-    keys, kept = keys[fresh], [row for row, new in zip(rows, fresh) if new]
-    is_val = [row[2] == "val" if row[2] else hashed for row, hashed in zip(kept, in_val(keys, val_fraction))]
-    counts["duplicates"] = len(rows) - len(kept)
-    counts["replacement_characters"] = sum(row[1].count("\ufffd".encode()) for row in kept)
-    n_bytes = np.array([len(row[1]) for row in kept], np.int64)
-    return Chunk([row[0] for row in kept], n_bytes, np.array(is_val, bool), keys[:, 0], counts, position)
+def make_chunk(entries, position, size, seen, val_fraction):
+    """[(UTF-8 text, None for a bad line or a DataError for a bad file; split)] -> Chunk whose texts are those not seen.
+
+    rows: ROW, one for each entry; KEPT is what a filter may still drop.
+    """
+    rows, samples = np.zeros(len(entries), ROW), []
+    for row, (text, _) in enumerate(entries):
+        rows["kind"][row] = bins.BAD_LINE if text is None else KEPT if text else bins.EMPTY
+        if isinstance(text, DataError):
+            rows["kind"][row] = bins.BAD_FILE
+            samples.append((row, {"rule": KINDS[bins.BAD_FILE], "reason": str(text)}))
+            print(f"skipped: {text}", file=sys.stderr, flush=True)
+    there = np.flatnonzero(rows["kind"] == KEPT)
+    digests = np.frombuffer(b"".join(digest(entries[row][0]) for row in there), "<u8").reshape(-1, 2)
+    rows["digest"][there] = digests[:, 0]
+    rows["is_val"][there] = [entries[row][1] == "val" if entries[row][1] else hashed
+                             for row, hashed in zip(there, in_val(digests, val_fraction))]
+    fresh = seen.add(digests[:, 0])
+    rows["kind"][there[~fresh]] = bins.DUPLICATE
+    texts = [entries[row][0] for row in there[fresh]]
+    rows["replaced"][there[fresh]] = [text.count("\ufffd".encode()) for text in texts]
+    return Chunk(rows, texts, position, size, samples)
+
+
+def settle(chunk, judged):
+    """A Chunk and what the filters say of its texts -> the Chunk with all of it in its rows and samples."""
+    at = np.flatnonzero(chunk.rows["kind"] == KEPT)
+    for name, values in (("kind", judged.kinds), ("tokens", judged.tokens), ("bytes", judged.bytes)):
+        chunk.rows[name][at] = values
+    chunk.rows["replaced"][chunk.rows["kind"] != KEPT] = 0
+    samples = chunk.samples + [(int(at[number]), sample) for number, sample in judged.samples]
+    return chunk._replace(samples=sorted(samples, key=lambda sample: sample[0]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,43 +143,60 @@ def make_chunk(rows, counts, position, seen, val_fraction):
 
 
 def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=0, num_proc=0, settings=None,
-                  input_bytes=0, source="", licence="", shard_tokens=2**31):
+                  input_bytes=0, source="", licence="", shard_tokens=2**31, filters=None, sample=None):
     """Writes or completes the bins of `documents` in `out_dir`; returns a summary dict. Raises DataError, OSError.
 
     documents(position) yields (text, split, position after it), from the start for None; text is None for a line
-    skipped as bad, split is "train", "val" or None (by hash), position a JSON value. tokenizer: "byte", "bpe:N", a
-    published name or a folder. max_tokens=0: all. num_proc=0: all cores up to 8. `settings`: whatever else decides the
-    documents; a folder begun with other settings is refused. input_bytes: expected text, for the bar and the disk.
+    skipped as bad and a DataError for a file skipped as bad, split is "train", "val" or None (by hash), position a JSON
+    value. tokenizer: "byte", "bpe:N", a published name or a folder. max_tokens=0: all. num_proc=0: all cores up to 8.
+    `settings`: whatever else decides the documents; a folder begun with other settings is refused; with "shard" among
+    them the folder is a part for shards of merge. input_bytes: expected text, for the bar and the disk. filters: what
+    is dropped (filters.py). sample: (documents, bytes) to train the vocabulary on, if not on `documents`.
     """
     start_s = time.perf_counter()
     if not 0 <= val_fraction < 1 or max_tokens < 0 or num_proc < 0:
         raise DataError(f"val_fraction = {val_fraction}, max_tokens = {max_tokens}, num_proc = {num_proc}: "
                         "expected 0 <= val_fraction < 1 and no negative number")
     settings = dict(settings or {}, tokenizer=tokenizer, val_fraction=val_fraction, max_tokens=max_tokens,
-                    shard_tokens=shard_tokens)
-    command = shlex.join(["python", *sys.argv])
+                    shard_tokens=shard_tokens, **(filters.settings if filters else {}))
     with locked(out_dir):
         with writing(out_dir):
-            state = load_state(out_dir, json.loads(json.dumps(settings)))
+            state = load_state(out_dir, json.loads(json.dumps(settings)), (*KINDS, *(filters.names if filters else ())))
         if state is None:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
-        tok = make_tokenizer(tokenizer, documents, out_dir, val_fraction, state)
-        dtype, before = np.dtype("<u2" if tok.n_vocab <= 65536 else "<u4"), sum(state["bytes"].values())
+        tok = make_tokenizer(tokenizer, *(sample or (documents, input_bytes)), out_dir, val_fraction, state, filters)
+        dtype, before = dtype_of(tok), state["text_bytes"]
         check_disk(out_dir, dtype.itemsize * (max_tokens or input_bytes / (1 if tokenizer == "byte" else 3)))
-        seen, tokenizer_s = Seen(open_bins(out_dir, state, dtype)), time.perf_counter() - start_s
-        if not state["full"]:
-            chunks = read_chunks(documents, state["position"], seen, val_fraction)
-            show = progress(input_bytes, before)
-            for result in encode_chunks(chunks, tok, dtype, num_proc or min(8, os.cpu_count())):
-                with writing(out_dir):
-                    commit(out_dir, state, *result)
-                show(sum(state["bytes"].values()))
-                if state["full"]:
-                    break
         with writing(out_dir):
-            finish(out_dir, state, tok, dtype, {"source": source, "licence": licence, "command": command})
-        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, sum(state["bytes"].values()) - before)
+            open_bins(out_dir, state, dtype)
+            chunks = read_chunks(documents, state["position"], seen_texts(out_dir, state), val_fraction)
+        tokenizer_s = time.perf_counter() - start_s
+        judged = judge_chunks(chunks, (tok, dtype, filters), num_proc or min(8, os.cpu_count()))
+        settled = ((settle(chunk, what), what.ids, what.bands) for chunk, what in judged)
+        write_chunks(out_dir, state, settled, tok, dtype, progress(input_bytes, before),
+                     {"source": source, "licence": licence})
+        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, state["text_bytes"] - before)
+
+
+def write_chunks(out_dir, state, settled, tok, dtype, show, about):
+    """Commits what comes of (Chunk, ids of its kept rows, their bands), in the order of the input; then finishes."""
+    with writing(out_dir):
+        n_bands, near = state["settings"].get("minhash", [0])[0], None
+        if n_bands and "shard" not in state["settings"]:
+            near = NearDuplicates(out_dir, state, tok, dtype, n_bands)
+    while not state["full"] and (result := next(settled, None)):
+        with writing(out_dir):
+            commit(out_dir, state, *(near(*result) if near else result))
+        show(state["text_bytes"])
+    settled.close()
+    with writing(out_dir):
+        finish(out_dir, state, tok, dtype, {**about, "command": shlex.join(["python", *sys.argv])})
+
+
+def dtype_of(tok):
+    """numpy dtype of the bins for a tokenizer."""
+    return np.dtype("<u2" if tok.n_vocab <= 65536 else "<u4")
 
 
 @contextlib.contextmanager
@@ -181,7 +209,7 @@ def writing(out_dir):
                         "same command goes on from there") from None
 
 
-def make_tokenizer(spec, documents, out_dir, val_fraction, state):
+def make_tokenizer(spec, documents, n_bytes, out_dir, val_fraction, state, filters):
     """The tokenizer of `out_dir`, which the first call trains or loads and saves there."""
     folder = os.path.join(out_dir, "tokenizer")
     vocab_size = spec.removeprefix("bpe:")
@@ -191,7 +219,8 @@ def make_tokenizer(spec, documents, out_dir, val_fraction, state):
         tok = call_tokenizer(Tokenizer.load, spec)
     elif not os.path.isdir(folder):
         print(f"training a vocabulary of {vocab_size} on a sample of the text", flush=True)
-        tok = call_tokenizer(Tokenizer.train, training_sample(documents, val_fraction), int(vocab_size))
+        sample = training_sample(documents, val_fraction, filters, progress(n_bytes, 0, "looking for a sample"))
+        tok = call_tokenizer(Tokenizer.train, sample, int(vocab_size))
     if not os.path.isdir(folder):
         with writing(out_dir):
             shutil.rmtree(folder + ".tmp", ignore_errors=True)
@@ -221,10 +250,10 @@ def check_disk(out_dir, need):
                         "Make room, use another --out_dir, or write less with --max_tokens=N")
 
 
-def progress(total, start):
+def progress(total, start, what=""):
     """A function to call with the bytes of text done: moves a bar on a terminal, else prints a line every 10 s."""
-    bar, began = tqdm(total=total or None, initial=start, unit="B", unit_scale=True, disable=None), time.monotonic()
-    last = began
+    bar = tqdm(desc=what or None, total=total or None, initial=start, unit="B", unit_scale=True, disable=None)
+    began = last = time.monotonic()
 
     def show(done):
         nonlocal last
@@ -233,17 +262,19 @@ def progress(total, start):
         if bar.disable and now - last > 10:
             rate, last = (done - start) / (now - began), now
             left = f", about {max(0, total - done) / rate / 60:.0f} min left" if total else ""
-            print(f"{done / 1e6:,.0f} MB of text, {rate / 1e6:.1f} MB/s{left}", file=sys.stderr, flush=True)
+            print(f"{what}{': ' * bool(what)}{done / 1e6:,.0f} MB of text, {rate / 1e6:.1f} MB/s{left}",
+                  file=sys.stderr, flush=True)
 
     return show
 
 
 def summary(out_dir, seconds, tokenizer_s=0.0, n_bytes=0):
-    """The JSON line of a prepare; mb_per_s counts UTF-8 text, without the time to make the tokenizer."""
-    meta = load_meta(out_dir)
+    """The JSON line of a prepare; mb_per_s counts UTF-8 text read, without the time to make the tokenizer."""
+    meta = load_meta(out_dir, "meta.json" if os.path.exists(os.path.join(out_dir, "meta.json")) else "shard.json")
     splits, rate = meta["splits"], n_bytes / 1e6 / (seconds - tokenizer_s)
     both = {name: splits["train"][name] + splits["val"][name] for name in ("documents", "bytes")}
-    counts = {name: meta[name] for name in ("duplicates", "empty", "bad_lines", "replacement_characters")}
+    counts = {name: meta.get(name, 0) for name in (*KINDS[1:], "replacement_characters")}
+    counts |= {name: meta[name] for name in ("dropped",) if meta.get(name)}
     return {"out_dir": out_dir, "train_tokens": splits["train"]["tokens"], "val_tokens": splits["val"]["tokens"],
             **both, **counts, "n_vocab": meta["n_vocab"], "unigram_entropy": meta["unigram_entropy"],
             "seconds": round(seconds, 2), "tokenizer_seconds": round(tokenizer_s, 2),

@@ -2,30 +2,39 @@
 
     python prepare.py --input='texts/*.txt' --out_dir=data/mine                   # a vocabulary of 16,000, trained
     python prepare.py --input=a.jsonl.gz,folder --out_dir=data/mine --tokenizer=byte
+    zstdcat big.jsonl.zst | python prepare.py --input=- --input_format=jsonl --tokenizer=gpt2 --out_dir=data/mine
     python prepare.py validate --data_dir=data/mine                               # reads everything again
 
 Input: files, globs and folders (searched through) of .txt .md .jsonl, each also as .gz or .zst, and .parquet. A line of
 .jsonl and a row of .parquet is one document under `text_key`; a text file is one document, cut near every `cut_chars`
 characters at a blank line (else a line, else a space). Exact duplicates and empty documents are dropped and counted.
-Tokenising runs at several MB of text per second and core. Stopped or killed, the same command goes on where it was;
-the bins are the same for any number of processes. A finished folder is left alone.
+Tokenising runs at several MB of text per second and core. Stopped or killed, the same command goes on where it was, as
+does a pipe that is given the same text again; the bins are the same for any number of processes. A finished folder is
+left alone.
+
+Filters, off by default: --quality=gopher or c4 with their published numbers, --language=en, --decontaminate=GLUE_FOLDER
+and --minhash_bands=14 (near-duplicates). Each counts what it dropped in meta.json and shows the first 20 documents in
+dropped.jsonl.
+
+Many machines: each takes consecutive files of the input, and `merge` makes of the shards what one machine would have
+made, byte for byte. --tokenizer=bpe:N trains on the same sample of the whole input in each; a tokenizer folder made
+before saves that time. A file belongs to one shard. As a SLURM array:
+
+    sbatch --array=0-7 --wrap='python prepare.py --input=texts --tokenizer=tok --shard=$SLURM_ARRAY_TASK_ID/8 \
+        --out_dir=parts/$SLURM_ARRAY_TASK_ID'
+    python prepare.py merge --input='parts/*' --out_dir=data/mine
 """
 
-import codecs
-import glob
-import gzip
-import hashlib
-import io
 import json
 import os
 import sys
-import zlib
 
 from configurator import configure, read_settings
 
-input = ""  # files, globs or folders, separated by commas
+input = ""  # files, globs or folders, separated by commas; - for standard input
+input_format = "text"  # of standard input: text or jsonl
 out_dir = ""  # folder to write: train.bin, val.bin, meta.json, tokenizer/
-tokenizer = "bpe:16000"  # byte, bpe:N (trained on this text), gpt2, cl100k_base, o200k_base, or a tokenizer folder
+tokenizer = "bpe:16000"  # byte, bpe:N (trained on this text), gpt2, cl100k_base, o200k_base, folder or tokenizer.json
 max_tokens = 0  # stop after this many tokens, at the end of a document; 0: all
 num_proc = 0  # tokenising processes; 0: one per core, at most 8
 val_fraction = 0.005  # share of the documents that goes to val.bin, chosen by a hash of their text
@@ -33,160 +42,50 @@ text_key = "text"  # field of a .jsonl line, column of a .parquet file
 cut_chars = 1_000_000  # characters of a text file that make one document at most
 on_bad_utf8 = "replace"  # bytes that are not UTF-8: replace (by U+FFFD, counted) or refuse
 on_bad_line = "refuse"  # a .jsonl line that is no JSON or lacks text_key: refuse or skip (counted)
+on_bad_file = "refuse"  # a damaged file: refuse, or skip from the damage on (counted, named)
+shard = ""  # i/n, 0 <= i < n: make part i of n of the data set, for merge
+quality = ""  # rules that drop documents: gopher (Rae et al. 2021), c4 (Raffel et al. 2020), gopher,c4
+min_words = -1  # numbers of single rules; -1 or "": what --quality says, else off. Gopher: 50
+max_words = -1  # Gopher: 100,000; of a document's first 1,000,000 characters, as all rules
+min_word_length = -1.0  # mean, characters. Gopher: 3
+max_word_length = -1.0  # Gopher: 10
+max_symbols = -1.0  # hash signs, or ellipses, per word. Gopher: 0.1
+max_bullets = -1.0  # share of lines that begin with a bullet. Gopher: 0.9
+max_ellipses = -1.0  # share of lines that end with an ellipsis. Gopher: 0.3
+min_alphabetic = -1.0  # share of words with a letter. Gopher: 0.8
+min_stop_words = -1  # of the, be, to, of, and, that, have, with. Gopher: 2; other languages than English: 0
+max_duplicate_lines = -1.0  # share of lines that repeat an earlier one. Gopher: 0.3
+max_duplicate_line_chars = -1.0  # the same in characters. Gopher: 0.2
+max_duplicate_paragraphs = -1.0  # Gopher: 0.3
+max_duplicate_paragraph_chars = -1.0  # Gopher: 0.2
+max_top_ngrams = ""  # share of characters in the most frequent 2-, 3-, 4-gram of words. Gopher: 0.20,0.18,0.16
+max_duplicate_ngrams = ""  # in repeated 5- to 10-grams. Gopher: 0.15,0.14,0.13,0.12,0.11,0.10
+max_curly_brackets = -1  # C4: 0
+max_lorem_ipsum = -1  # C4: 0
+min_sentences = -1  # in lines of five words or more that end like a sentence. C4: 3
+language = ""  # keep these only, such as en or en,de (ISO 639-1, found by py3langid)
+min_language_p = 0.5  # least probability of that language
+decontaminate = ""  # files or folders of test data (GLUE): drop documents that share a run of words with them
+decontaminate_words = 13  # length of such a run (Brown et al. 2020, appendix C)
+minhash_bands = 0  # drop near-duplicates: bands of the MinHash signature. FineWeb: 14; 0: off
+minhash_rows = 8  # hashes of a band; similarity s is found with probability 1 - (1 - s**rows)**bands
+minhash_words = 5  # words of a shingle
 source = ""  # where the text comes from, for meta.json
 licence = ""  # its licence, for meta.json
 data_dir = ""  # validate: the folder to check
-validating = sys.argv[1:2] == ["validate"]
-config = configure(globals(), sys.argv[1 + validating :])
+verb = next(iter(sys.argv[1:2]), "") if sys.argv[1:2] in (["validate"], ["merge"]) else ""
+config = configure(globals(), sys.argv[1 + bool(verb) :])
 
 import numpy as np
-import zstandard
 
 from bins import SPLITS, DataError, check_files, load_meta, scan, unigram_entropy
-from documents import one_message, write_dataset
+from documents import one_message
+from inputs import prepare_text
+from parts import merge_parts
 from shards import TokenData
 from tokenizer import Tokenizer
-from workers import cut
 
-SUFFIXES = (".txt", ".md", ".jsonl")
-UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}  # usual bytes of text per byte, for the bar and the disk check
-MAX_LINE = 64_000_000  # bytes; a longer .jsonl line is a bad line: it would not fit the memory promise
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# files -> documents
-
-
-def kind(path):
-    """Suffix of a path without .gz or .zst, "" when it is not an input."""
-    stem = path.lower().removesuffix(".gz").removesuffix(".zst")
-    return ".parquet" if path.lower().endswith(".parquet") else next((s for s in SUFFIXES if stem.endswith(s)), "")
-
-
-def find_inputs(patterns):
-    """Comma-separated files, globs and folders -> sorted paths; DataError for a pattern that finds nothing usable."""
-    paths, expected = set(), f"expected {', '.join(SUFFIXES)} (also .gz, .zst) or .parquet"
-    for pattern in filter(None, patterns.split(",")):
-        found = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
-        if not found:
-            raise DataError(f"--input={pattern}: no such file or folder, and as a glob it matches nothing")
-        for path in found:
-            if os.path.isdir(path):
-                inside = [p for p in glob.glob(os.path.join(glob.escape(path), "**"), recursive=True) if kind(p)]
-                if not any(map(os.path.isfile, inside)):
-                    raise DataError(f"--input={path}: no text in this folder, {expected}")
-                paths.update(filter(os.path.isfile, inside))
-            elif not kind(path):
-                raise DataError(f"{path}: unknown kind of file, {expected}")
-            else:
-                paths.add(path)
-    return sorted(paths)
-
-
-def open_binary(path):
-    """A file, unpacked while it is read."""
-    if path.lower().endswith(".gz"):
-        return io.BufferedReader(gzip.open(path), 2**20)
-    if path.lower().endswith(".zst"):
-        reader = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(reader, 2**20)
-    return open(path, "rb")
-
-
-def not_utf8(path, offset):
-    return DataError(f"{path}: not UTF-8 at byte {offset:,}; convert the file, or give --on_bad_utf8=replace")
-
-
-def read_text(path, errors):
-    """Yields the documents of a text file: the whole file, or pieces of at most cut_chars that join to it."""
-    decoder, rest, offset, block = codecs.getincrementaldecoder("utf-8")(errors), "", 0, b"\0"
-    with open_binary(path) as file:
-        while block:
-            block, pending = file.read(2**20), len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raise not_utf8(path, offset - pending + error.start) from None
-            rest += text if offset else text.removeprefix("\ufeff")  # a byte order mark is no text
-            offset += len(block)
-            *pieces, rest = cut(rest, cut_chars)
-            yield from pieces
-    yield rest
-
-
-def read_jsonl(path, errors):
-    """Yields the text of each line that is not blank, None for a bad line that is to be skipped."""
-    offset = 0
-    with open_binary(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
-            try:
-                text = line.decode("utf-8", errors).removeprefix("\ufeff")
-            except UnicodeDecodeError as error:
-                raise not_utf8(f"{path}:{number}", offset + error.start) from None
-            offset += len(line)
-            if not text.isspace():
-                try:
-                    yield json_text(text)
-                except ValueError as error:
-                    if on_bad_line == "refuse":
-                        raise DataError(f"{path}:{number}: {error}; mend it, or give --on_bad_line=skip") from None
-                    yield None
-
-
-def json_text(line):
-    """A .jsonl line -> its text; ValueError says what is wrong."""
-    if len(line) >= MAX_LINE // 4 and not line.endswith("\n"):
-        raise ValueError(f"a line of more than {MAX_LINE // 4:,} characters")
-    try:
-        value = json.loads(line)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"no JSON ({error})") from None
-    if not isinstance(value, dict) or not isinstance(value.get(text_key), str):
-        there = ", ".join(value) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f"no text under {text_key!r} (there is: {there[:200]}), set --text_key")
-    return value[text_key]
-
-
-def read_parquet(path, errors):
-    """Yields the strings of the text_key column, None for a missing one; UTF-8 is checked by the file format."""
-    import pyarrow  # half a second, and only this kind of file needs it
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = {field.name: field.type for field in file.schema_arrow}
-            if not (text_key in columns and str(columns[text_key]) in ("string", "large_string")):
-                there = ", ".join(f"{name} ({type})" for name, type in columns.items())
-                raise DataError(f"{path}: no column of strings {text_key!r} (there is: {there}), set --text_key")
-            for batch in file.iter_batches(256, columns=[text_key], use_threads=False):
-                yield from batch.column(0).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a whole .parquet file ({error})") from None
-
-
-def read_files(paths):
-    """Paths -> `documents` for write_dataset; a position is [number of the file, documents read from it]."""
-    errors = "strict" if on_bad_utf8 == "refuse" else "replace"
-    readers = {".jsonl": read_jsonl, ".parquet": read_parquet, ".txt": read_text, ".md": read_text}
-
-    def documents(position):
-        first, skip = position or (0, 0)
-        for number in range(first, len(paths)):
-            path = paths[number]
-            try:
-                for n, text in enumerate(readers[kind(path)](path, errors), 1):
-                    if number > first or n > skip:
-                        yield text, None, [number, n]
-            except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-                raise DataError(f"{path}: damaged or cut short ({error}); get it again") from None
-
-    return documents
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# commands
+DEFAULTS = {name: default for name, (default, _) in read_settings(__file__).items()}
 
 
 def prepare():
@@ -194,25 +93,20 @@ def prepare():
     if not input or not out_dir or data_dir:
         raise DataError("expected: python prepare.py --input=GLOB[,GLOB] --out_dir=DIR, or: python prepare.py validate "
                         "--data_dir=DIR; --help lists all settings")
-    if on_bad_utf8 not in ("replace", "refuse") or on_bad_line not in ("refuse", "skip") or cut_chars < 100:
-        raise DataError(f"--on_bad_utf8={on_bad_utf8} --on_bad_line={on_bad_line} --cut_chars={cut_chars}: expected "
-                        "replace or refuse, refuse or skip, at least 100")
-    paths = find_inputs(input)
-    sizes = [os.path.getsize(path) for path in paths]
-    if not any(sizes):
-        raise DataError(f"--input={input}: {'the file is' if len(paths) == 1 else 'all files are'} empty")
-    names = hashlib.sha256(json.dumps([paths, sizes]).encode()).hexdigest()[:16]
-    decides = {"input": f"{len(paths)} files, names and sizes {names}", "text_key": text_key, "cut_chars": cut_chars,
-               "on_bad_utf8": on_bad_utf8, "on_bad_line": on_bad_line}
-    input_bytes = sum(size * UNPACKED.get(os.path.splitext(path)[1].lower(), 1) for path, size in zip(paths, sizes))
-    return write_dataset(read_files(paths), out_dir, tokenizer, val_fraction, max_tokens, num_proc, decides,
-                         int(input_bytes), source or input, licence)
+    return prepare_text(config)
+
+
+def merge():
+    """Shards -> bins; returns the summary."""
+    if not input or not out_dir or config != {**DEFAULTS, "input": input, "out_dir": out_dir}:
+        raise DataError("expected: python prepare.py merge --input='parts/*' --out_dir=DIR, and no other setting: the "
+                        "shards know theirs")
+    return merge_parts(input, out_dir)
 
 
 def validate():
     """Reads all of `data_dir` again and compares it with its meta.json; prints a report, returns it as a dict."""
-    defaults = {name: default for name, (default, _) in read_settings(__file__).items()}
-    if not data_dir or config != {**defaults, "data_dir": data_dir}:
+    if not data_dir or config != {**DEFAULTS, "data_dir": data_dir}:
         raise DataError("expected: python prepare.py validate --data_dir=DIR, and no other setting")
     meta, problems, counts = load_meta(data_dir), [], {}
     try:
@@ -243,4 +137,4 @@ def validate():
 
 
 with one_message():
-    print(json.dumps(validate() if validating else prepare()))
+    print(json.dumps({"validate": validate, "merge": merge}.get(verb, prepare)()))

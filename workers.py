@@ -1,4 +1,4 @@
-"""Texts -> token ids in several processes.
+"""Texts -> token ids, verdicts of the filters and MinHash bands, in several processes.
 
 Our own processes, not multiprocessing: scripts need no main guard, and the children of a killed parent end by
 themselves because their pipe closes.
@@ -13,8 +13,9 @@ import sys
 
 import numpy as np
 
-from bins import DataError
+from bins import KEPT, KINDS, N_SAMPLES, DataError
 
+EXCERPT_CHARS = 500  # of a dropped document, to show
 PIECE_CHARS = 1_000_000  # longer documents are tokenised in pieces, so that memory is bounded
 ROOT = os.path.dirname(os.path.abspath(__file__))
 
@@ -31,22 +32,42 @@ def cut(text, size):
     return [*pieces, text[start:]]
 
 
-def encode_texts(tokenizer, dtype, texts):
-    """Texts -> (number of ids of each, all ids one after the other in `dtype`); each text ends in eot_id."""
-    lengths, parts = [], [np.zeros(0, dtype)]
-    for text in texts:
-        ids = [*tokenizer.encode(cut(text, PIECE_CHARS)), np.array([tokenizer.eot_id])]
-        lengths.append(sum(map(len, ids)))
-        parts += [part.astype(dtype) for part in ids]
-    return np.array(lengths, np.int64), np.concatenate(parts)
+Judged = collections.namedtuple("Judged", "kinds tokens bytes ids bands samples")
+
+
+def judge_texts(tokenizer, dtype, filters, texts):
+    """UTF-8 texts -> Judged: for each text what becomes of it (index in KINDS + filters.names), tokens, bytes of text
+    (as in the tokens: some tokenizers put text into NFC first).
+
+    ids: of the kept texts one after the other, `dtype`; each text ends in eot_id. bands: of the kept texts, uint64 (m,
+    bands). samples: [(number of the text, what to show of it)] of dropped ones.
+    """
+    counts, parts, bands, samples = [], [np.zeros(0, dtype)], [], []
+    n_shown, eot, names = collections.Counter(), np.array([tokenizer.eot_id], dtype), filters.names if filters else []
+    for number, text in enumerate(map(bytes.decode, texts)):
+        rule, reason, of_text = filters.judge(text) if filters else ("", "", None)
+        if rule:
+            counts.append((len(KINDS) + names.index(rule), 0, 0))
+            if n_shown[rule] < 2 * N_SAMPLES:
+                samples.append((number, {"rule": rule, "reason": reason, "text": text[:EXCERPT_CHARS]}))
+                n_shown[rule] += 1
+            continue
+        ids = [*(tokenizer.encode([piece])[0].astype(dtype) for piece in cut(text, PIECE_CHARS)), eot]
+        counts.append((KEPT, sum(map(len, ids)), sum(int(tokenizer.n_bytes[part].sum()) for part in ids)))
+        parts += ids
+        if of_text is not None:
+            bands.append(of_text)
+    kinds, tokens, n_bytes = np.array(counts, np.int64).reshape(-1, 3).T
+    bands = np.array(bands, np.uint64).reshape((tokens > 0).sum(), len(bands[0]) if bands else 0)
+    return Judged(kinds, tokens, n_bytes, np.concatenate(parts), bands, samples)
 
 
 def worker():
-    """A tokenising process: lists of texts in on stdin, ids out on stdout, until the parent closes the pipe or dies."""
+    """A process: lists of texts in on stdin, Judged out on stdout, until the parent closes the pipe or dies."""
     with contextlib.suppress(EOFError, pickle.UnpicklingError, BrokenPipeError):
-        tokenizer, dtype = pickle.load(sys.stdin.buffer)
+        tools = pickle.load(sys.stdin.buffer)
         while True:
-            send(sys.stdout.buffer, encode_texts(tokenizer, dtype, pickle.load(sys.stdin.buffer)))
+            send(sys.stdout.buffer, judge_texts(*tools, pickle.load(sys.stdin.buffer)))
 
 
 def send(pipe, message):
@@ -64,29 +85,32 @@ def start_process(message):
     return process
 
 
-def encode_chunks(chunks, tokenizer, dtype, num_proc):
-    """Yields (chunk without its texts, lengths, ids) in input order; a process holds one chunk at a time."""
+def judge_chunks(chunks, tools, num_proc):
+    """Yields (chunk without its texts, Judged) in input order; a process holds one chunk at a time.
+
+    tools: (tokenizer, dtype, filters).
+    """
     if num_proc == 1:
         for chunk in chunks:
-            yield chunk._replace(texts=None), *encode_texts(tokenizer, dtype, chunk.texts)
+            yield chunk._replace(texts=None), judge_texts(*tools, chunk.texts)
         return
     processes, busy = [], collections.deque()  # busy: (chunk, process), the oldest first
     try:
         for chunk in chunks:
             done = None
             if len(processes) < num_proc:  # started when there is work for them
-                processes.append(start_process((tokenizer, dtype)))
+                processes.append(start_process(tools))
                 busy.append((chunk._replace(texts=None), processes[-1]))
             else:
                 oldest, process = busy.popleft()
-                done = (oldest, *pickle.load(process.stdout))
+                done = oldest, pickle.load(process.stdout)
                 busy.append((chunk._replace(texts=None), process))
             send(busy[-1][1].stdin, chunk.texts)  # before the caller writes `done`, so that no process waits
             if done:
                 yield done
         while busy:
             oldest, process = busy.popleft()
-            yield (oldest, *pickle.load(process.stdout))
+            yield oldest, pickle.load(process.stdout)
     except (EOFError, pickle.UnpicklingError, BrokenPipeError):
         raise DataError("a tokenising process died; --num_proc=1 goes on from here with the least memory") from None
     finally:

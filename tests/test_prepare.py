@@ -112,7 +112,7 @@ def corpus(tmp_path_factory):
 def committed(folder):
     """Number of documents that progress.json vouches for, -1 without one."""
     try:
-        return json.loads((folder / "progress.json").read_text())["n_digests"]
+        return json.loads((folder / "progress.json").read_text())["n_rows"]
     except FileNotFoundError:
         return -1
 

@@ -174,18 +174,6 @@ def test_duplicates_are_dropped_and_counted_across_chunks(tmp_path, monkeypatch)
     assert (tmp_path / "a/train.bin").read_bytes() == (tmp_path / "b/train.bin").read_bytes()
 
 
-def test_seen_agrees_with_a_set():
-    rng, seen, truth = np.random.default_rng(0), documents.Seen(np.zeros(0, np.uint64)), set()
-    for _ in range(200):
-        batch = rng.integers(0, 3000, rng.integers(0, 40)).astype(np.uint64)
-        expected = []
-        for x in batch.tolist():
-            expected.append(x not in truth)
-            truth.add(x)
-        assert seen.add(batch).tolist() == expected
-    assert len(seen.levels) <= 12
-
-
 def test_max_tokens_ends_after_the_document_that_reaches_it(tmp_path):
     result = write(tmp_path / "a", texts(), max_tokens=30_000)
     n = next(n for n in range(60) if sum(len(t.encode()) + 1 for t in texts()[:n]) >= 30_000)
