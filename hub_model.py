@@ -210,6 +210,25 @@ def hub_tokenizer(tok, is_classifier=False):
     do not reach are found whole, as tiktoken finds them. is_classifier: rows as heads.encode_texts makes them, else as
     sample.encode_masked does. Names of special ids in a text are read as these, which ours never does.
     """
+    hub = Tokenizer.from_str(tok.library) if tok.library else from_ranks(tok)
+    inner = [hub.normalizer] if hub.normalizer else []
+    start, end, spaced = "<|endoftext|>", "<|endoftext|>", tok.name != "byte"
+    if is_classifier:  # \x1c to \x1f are white space to str.strip
+        start, end, outer = "[CLS]", "[SEP]", r"[\s\x1c-\x1f]+"
+        hub.normalizer = normalizers.Sequence([normalizers.Replace(Regex(rf"\A{outer}|{outer}\z"), ""),
+                                               *[normalizers.Prepend(" ")] * spaced, *inner])
+    elif spaced:  # the space before a mask belongs to the hidden token
+        hub.normalizer = normalizers.Sequence([normalizers.Replace(" [MASK]", "[MASK]"), *inner])
+    hub.add_special_tokens([AddedToken(special, special=True, normalized=special == "[MASK]" and not is_classifier)
+                            for special in tok.specials])  # normalized: looked for in what the normalizer returns
+    hub.post_processor = processors.TemplateProcessing(
+        single=f"{start}:0 $A:1 {end}:1", pair=f"{start}:0 $A:1 {end}:1 $B:2 {end}:2",
+        special_tokens=[(special, tok.specials[special]) for special in {start, end}])
+    return hub
+
+
+def from_ranks(tok):
+    """The library's tokenizer for the ranks of a Tokenizer."""
     shown = [byte for byte in range(256) if chr(byte).isprintable() and byte != 32]  # bytes as characters, as in GPT-2
     char = dict(zip(shown + sorted(set(range(256)) - set(shown)), map(chr, [*shown, *range(256, 512)])))
     name = {token: "".join(char[byte] for byte in token) for token in sorted(tok.ranks, key=tok.ranks.get)}
@@ -224,18 +243,8 @@ def hub_tokenizer(tok, is_classifier=False):
         pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{MAX_PRETOKEN}}}"), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     hub.decoder = decoders.ByteLevel()
-    start, end, spaced = "<|endoftext|>", "<|endoftext|>", tok.name != "byte"
-    if is_classifier:  # \x1c to \x1f are white space to str.strip
-        start, end, outer = "[CLS]", "[SEP]", r"[\s\x1c-\x1f]+"
-        hub.normalizer = normalizers.Sequence([normalizers.Replace(Regex(rf"\A{outer}|{outer}\z"), ""),
-                                               *[normalizers.Prepend(" ")] * spaced])
-    elif spaced:  # the space before a mask belongs to the hidden token
-        hub.normalizer = normalizers.Replace(" [MASK]", "[MASK]")
-    hub.add_special_tokens([AddedToken(special, special=True, normalized=special == "[MASK]" and not is_classifier)
-                            for special in tok.specials])  # normalized: looked for in what the normalizer returns
-    hub.post_processor = processors.TemplateProcessing(
-        single=f"{start}:0 $A:1 {end}:1", pair=f"{start}:0 $A:1 {end}:1 $B:2 {end}:2",
-        special_tokens=[(special, tok.specials[special]) for special in {start, end}])
+    if tok.normalizer:
+        hub.normalizer = normalizers.NFC()
     return hub
 
 

@@ -1,12 +1,15 @@
 """Text -> token ids -> text: single bytes, a BPE vocabulary trained on your own text, or a published tiktoken one.
 
     tok = Tokenizer.load("byte")              # or gpt2, cl100k_base, o200k_base, or a folder written by save()
+    tok = Tokenizer.load("Llama-3/tokenizer.json")  # of Hugging Face: Llama-3, Qwen, Gemma; see tokenizer_json.py
     tok = Tokenizer.train(texts, 16000)       # seconds for 50 MB of prose on two cores
     tok.save("data/mine"); [ids] = tok.encode(["The capital of France"]); tok.decode(ids)
 
 The `tokenizers` library trains, tiktoken encodes and decodes; both split text by the same regular expression. A corpus
 never produces special ids: "[MASK]" or "<|endoftext|>" inside a text is ordinary text. decode(encode(text)) is exactly
-`text` for all valid Unicode; a lone surrogate half, which no UTF-8 file can hold, becomes U+FFFD.
+`text` for all valid Unicode; a lone surrogate half, which no UTF-8 file can hold, becomes U+FFFD. But some published
+tokenizers change a text before they see it, and theirs are the ids here: Qwen's puts it into NFC, Gemma's reads U+2581
+as a space.
 """
 
 import base64
@@ -25,7 +28,7 @@ from files import replace_file, write_json
 
 SPECIALS = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "<|endoftext|>")  # the last five ids, in this order
 TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
-META_FILE, RANKS_FILE = "tokenizer_meta.json", "tokenizer.tiktoken"
+META_FILE, RANKS_FILE, LIBRARY_FILE = "tokenizer_meta.json", "tokenizer.tiktoken", "tokenizer.json"
 VOCAB_SIZES = range(512, 262_144 + 1)  # what may be trained, specials and bytes included
 MIN_PAIR_COUNT = 2  # a pair seen once is memorised, not learned
 MAX_PRETOKEN = 1000  # characters; longer ones are cut, see bounded_pieces
@@ -44,16 +47,21 @@ UNSPACED = re.compile(
 
 
 # ---------------------------------------------------------------------------------------------------- text and pieces
+def mended(text):
+    """Text -> valid Unicode: a surrogate pair becomes its character, a lone half U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def bounded_pieces(text, pattern):
     """Text -> [pieces] that join to it, no pre-token longer than MAX_PRETOKEN; almost always [text] itself.
 
     A million spaces overflow tiktoken's stack, and every merge of the trainer rewrites whole pre-tokens. Only what is
     too long is cut: all other text keeps the ids that tiktoken alone would give it.
     """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # a surrogate pair becomes its character, a lone half U+FFFD
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     half = MAX_PRETOKEN // 2  # a run longer than MAX_PRETOKEN covers at least one of these windows
     if all(KIND_CHANGE.search(text, start, start + half) for start in range(0, len(text) - half + 1, half)):
         return [text]
@@ -86,7 +94,8 @@ def train_bpe(texts, n_tokens):
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERN), "isolated"), to_bytes])
     trainer = trainers.BpeTrainer(vocab_size=n_tokens, min_frequency=MIN_PAIR_COUNT, show_progress=sys.stderr.isatty(),
                                   initial_alphabet=to_bytes.alphabet())
-    bpe.train_from_iterator((piece for text in texts for piece in bounded_pieces(text, PATTERN)), trainer)
+    bpe.train_from_iterator((piece for text in map(mended, texts) for piece in bounded_pieces(text, PATTERN)),
+                            trainer)
     return bpe
 
 
@@ -124,31 +133,57 @@ def ranks_text(ranks):
     return "".join(f"{base64.b64encode(token).decode()} {ranks[token]}\n" for token in sorted(ranks, key=ranks.get))
 
 
-def fingerprint_of(pattern, ranks, specials):
+def fingerprint_of(pattern, ranks, specials, *others):
     """sha256 (hex) over everything that decides ids."""
-    head = json.dumps([pattern, sorted((i, name) for name, i in specials.items())])
+    head = json.dumps([pattern, sorted((i, name) for name, i in specials.items()), *filter(None, others)])
     return hashlib.sha256(f"{head}\n{ranks_text(ranks)}".encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------- folders
 def read_folder(folder):
-    """Folder written by save() -> (name, pattern, ranks, specials); ValueError naming what is damaged."""
+    """Folder written by save() -> arguments of Tokenizer; ValueError naming what is damaged."""
     remedy = "Copy the folder again, or re-run the prepare.py command that wrote it"
     path = os.path.join(folder, META_FILE)
     try:
         with open(path, encoding="utf-8") as file:
             meta = json.load(file)
         name, pattern, specials, expected = (meta[key] for key in ("name", "pattern", "specials", "fingerprint"))
-        path = os.path.join(folder, RANKS_FILE)
-        with open(path, encoding="ascii") as file:
-            ranks = {base64.b64decode(token, validate=True): int(i) for token, i in (row.split(" ") for row in file)}
-        found = fingerprint_of(pattern, ranks, specials)  # before tiktoken sees them: it panics on nonsense
+        ranks, others = {}, [meta.get("normalizer", ""), ""]
+        path = os.path.join(folder, RANKS_FILE if pattern else LIBRARY_FILE)
+        with open(path, encoding="utf-8") as file:
+            if pattern:
+                rows = (row.split(" ") for row in file)
+                ranks = {base64.b64decode(token, validate=True): int(i) for token, i in rows}
+            else:
+                others[1] = file.read()
+        found = fingerprint_of(pattern, ranks, specials, *others)  # before tiktoken sees them: it panics on nonsense
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is missing or damaged ({type(error).__name__}: {error}). {remedy}") from error
     if found != expected:
         raise ValueError(f"{path} is damaged or belongs to another {META_FILE}: it gives {len(ranks):,} tokens and "
                          f"fingerprint {found[:12]}, expected was {str(expected)[:12]}. {remedy}")
-    return name, pattern, ranks, specials
+    return name, pattern, ranks, specials, *others
+
+
+def read_tokenizer_json(path):
+    """A tokenizer.json of Hugging Face -> arguments of Tokenizer; ValueError says why it cannot be used."""
+    from tokenizer_json import read_json
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        pattern, ranks, specials, *others = read_json(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    ids = [*ranks.values(), *specials.values(), *(others[1] and library_of(others[1], specials).all_tokens)]
+    return path, pattern, ranks, with_specials(specials, max(ids) + 1), *others
+
+
+def library_of(text, specials):
+    """tokenizer.json -> what stands in for tiktoken.Encoding."""
+    from tokenizer_json import Library  # only such tokenizers need the library
+
+    return Library(text, specials)
 
 
 # ---------------------------------------------------------------------------------------------------------- the class
@@ -166,10 +201,15 @@ class Tokenizer:
                          a word starts at i where starts_word[i] and not (starts_punct[i] and ends_punct[i-1]).
     """
 
-    def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], specials: dict[str, int]):
+    def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], specials: dict[str, int], normalizer: str = "",
+                 library: str = ""):
         self.name, self.pattern, self.ranks, self.specials = name, pattern, ranks, specials
-        self.fingerprint = fingerprint_of(pattern, ranks, specials)
-        self.bpe = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
+        self.normalizer, self.library = normalizer, library  # "NFC"; a tokenizer.json instead of pattern and ranks
+        self.fingerprint = fingerprint_of(pattern, ranks, specials, normalizer, library)
+        if library:
+            self.bpe = library_of(library, specials)
+        else:
+            self.bpe = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
         self.special_names = {i: special for special, i in sorted(specials.items(), key=lambda x: x[1])}
         self.pad_id, self.mask_id, self.cls_id, self.sep_id, self.eot_id = (specials[special] for special in SPECIALS)
         self.n_vocab = self.bpe.max_token_value + 1
@@ -178,14 +218,17 @@ class Tokenizer:
         self.n_bytes = np.zeros(self.vocab_size, dtype=np.int64)
         self.starts_word = np.ones(self.vocab_size, dtype=bool)
         self.starts_punct, self.ends_punct = np.zeros((2, self.vocab_size), dtype=bool)
-        for token, i in ranks.items():
+        for i, token in self.bpe.tokens.items() if library else ((i, token) for token, i in ranks.items()):
             self.n_bytes[i] = len(token)
             self.starts_word[i], self.starts_punct[i], self.ends_punct[i] = word_flags(token)
         self.is_special = self.n_bytes == 0
 
     @classmethod
     def load(cls, dir_or_name: str) -> "Tokenizer":
-        """byte, gpt2, cl100k_base, o200k_base, or a folder written by save(). ValueError if there is no such thing."""
+        """byte, gpt2, cl100k_base, o200k_base, a folder written by save(), a tokenizer.json or a folder with one.
+
+        ValueError if there is no such thing.
+        """
         name, names = str(dir_or_name), ("byte", *TIKTOKEN_NAMES)
         if name == "byte":
             return cls(name, BYTE_PATTERN, {bytes([byte]): byte for byte in range(256)}, with_specials({}, 256))
@@ -193,12 +236,16 @@ class Tokenizer:
             return cls(name, *published_vocabulary(name))
         if os.path.isfile(os.path.join(name, META_FILE)):
             return cls(*read_folder(name))
+        for path in (name, os.path.join(name, LIBRARY_FILE)):
+            if path.endswith(".json") and os.path.isfile(path):
+                return cls(*read_tokenizer_json(path))
         if name.startswith("bpe:"):
             raise ValueError(f"{name!r} asks for a vocabulary that must be trained first. Run python prepare.py "
                              f"--input=GLOB --out_dir=DIR --tokenizer={name}, then load that DIR")
-        there = f"a folder without {META_FILE}" if os.path.isdir(name) else "neither a known name nor a folder"
-        raise ValueError(f"tokenizer {name!r} is {there}. Expected {', '.join(names)}, or a folder written by "
-                         "python prepare.py --input=GLOB --out_dir=DIR --tokenizer=bpe:16000")
+        there = (f"a folder without {META_FILE} and {LIBRARY_FILE}" if os.path.isdir(name)
+                 else "neither a known name nor a folder")
+        raise ValueError(f"tokenizer {name!r} is {there}. Expected {', '.join(names)}, a tokenizer.json, or a folder "
+                         "written by python prepare.py --input=GLOB --out_dir=DIR --tokenizer=bpe:16000")
 
     @classmethod
     def train(cls, texts, vocab_size: int) -> "Tokenizer":
@@ -220,15 +267,25 @@ class Tokenizer:
     def save(self, folder: str):
         """Writes two small files from which load(folder) restores this tokenizer without network."""
         os.makedirs(folder, exist_ok=True)
-        replace_file(os.path.join(folder, RANKS_FILE), lambda file: file.write(ranks_text(self.ranks).encode()))
+        name, text = (LIBRARY_FILE, self.library) if self.library else (RANKS_FILE, ranks_text(self.ranks))
+        replace_file(os.path.join(folder, name), lambda file: file.write(text.encode()))
         meta = {key: getattr(self, key) for key in ("name", "pattern", "specials", "fingerprint")}
+        meta |= {"normalizer": self.normalizer} if self.normalizer else {}
         write_json(os.path.join(folder, META_FILE), meta)  # last: it vouches for the ranks
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Texts -> one uint32 array of ids each; no special ids, nothing added."""
         assert not isinstance(texts, str), "encode takes a list of texts, not one text"
-        per_text = ([self.bpe.encode_ordinary(piece) for piece in bounded_pieces(text, self.pattern)] for text in texts)
+        per_text = ([self.bpe.encode_ordinary(piece) for piece in self.pieces(mended(text))] for text in texts)
         return [np.concatenate([np.array(ids, dtype=np.uint32) for ids in pieces]) for pieces in per_text]
+
+    def pieces(self, text):
+        """Text -> what is encoded, piece by piece."""
+        if self.normalizer and not text.isascii():
+            from tokenizers import normalizers
+
+            text = normalizers.NFC().normalize_str(text)
+        return [text] if self.library else bounded_pieces(text, self.pattern)
 
     def decode(self, ids) -> str:
         """1-D ids -> text: specials by name, incomplete characters as U+FFFD; ValueError for an id out of range."""
