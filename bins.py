@@ -192,7 +192,7 @@ def finish(out_dir, state, tok, dtype, about):
     meta = {"format": FORMAT, "dtype": dtype.name, "n_vocab": tok.n_vocab, "vocab_size": tok.vocab_size,
             "eot_id": int(tok.eot_id), "tokenizer": "tokenizer", "fingerprint": tok.fingerprint, "splits": {}}
     for split in SPLITS:
-        counts, files = 0, []
+        counts, files = np.zeros(tok.n_vocab + 1, np.int64), []
         sizes = shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])
         for shard, n in enumerate(sizes):
             name = f"{split}.bin" if len(sizes) == 1 else f"{split}_{shard:05d}.bin"

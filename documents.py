@@ -221,14 +221,19 @@ def make_tokenizer(spec, documents, n_bytes, out_dir, val_fraction, state, filte
         print(f"training a vocabulary of {vocab_size} on a sample of the text", flush=True)
         sample = training_sample(documents, val_fraction, filters, progress(n_bytes, 0, "looking for a sample"))
         tok = call_tokenizer(Tokenizer.train, sample, int(vocab_size))
+    return save_tokenizer(tok if vocab_size == spec or not os.path.isdir(folder) else None, spec, out_dir, state)
+
+
+def save_tokenizer(tok, spec, out_dir, state):
+    """The tokenizer in `out_dir`, which is `tok` if it is not None."""
+    folder = os.path.join(out_dir, "tokenizer")
     if not os.path.isdir(folder):
         with writing(out_dir):
             shutil.rmtree(folder + ".tmp", ignore_errors=True)
             tok.save(folder + ".tmp")
             os.replace(folder + ".tmp", folder)
     saved = call_tokenizer(Tokenizer.load, folder)
-    expected = {saved.fingerprint, state.setdefault("fingerprint", saved.fingerprint)}
-    if len(expected | ({tok.fingerprint} if vocab_size == spec else set())) > 1:
+    if len({saved.fingerprint, state.setdefault("fingerprint", saved.fingerprint), (tok or saved).fingerprint}) > 1:
         raise DataError(f"{out_dir} was begun with another tokenizer than {spec} is now: use another --out_dir, or "
                         f"start over after {removal(out_dir)}")
     return saved

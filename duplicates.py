@@ -59,7 +59,7 @@ class NearDuplicates:
         kept, samples = np.flatnonzero(chunk.rows["kind"] == KEPT), []
         parts = np.split(ids, np.cumsum(chunk.rows["tokens"][kept], dtype=np.int64)[:-1])
         for number in np.flatnonzero(near)[: N_SAMPLES - self.state["samples"][NEAR]]:
-            document, match = self.find(bands, number, kept, parts)
+            document, match = self.find(bands, number, kept, parts, near)
             samples.append((int(kept[number]), {"rule": NEAR, "reason": f"like document {document}",
                                                 "text": self.excerpt(parts[number]), "match": match}))
         left, _ = drop(chunk.rows, near, self.kind, ids, bands)
@@ -70,7 +70,7 @@ class NearDuplicates:
         """Ids of a document -> its first characters; one has 4 bytes at most, and so 4 tokens."""
         return self.tok.decode(ids[:-1][: 4 * EXCERPT_CHARS])[:EXCERPT_CHARS]
 
-    def find(self, bands, number, kept, parts):
+    def find(self, bands, number, kept, parts, near):
         """-> (number in the input of the first document that shares a band with this one, its text if it was kept)."""
         before = 0
         for block in self.earlier_bands():
@@ -78,7 +78,7 @@ class NearDuplicates:
                 return self.committed(before + int(np.argmax(same)))
             before += len(block)
         first = int(np.argmax((bands[:number] == bands[number]).any(1)))
-        return self.state["n_rows"] + int(kept[first]), self.excerpt(parts[first])
+        return self.state["n_rows"] + int(kept[first]), "" if near[first] else self.excerpt(parts[first])
 
     def committed(self, number):
         """As find, for the committed document that has the bands of this number."""

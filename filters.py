@@ -20,6 +20,7 @@ from bins import DataError
 from ngrams import MinHash, grams, hashed, words
 from quality import PARAGRAPH, first_broken, read_bounds
 from shards import mix
+from tokenizer import mended
 from workers import PIECE_CHARS, cut
 
 LANGUAGE_CHARS = 1000  # of a document: enough to tell its language
@@ -99,7 +100,7 @@ class Filters:
         """Sets test_grams, sorted, after Brown et al. 2020 (GPT-3), appendix C."""
         if self.gram_words < 5:
             raise DataError(f"--decontaminate_words={self.gram_words}: at least 5 is expected; fewer are in any text")
-        found = [hashed(words(text)) for text in read_test_texts(places)]
+        found = [hashed(words(mended(text))) for text in read_test_texts(places)]
         n_short = sum(0 < len(hashes) < self.gram_words for hashes in found)
         n_long = sum(len(hashes) >= self.gram_words for hashes in found)
         self.test_grams = np.unique(np.concatenate([grams(hashes, self.gram_words) for hashes in found]))

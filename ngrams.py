@@ -4,9 +4,9 @@ Sources: Broder 1997 (MinHash), Indyk and Motwani 1998 (bands). Measured on 10 M
 three quarters of it to find and hash the words; datasketch 2.0 needs twice as long.
 """
 
-import hashlib
 import re
 import unicodedata
+import zlib
 
 import numpy as np
 
@@ -18,19 +18,6 @@ WORD = re.compile(r"\w+")
 WORD_OR_CHARACTER = re.compile(rf"{UNSPACED.pattern}|[^\W{UNSPACED.pattern[1:-1]}]+")  # a character is a word there
 
 
-class WordHashes(dict):
-    """{word: 64-bit hash} of the words met before."""
-
-    def __missing__(self, word):
-        if len(self) > 200_000:  # 30 MB
-            self.clear()
-        self[word] = value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-        return value
-
-
-HASHES = WordHashes()
-
-
 def words(text):
     """Text -> its words in lower case without punctuation, in NFC: composed and decomposed accents are equal."""
     if not text.isascii():
@@ -39,8 +26,8 @@ def words(text):
 
 
 def hashed(some_words):
-    """Words -> uint64 (n,)."""
-    return np.fromiter(map(HASHES.__getitem__, some_words), np.uint64, len(some_words))
+    """Words -> uint64 (n,): 32 bits, since n-grams are what is compared, and those get 64."""
+    return np.fromiter(map(zlib.crc32, map(str.encode, some_words)), np.uint64, len(some_words))
 
 
 def grams(hashes, n):

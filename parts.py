@@ -8,14 +8,23 @@ texts and near-duplicates of earlier shards, and commits the rest as documents.p
 import glob
 import json
 import os
-import shutil
 import time
 
 import numpy as np
 
 import bins
 from bins import KEPT, KINDS, ROW, SPLITS, DataError, check_files, load_meta, load_state, locked, open_bins, read_ids
-from documents import Chunk, call_tokenizer, check_disk, dtype_of, progress, summary, write_chunks, writing
+from documents import (
+    Chunk,
+    call_tokenizer,
+    check_disk,
+    dtype_of,
+    progress,
+    save_tokenizer,
+    summary,
+    write_chunks,
+    writing,
+)
 from duplicates import drop, seen_texts
 from tokenizer import Tokenizer
 
@@ -123,16 +132,13 @@ def merge_parts(patterns, out_dir):
             check_disk(out_dir, sum(os.path.getsize(path) for folder, meta in parts for split in SPLITS
                                     for path, _ in check_files(folder, meta, split)))
             check_hashes(parts)
+        folder = os.path.join(parts[0][0], meta["tokenizer"])
+        tok = call_tokenizer(Tokenizer.load, folder)
+        if tok.fingerprint != meta["fingerprint"]:
+            raise DataError(f"{folder} is another tokenizer than its shard.json says: copy the shard again")
+        tok = save_tokenizer(tok, folder, out_dir, state)
+        dtype, before = dtype_of(tok), state["text_bytes"]
         with writing(out_dir):
-            folder = os.path.join(out_dir, "tokenizer")
-            if not os.path.isdir(folder):
-                shutil.rmtree(folder + ".tmp", ignore_errors=True)
-                shutil.copytree(os.path.join(parts[0][0], "tokenizer"), folder + ".tmp")
-                os.replace(folder + ".tmp", folder)
-            tok = call_tokenizer(Tokenizer.load, folder)
-            if tok.fingerprint != meta["fingerprint"]:
-                raise DataError(f"{folder} is not the tokenizer of {parts[0][0]}: use another --out_dir")
-            dtype, before = dtype_of(tok), state["text_bytes"]
             open_bins(out_dir, state, dtype)
             seen = seen_texts(out_dir, state)
         chunks = part_chunks(parts, state["position"], seen, dtype, settings.get("minhash", [0])[0])

@@ -45,7 +45,7 @@ from inputs import find_inputs, part_of
 
 
 class Shard(PipelineStep):
-    """Task i of n: shard i of the data set. A slurm job has this class without its file: `run` imports what it needs."""
+    """Task i of n: shard i of the data set. A slurm job has this class without its file: run imports what it needs."""
 
     name, type = "read, filter, tokenise", "PREPARE"
 
