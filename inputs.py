@@ -26,6 +26,7 @@ SUFFIXES = (".txt", ".md", ".jsonl")
 UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}  # usual bytes of text per byte, for the bar and the disk check
 MAX_LINE = 64_000_000  # bytes; a longer .jsonl line is a bad line: it would not fit the memory promise
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}  # first bytes
+STDIN = "standard input"  # in place of a path
 DECIDES = ("text_key", "cut_chars", "on_bad_utf8", "on_bad_line", "on_bad_file")
 
 
@@ -133,11 +134,11 @@ class Unzstd(io.RawIOBase):
 
 
 def open_binary(path):
-    """A file, unpacked while it is read; "-" is standard input."""
-    if path == "-":
+    """A file, or STDIN, unpacked while it is read."""
+    if path == STDIN:
         start = sys.stdin.buffer.peek(4)
         if packed := next((name for magic, name in PACKED.items() if start.startswith(magic)), ""):
-            raise DataError(f"standard input is {packed}, expected text: unpack it on the way (zcat, zstdcat), or give "
+            raise DataError(f"{STDIN} is {packed}, expected text: unpack it on the way (zcat, zstdcat), or give "
                             "--input=FILE")
         return sys.stdin.buffer
     if path.lower().endswith(".gz"):
@@ -268,7 +269,7 @@ def from_stream(reader, suffix):
     def documents(position):
         done, expected = position or (0, 0)
         n = found = 0
-        for n, text in enumerate(reader.texts("-", suffix), 1):
+        for n, text in enumerate(reader.texts(STDIN, suffix), 1):
             found = zlib.crc32(utf8(text) if isinstance(text, str) else b"\0", found)
             if n == done and found != expected:
                 break
