@@ -24,7 +24,7 @@ from workers import cut
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}  # usual bytes of text per byte, for the bar and the disk check
-MAX_LINE = 64_000_000  # bytes; a longer .jsonl line is a bad line: it would not fit the memory promise
+MAX_LINE = 32_000_000  # bytes; a longer .jsonl line is a bad line: it would not fit the memory promise
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}  # first bytes
 STDIN = "standard input"  # in place of a path
 DECIDES = ("text_key", "cut_chars", "on_bad_utf8", "on_bad_line", "on_bad_file")
@@ -236,14 +236,15 @@ class Reader:
         import pyarrow.parquet
 
         try:
-            with pyarrow.parquet.ParquetFile(path, buffer_size=2**20) as file:  # else a row group is read at once
+            by_pages = {"pre_buffer": False, "buffer_size": 2**20}  # else a row group, often 1 GB, is read at once
+            with pyarrow.parquet.ParquetFile(path, **by_pages) as file:
                 columns = {field.name: field.type for field in file.schema_arrow}
                 if str(columns.get(self.text_key)) not in ("string", "large_string"):
                     there = ", ".join(f"{name} ({type})" for name, type in columns.items())
                     raise DataError(f"{path}: no column of strings {self.text_key!r} (there is: {there}), set "
                                     "--text_key")
-                for batch in file.iter_batches(256, columns=[self.text_key], use_threads=False):
-                    yield from batch.column(0).to_pylist()
+                for batch in file.iter_batches(64, columns=[self.text_key], use_threads=False):
+                    yield from (value.as_py() for value in batch.column(0))
         except (pyarrow.ArrowException, OSError) as error:
             raise BadFile(f"{path}: not a whole .parquet file ({error})") from None
 

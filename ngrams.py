@@ -58,7 +58,5 @@ class MinHash:
 
     def bands(self, signature):
         """-> uint64 (bands,); the same hashes in another band are no match."""
-        bands = np.arange(self.shape[0], dtype=np.uint64)
-        for row in signature.reshape(self.shape).T:
-            bands = mix(bands ^ row)
-        return bands
+        summed = (signature.reshape(self.shape) * self.factors[: self.shape[1]]).sum(1)
+        return mix(summed + np.arange(self.shape[0], dtype=np.uint64))
