@@ -15,13 +15,14 @@ from conftest import SHARED, call, refused, result, run
 import glue
 from common import build_model
 from hardware import find_machine
-from heads import Classifier, cut_lengths, encode_texts, padded
+from heads import Classifier, cut_lengths, encode_texts, keep_concepts, padded
 from leaderboard import cell, markdown, write_submission
 from tokenizer import Tokenizer
 from tuning import in_batches, predict
 
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48", "--grid_seeds=0"]
+SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48", "--grid_seeds=0",
+         "--n_concept=2"]
 
 
 def write(path, text):
@@ -245,6 +246,21 @@ def test_padding_and_batch_do_not_change_an_answer(arch, n_texts):
     assert np.ptp(together[:, 0]) > 0
     swapped = model(padded(rows, segments, 0)[0], 0 * padded(rows, segments, 0)[1], padded(rows, segments, 0)[2])
     assert not np.allclose(swapped.detach().numpy(), together, atol=1e-4), "segments matter"
+
+
+def test_kept_concepts_keep_their_words_and_take_over_those_of_the_others():
+    settings = dict(vocab_size=64, block_size=16, n_layer=2, n_head=2, ffn_dim=32, token_dim=64, n_concept=4,
+                    concept_dim=32, n_mixer=0)
+    torch.manual_seed(0)
+    whole = build_model(settings)
+    part_settings, weights = keep_concepts(settings, whole.state_dict(), 2)
+    part = build_model(part_settings)
+    part.load_state_dict(weights)
+    for n, same in ((4, True), (2, False)):  # ids of concepts 0 and 1 alone; even ids, half of which were concept 2's
+        ids = torch.tensor([[0, 1, 4, 5, 20, 21, 40, 41]]) if n == 4 else 2 * torch.arange(8)[None]
+        assert torch.allclose(whole.encode(ids)[0][:, :2], part.encode(ids)[0], atol=1e-6) == same
+    assert keep_concepts(settings, weights, 0)[0] == keep_concepts(settings, weights, 9)[0] == settings
+    assert keep_concepts(dict(arch="transformer"), weights, 2) == (dict(arch="transformer"), weights)
 
 
 def test_batches_hold_every_row_once_and_little_padding():
