@@ -60,8 +60,9 @@ class Classifier(nn.Module):
 
         -> concepts (B,C,D), or where there are none the mean token state (B,1,d); float32, zeros for no token at all.
         """
-        place_T = torch.arange(ids.shape[1], device=ids.device)
         first_B1, n_B1 = chosen.int().argmax(1, keepdim=True), chosen.sum(1, keepdim=True)
+        longest = ids.shape[1] if torch.compiler.is_exporting() else max(1, int(n_B1.max()))  # a graph knows no max
+        place_T = torch.arange(longest, device=ids.device)
         ids, real = ids.gather(1, (first_B1 + place_T).clamp(max=ids.shape[1] - 1)), place_T < n_B1
         concepts, tokens = self.encoder.encode(ids, real)
         if self.encoder.arch == "concept":
