@@ -106,9 +106,12 @@ def save_model(path, model, job, tok, scale):
     """The fine-tuned weights with what export.py and --init_from_task need to know."""
     settings, weights = model_state(model.encoder)
     head = {name: t.cpu() for name, t in model.state_dict().items() if not name.startswith("encoder.")}
-    replace_file(path, lambda file: torch.save(dict(
-        model_settings=settings | dict(dropout=0.0), model=weights, head=head, n_texts=model.n_texts, task=job.name,
-        labels=list(job.labels), scale=list(scale), tokenizer_fingerprint=tok.fingerprint), file))
+    saved = dict(model_settings=settings | dict(dropout=0.0), model=weights, head=head, n_texts=model.n_texts,
+                 task=job.name, labels=list(job.labels), scale=list(scale), tokenizer_fingerprint=tok.fingerprint)
+    try:
+        replace_file(path, lambda file: torch.save(saved, file))
+    except RuntimeError as error:  # torch's word for a full disk
+        raise OSError(f"{path} could not be written: {error}") from None
 
 
 # ---- all of them ---------------------------------------------------------------
@@ -263,19 +266,13 @@ def check():
             for test in glue.read_task(glue.TASKS["ax"], glue_dir)[0].values():
                 splits["ax"] = test
         jobs_found.append((job, splits, notes))
+    if not jobs_found:
+        raise ValueError(f"none of the files of {task} is in {glue_dir or hub}")
     return jobs_found
 
 
-if __name__ == "__main__":
-    with user_mistakes():
-        found = check()
-        for init in ["pretrained", *filter(None, controls.split(","))]:
-            start(glue.TASKS["mrpc"], init, 0)  # whether it can be loaded at all
-    if one_run:
-        init, lr, seed = one_run.split("|")
-        [(job, splits, _)] = found
-        run_one(job, splits, init, float(lr), int(seed))
-        sys.exit()
+def main(found):
+    """Fine-tunes on all that was found and writes the tables."""
     path, results = os.path.join(out_dir, "glue.json"), {}
     if os.path.exists(path):
         with user_mistakes(), open(path, encoding="utf-8") as file:
@@ -298,3 +295,18 @@ if __name__ == "__main__":
           else f"submission for GLUE's server: {out_dir}/glue_submission.zip")
     print(json.dumps({name: {k: results[name][k] for k in ("median", "min", "max", "majority", "lr")}
                       for name in results}))
+
+
+if __name__ == "__main__":
+    with user_mistakes():
+        found = check()
+        for init in ["pretrained", *filter(None, controls.split(","))]:
+            start(found[0][0], init, 0)  # whether it can be loaded at all
+    try:
+        if one_run:
+            init, lr, seed = one_run.split("|")
+            run_one(*found[0][:2], init, float(lr), int(seed))
+        else:
+            main(found)
+    except OSError as error:
+        sys.exit(f"error: {error}; what was finished is kept, and the same command goes on")

@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import resource
+import shutil
 import zipfile
 
 import numpy as np
@@ -313,6 +315,20 @@ def test_a_killed_run_goes_on_and_nothing_finished_is_run_again(tuned):
     assert again["mood"]["median"] == before["mood"]["median"] and kept.stat().st_mtime == time
     fresh, old = json.loads(lost.read_text()), json.loads(content)
     assert fresh["history"] == old["history"], "the same seed gives the same run"
+
+
+def test_a_full_disk_is_one_message_and_the_same_command_goes_on(trained, own_task, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
+    args = ["finetune_glue.py", f"--out_dir={out}", f"--task={own_task}/mood", *SMALL, "--seeds=1", "--lrs=3e-3"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # stands in for the disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        done = call(*args, ok=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused(done, "could not be written", "the same command goes on")
+    assert not list(out.rglob("*.tmp")) and result(call(*args))["mood"]["median"]["accuracy"] > 0.9
 
 
 def test_another_task_starts_from_the_weights_of_the_first(tuned, own_task):
