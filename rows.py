@@ -3,9 +3,9 @@
 A document is a row of up to T tokens; a longer one goes on in further rows, so every token of text is in exactly one
 row. An end of document that would stand alone in a row is left out: nothing can be learned from it.
 
-Kept is the distance from row to row, 1 or 2 bytes each, and where every 64th begins: 6 MB for a GB of tokens in
-documents of 500. The distances of a large split lie beside its bins once they are found (2 s a GB), under a name that
-says of which tokens; a folder that cannot be written to is read again each time.
+Kept in memory are the distances from row to row, 1 or 2 bytes each, and where every 64th row begins: 6 MB for 2 GB of
+tokens in documents of 500. They are found in half a second a GB, and as fast as the disk reads: those of a large split
+are then left beside its bins, under a name that says of which tokens. A folder that cannot be written to is read again.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from bins import DataError
 from files import FolderLock, remove_file, replace_file
 
 SCAN_TOKENS = 2**22  # read at a time
-KEPT_TOKENS = 2**27  # a split of so many tokens or more gets a file of its distances
+KEPT_TOKENS = 2**30  # a split of so many tokens or more gets a file of its distances
 GROUP = 64  # rows that share one known beginning
 
 
@@ -64,30 +64,25 @@ def kept_distances(data, T):
 
 def distances(data, T):
     """Unsigned (n_rows + 1,): tokens before row 0, from the beginning of each row to that of the next, to the end."""
-    parts, last, begun, n_ends = [], 0, np.zeros(0, np.int64), 0
+    parts, end, last, n_ends = [], -1, 0, 0
     for at in range(0, data.n_tokens, SCAN_TOKENS):
         ids = np.empty(min(SCAN_TOKENS, data.n_tokens - at), data.dtype)
         data.read(at, ids)
-        text = np.concatenate([[len(begun) > 0], ids != data.eot_id])
-        edges = np.concatenate([begun, np.flatnonzero(text[1:] != text[:-1]) + at])  # text begins, ends, begins, ...
-        if len(edges) % 2 and at + len(ids) == data.n_tokens:
-            edges = np.append(edges, data.n_tokens)
-        spans, begun = edges[: len(edges) // 2 * 2].reshape(-1, 2), edges[len(edges) // 2 * 2 :]
-        starts = row_starts(spans, T)
+        ends = np.concatenate([[end], np.flatnonzero(ids == data.eot_id) + at])
+        n_ends += len(ends) - 1
+        if at + len(ids) == data.n_tokens:
+            ends = np.append(ends, data.n_tokens)
+        begins, end = ends[:-1] + 1, int(ends[-1])
+        n_rows = -(-(ends[1:] - begins) // T)  # 0 where one end follows another
+        before = np.cumsum(n_rows) - n_rows
+        starts = np.repeat(begins - before * T, n_rows) + np.arange(n_rows.sum()) * T
         parts.append(small(np.diff(starts, prepend=last)))
-        last, n_ends = starts[-1] if len(starts) else last, n_ends + np.count_nonzero(~text[1:])
+        last = starts[-1] if len(starts) else last
     if not n_ends or not any(map(len, parts)):
         raise DataError(f"rows=document: the {data.split} split of {data.data_dir} holds {n_ends:,} ends of document "
                         f"(id {data.eot_id}) in {data.n_tokens:,} tokens, so nothing says where one begins; use "
                         "--rows=block")
     return np.concatenate([*parts, small(np.array([data.n_tokens - last]))])
-
-
-def row_starts(spans, T):
-    """Stretches of text, int64 (n, 2) -> where the rows of T tokens that cover them begin, int64."""
-    n_rows = -(-(spans[:, 1] - spans[:, 0]) // T)
-    first = np.cumsum(n_rows) - n_rows
-    return np.repeat(spans[:, 0] - first * T, n_rows) + np.arange(n_rows.sum()) * T
 
 
 def small(numbers):
