@@ -56,7 +56,7 @@ from masking import MASKING_TYPES, check_masking
 from metrics import LATENCY_LENGTHS, collect, measure_speed, page, read_glue, write_page
 from pll import pseudo_log_likelihood
 from report import write_report
-from shards import TokenData
+from shards import TokenData, folders
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SENTENCES, SENTENCE_TOKENS = 6, 96  # rows of the heat map in the report, and how much of each
@@ -213,10 +213,7 @@ with user_mistakes():
     T = block_size or model.cfg.block_size
     if not 0 < T <= model.cfg.longest:
         raise ValueError(f"block_size={block_size}: {out_dir} reads rows of 1 to {model.cfg.longest} tokens")
-    names = [name.strip() for name in (data_dir or checkpoint["settings"]["data_dir"]).split(",")]
-    if len(set(names)) < len(names) or not all(names):
-        raise ValueError(f"data_dir={data_dir!r}: expected different folders with commas between")
-    sets = {name: TokenData(name, split, T, 0) for name in names}
+    sets = {name: TokenData(name, split, T, 0) for name in folders(data_dir or checkpoint["settings"]["data_dir"])}
     for name, data in sets.items():
         if data.meta["fingerprint"] != tok.fingerprint:
             raise ValueError(f"{name} was prepared with another tokenizer than {out_dir} was trained with; prepare it "
@@ -319,10 +316,11 @@ if pairs and machine.is_main:
 
 if machine.is_main:
     write_json(os.path.join(out_dir, "eval.json"), summary)
-    train_meta = sets[where].meta if (where := checkpoint["settings"].get("data_dir")) in sets else None
+    trained_on = folders(checkpoint["settings"]["data_dir"])
     with user_mistakes():
         fields = collect(out_dir, model, tok, checkpoint, records, summary, glue, machine, dtype,
-                         train_meta and train_meta["splits"]["train"]["tokens"])
+                         sum(sets[name].meta["splits"]["train"]["tokens"] for name in trained_on)
+                         if set(trained_on) <= set(sets) else None)
         write_json(os.path.join(out_dir, "metrics.json"), fields)
         write_page(os.path.join(out_dir, "summary.md"), page(out_dir, fields, summary, glue))
     say(f"\n{out_dir}/metrics.json and, to read, {out_dir}/summary.md")

@@ -153,7 +153,8 @@ def test_imports_go_one_way():
     commands = {"train", "eval", "sample", "sweep", "bench", "prepare", "finetune_glue", "export"}
     below = {"loss": set(), "layers": {"loss"}, "model": {"layers"}, "baselines": {"layers"}, "masking": set(),
              "files": set(), "cooccurrence": set(), "configurator": set(), "report": {"files"},
-             "tokenizer": {"files"}, "bins": {"files"}, "shards": {"bins", "files", "tokenizer"},
+             "tokenizer": {"files"}, "bins": {"files"}, "rows": {"bins", "files"},
+             "shards": {"bins", "files", "rows", "tokenizer"}, "mixture": {"bins", "rows", "shards"},
              "workers": {"bins", "files"}, "documents": {"bins", "workers", "tokenizer", "files"}, "hardware": set(),
              "glue": {"files"}, "heads": set(),
              "leaderboard": {"glue", "files"}, "embed": {"files", "tokenizer"}, "pll": {"embed", "hardware", "masking"},
