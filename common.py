@@ -166,8 +166,8 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
              frequency=None):
     """Loss on fixed masks of the first `rows` rows of `data`, the same for every model, batch size and device.
 
-    -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the predicted tokens' text),
-    "predicted" (tokens)}. All [MASK], no other replacement. Every rank takes part.
+    -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the predicted tokens' text; None
+    when only ids are known), "predicted" (tokens)}. All [MASK], no other replacement. Every rank takes part.
     frequency: share of each id in the training text, float (V,); adds "splits": {name: {"loss", "share"}}, the loss
     where the predicted token stands elsewhere in the row or does not, by distance to its nearest copy, by frequency.
     """
@@ -199,7 +199,7 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
         raise ValueError("no token of the evaluation rows can be masked: they hold special tokens only")
     loss = nats / predicted
     result = dict(loss=loss, accuracy=hits / predicted, perplexity=math.exp(min(loss, 100)), predicted=int(predicted),
-                  bits_per_byte=nats / math.log(2) / max(text_bytes, 1))
+                  bits_per_byte=nats / math.log(2) / max(text_bytes, 1) if tok.has_text else None)
     if frequency is not None:
         result["splits"] = {name: {"loss": parts[2 * i] / parts[2 * i + 1] if parts[2 * i + 1] else None,
                                    "share": parts[2 * i + 1] / predicted} for i, name in enumerate(SPLITS)}

@@ -3,14 +3,13 @@
 bins.py says what the files are and how they are written.
 """
 
-import bisect
-import itertools
 import math
 import os
 
 import numpy as np
 
-from bins import DataError, check_files, load_meta
+from bins import DataError, load_meta
+from manifest import Tokens
 from tokenizer import Tokenizer
 
 FULL_SCAN_BYTES = 2 * 10**9  # a split larger than this is checked for foreign ids by sample when it is opened
@@ -54,15 +53,14 @@ class TokenData:
     """One split as blocks of `block_size` tokens (T); the last one is filled up with eot_id.
 
     Sample number n of a run is row n % batch_size of step n // batch_size. Epoch n // n_blocks visits each block once,
-    in an order keyed by (seed, epoch). Files are read, not mapped: memory stays small, and a file that is cut while in
-    use is an error instead of a crash. ValueError or FileNotFoundError when the folder is not whole.
+    in an order keyed by (seed, epoch). ValueError or FileNotFoundError when the folder is not whole.
     """
 
     def __init__(self, data_dir, split, block_size, seed=0):
         self.meta, self.block_size = load_meta(data_dir), block_size
-        files = check_files(data_dir, self.meta, split)
+        self.tokens = Tokens(data_dir, self.meta, split)
         self.dtype, self.eot_id, self.seed = np.dtype(self.meta["dtype"]), self.meta["eot_id"], seed
-        self.n_tokens = sum(n for _, n in files)
+        self.n_tokens, self.files = self.tokens.n_tokens, self.tokens.paths
         if not 1 <= block_size <= self.n_tokens:
             raise DataError(f"block_size = {block_size}, but the {split} split of {data_dir} holds {self.n_tokens:,} "
                             f"tokens: the largest usable block_size is {self.n_tokens}")
@@ -71,22 +69,14 @@ class TokenData:
         if (found := Tokenizer.load(folder).fingerprint) != self.meta["fingerprint"]:
             raise DataError(f"{folder} has fingerprint {found[:12]}, the bins were written with "
                             f"{self.meta['fingerprint'][:12]}: another tokenizer. Restore the folder or prepare again")
-        for path, _ in files:
+        for path in () if "sources" in self.meta else self.files:  # those of a split are as they were when it was made
             if (highest := highest_id(path, self.dtype)) >= self.meta["n_vocab"]:
                 raise DataError(f"{path} contains id {highest:,}, meta.json says {self.meta['n_vocab']:,} ids: not the "
                                 f"file it describes. python prepare.py validate --data_dir={data_dir} tells more")
-        self.starts = list(itertools.accumulate((n for _, n in files), initial=0))
-        self.files = [open(path, "rb", buffering=0) for path, _ in files]
 
     def read(self, start, out):
         """Fills `out` (dtype of the bins) with the tokens from number `start` on, as far as there are any."""
-        while len(out) and start < self.n_tokens:
-            shard = bisect.bisect_right(self.starts, start) - 1
-            n = min(len(out), self.starts[shard + 1] - start)
-            offset, file = (start - self.starts[shard]) * self.dtype.itemsize, self.files[shard]
-            if os.preadv(file.fileno(), [out[:n]], offset) != n * self.dtype.itemsize:
-                raise DataError(f"{file.name} was cut while in use: prepare it again")
-            out, start = out[n:], start + n
+        self.tokens.read(start, out)
 
     def block(self, indices):
         """Blocks by their number in file order, for evaluation -> ids int64 tensor (len(indices), T)."""

@@ -109,7 +109,7 @@ MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run g
 
 def check_settings():
     """Raises ValueError for settings that contradict each other or would be ignored."""
-    check_masking(masking_type, mlm_probability, concept_window, span_length_distribution, mask_replace)
+    check_masking(masking_type, mlm_probability, concept_window, span_length_distribution, mask_replace, tok)
     only_with = {  # a changed setting on the left means nothing unless the right holds
         ("concept_window",): masking_type == "concepts", ("span_length_distribution",): masking_type == "span",
         ("n_mixer", "mixer_kernel", "n_decoder", "self_attention",
@@ -150,10 +150,10 @@ def model_settings():
 
 with common.user_mistakes():
     machine = hardware.find_machine(device, block_size)
-    check_settings()
     train_data = TokenData(data_dir, "train", block_size, seed)
     val_data = TokenData(data_dir, "val", block_size, seed)
     tok = Tokenizer.load(os.path.join(data_dir, "tokenizer"))
+    check_settings()
     data_sha256 = [file["sha256"] for file in train_data.meta["splits"]["train"]["files"]]
     dtype, dtype_reason = hardware.choose_dtype(dtype, machine.device)
     torch.manual_seed(seed)
