@@ -83,8 +83,8 @@ def stretches(data_dir, meta, split):
     ranges, files = load_ranges(data_dir, meta, split), meta["sources"]["files"]
     paths, dtypes = check_sources(data_dir, meta), [np.dtype(file["dtype"]) for file in files]
     first, offsets = np.cumsum([0, *(file["tokens"] for file in files)]), np.array([file["offset"] for file in files])
-    number = np.searchsorted(first, ranges[:, 0], "right") - 1
-    if not set("".join(dtype.kind for dtype in dtypes)) <= set("iu") or (ranges[:, 1] > first[number + 1]).any():
+    number = np.minimum(np.searchsorted(first, ranges[:, 0], "right"), len(files)) - 1
+    if any(dtype.kind not in "iu" for dtype in dtypes) or (ranges[:, 1] > first[number + 1]).any():
         raise DataError(f"{data_dir}/meta.json and the ranges beside it do not fit: damaged, split again")
     itemsize = np.array([dtype.itemsize for dtype in dtypes])[number]
     begins = offsets[number] + (ranges[:, 0] - first[number]) * itemsize

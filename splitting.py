@@ -114,7 +114,6 @@ def make_split(data_dir, out_dir, options, follow_links=0, val_ratio=0.01, by=""
     folders train/ and val/ of relative links.
     """
     found, sequence_length = find_input(data_dir, options, follow_links), options.get("sequence_length", 0)
-    found = found._replace(sources=sorted(found.sources, key=lambda source: source.path))
     names = [os.path.relpath(source.path, data_dir) for source in found.sources]
     widths, has_rows = {s.width or sequence_length for s in found.sources}, any(s.width for s in found.sources)
     by = by or ("file" if symlink else "sequence" if has_rows else "document")
@@ -156,7 +155,7 @@ def is_done(out_dir, settings):
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return True
         raise DataError(f"{out_dir} holds another data set or another split: use another --out_dir")
-    ours = {"tokenizer", *SPLITS, *map("{}_ranges.npy".format, SPLITS)}
+    ours = {"meta.json", "tokenizer", *SPLITS, *map("{}_ranges.npy".format, SPLITS)}
     links = [os.path.join(folder, name) for split in SPLITS
              for folder, _, there in os.walk(os.path.join(out_dir, split)) for name in there]
     foreign = [os.path.join(out_dir, name) for name in os.listdir(out_dir) if name.removesuffix(".tmp") not in ours]
