@@ -218,7 +218,7 @@ def open_arrow(path, column, sequence_length):
     import pyarrow
 
     with arrow_file(path) as (schema, _):
-        kind = schema.field(column).type if column in schema.names else None
+        kind = schema.field(column).type if schema.names.count(column) == 1 else None
         is_lists = any(test(kind) for test in (pyarrow.types.is_list, pyarrow.types.is_large_list,
                                                pyarrow.types.is_fixed_size_list)) if kind else False
         if not (is_lists and pyarrow.types.is_integer(kind.value_type)):

@@ -155,16 +155,18 @@ def is_packed(sources, rows, tok, pad_id):
 # blocks -> documents
 
 
-def pieces(some_blocks, eot_id):
+def pieces(some_blocks, eot_id, pad_id):
     """Blocks (number of the first id, ids, ends) -> (ids of a document with its eot_id, number of the id after it).
 
-    A document longer than LONGEST is cut there, at the same places wherever the blocks begin.
+    Padding ends what is before it, and comes with what follows. A document longer than LONGEST is cut there, at the
+    same places wherever the blocks begin.
     """
     rest, first = np.zeros(0, "<u4"), 0
     for at, ids, ends in some_blocks:
-        cuts = np.union1d(np.flatnonzero(ids == eot_id) + 1, ends) + len(rest)
-        ids, first, begin = np.concatenate([rest, ids]), at - len(rest), 0
-        for end in cuts.tolist():
+        ids, first, ends, begin = np.concatenate([rest, ids]), at - len(rest), ends + len(rest), 0
+        is_pad = ids == pad_id
+        ends = np.union1d(ends, np.flatnonzero(is_pad[1:] & ~is_pad[:-1]) + 1) if is_pad.any() else ends
+        for end in np.union1d(np.flatnonzero(ids == eot_id) + 1, ends).tolist():
             for stop in (*range(begin + LONGEST, end, LONGEST), end):
                 yield ids[begin:stop], first + stop
                 begin = stop
@@ -194,7 +196,7 @@ def read_documents(sources, tok, pad_id, packed):
         first, start = position or (0, 0)
         for number in range(first, len(sources)):
             found = blocks(sources[number], start if number == first else 0, tok, packed)
-            for ids, end in pieces(found, tok.eot_id):
+            for ids, end in pieces(found, tok.eot_id, pad_id):
                 kept, left_out = content(ids, tok.eot_id, pad_id)
                 yield Ids(kept, int(tok.n_bytes[kept].sum()), left_out), None, [number, end]
 

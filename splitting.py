@@ -3,7 +3,8 @@
 The result is a folder with meta.json, the tokenizer and two lists of ranges of tokens (manifest.py), which TokenData
 reads like any other. Sequences (rows, or `sequence_length` tokens) and files go to val by a permutation that `seed`
 chooses, exactly round(val_ratio * n) of them; documents by a hash of their ids, as when text is prepared, so that the
-same document is never in both. Files are taken in the order of their names, whatever order they are listed in.
+same document is never in both (one longer than pretokenised.LONGEST counts as several). Files are taken in the order
+of their names, whatever order they are listed in.
 """
 
 import glob
@@ -89,7 +90,8 @@ def runs(source, found, width, is_val, ratio, seed, counts):
     some_blocks, ends, votes = blocks(source, 0, found.tok, found.packed), [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     if width:
         some_blocks = ((at, ids, row_ends(at, len(ids), width)) for at, ids, _ in some_blocks)
-    for arrays, stops in groups(pieces(some_blocks, -1 if width else found.tok.eot_id)):
+    cut_at = (-1, -1) if width else (found.tok.eot_id, found.pad_id)
+    for arrays, stops in groups(pieces(some_blocks, *cut_at)):
         before = len(votes[-1]) and votes[-1][-1]
         vote = is_val[(np.array(stops) - 1) // width] if width else by_hash(arrays, found, ratio, seed, before)
         ids, of_val = np.concatenate(arrays), np.repeat(vote, [len(array) for array in arrays])
@@ -140,8 +142,7 @@ def make_split(data_dir, out_dir, options, follow_links=0, val_ratio=0.01, by=""
                 "packed": found.packed}
     with locked(out_dir):
         if not is_done(out_dir, settings):
-            with writing(out_dir):
-                write_split(found, names, data_dir, out_dir, settings)
+            write_split(out_dir, settings, found, names, data_dir, *read_split(settings, found, names))
     meta = load_meta(out_dir)
     counts = {f"{split}_{what}": meta["splits"][split][what] for split in SPLITS
               for what in ("tokens", "documents", "units")}
@@ -167,13 +168,14 @@ def is_done(out_dir, settings):
     return False
 
 
-def write_split(found, names, data_dir, out_dir, settings):
-    """Reads all files and writes the split; meta.json last, which makes it complete."""
-    by, ratio, seed, sources, tok = settings["by"], settings["val_ratio"], settings["seed"], found.sources, found.tok
+def read_split(settings, found, names):
+    """Reads all files -> (which units go to val bool, ranges of train and of val int64 (n, 2), occurrences of each id
+    in both int64 (2, n_vocab), what meta.json says of the files)."""
+    by, ratio, seed, sources = settings["by"], settings["val_ratio"], settings["seed"], found.sources
     units = {"document": lambda s: (0, 0), "file": lambda s: (max(s.tokens, 1), 1),
              "sequence": lambda s: (settings["width"], -(-s.tokens // settings["width"]))}  # tokens of one, how many
     units = [units[by](source) for source in sources]
-    is_val, counts = chosen(sum(n for _, n in units), ratio, seed), np.zeros((2, tok.n_vocab), np.int64)
+    is_val, counts = chosen(sum(n for _, n in units), ratio, seed), np.zeros((2, found.tok.n_vocab), np.int64)
     show = progress(sum(source.tokens for source in sources), 0, "tokens")
     files, ranges, first, done = [], ([], []), 0, 0
     for source, name, (width, n) in zip(sources, names, units):
@@ -189,26 +191,31 @@ def write_split(found, names, data_dir, out_dir, settings):
     if empty := [split for split, part in zip(SPLITS, ranges) if not len(part)]:
         raise DataError(f"{' and '.join(empty)} would hold nothing with val_ratio = {ratio} of {len(is_val) or 'these'}"
                         f" {by}s: choose another --val_ratio or --by")
-    tok.save(os.path.join(out_dir, "tokenizer"))
+    return is_val, ranges, counts, files
+
+
+def write_split(out_dir, settings, found, names, data_dir, is_val, ranges, counts, files):
+    """Writes what read_split found; meta.json last, which makes the folder complete."""
+    tok, folder = found.tok, os.path.relpath(os.path.realpath(data_dir), os.path.realpath(out_dir))
     meta = {"format": FORMAT, "dtype": "uint16" if tok.n_vocab <= 65536 else "uint32", "n_vocab": tok.n_vocab,
             "vocab_size": tok.vocab_size, "eot_id": int(tok.eot_id), "pad_id": found.pad_id, "tokenizer": "tokenizer",
             "fingerprint": tok.fingerprint, "unigram_entropy": unigram_entropy(counts[0], tok.eot_id), "splits": {}}
-    for k, split in enumerate(SPLITS):
-        path = os.path.join(out_dir, f"{split}_ranges.npy")
-        replace_file(path, lambda file, k=k: np.save(file, ranges[k], allow_pickle=False))
-        n_tokens = int((ranges[k][:, 1] - ranges[k][:, 0]).sum())
-        n_documents, n_bytes = int(counts[k, tok.eot_id]), int(counts[k] @ tok.n_bytes[:tok.n_vocab])
-        meta["splits"][split] = {
-            "tokens": n_tokens, "documents": n_documents, "bytes": n_bytes,
-            "units": n_documents if by == "document" else int((is_val == k).sum()),
-            "files": [{"name": os.path.basename(path), "tokens": n_tokens, "sha256": ranges_hash(path, files)}]}
-    if settings["symlink"]:
-        for source, name, of_val in zip(sources, names, is_val):
-            link(source, os.path.join(out_dir, SPLITS[int(of_val)], name))
-    folder = os.path.relpath(os.path.realpath(data_dir), os.path.realpath(out_dir))
-    write_json(os.path.join(out_dir, "meta.json"), {
-        **meta, "sources": {"folder": folder, "width": settings["width"], "files": files}, "settings": settings,
-        "source": data_dir, "command": shlex.join(["python", *sys.argv])})
+    with writing(out_dir):
+        tok.save(os.path.join(out_dir, "tokenizer"))
+        for k, split in enumerate(SPLITS):
+            path = os.path.join(out_dir, f"{split}_ranges.npy")
+            replace_file(path, lambda file, k=k: np.save(file, ranges[k], allow_pickle=False))
+            n_tokens, n_documents = int((ranges[k][:, 1] - ranges[k][:, 0]).sum()), int(counts[k, tok.eot_id])
+            meta["splits"][split] = {
+                "tokens": n_tokens, "documents": n_documents, "bytes": int(counts[k] @ tok.n_bytes[:tok.n_vocab]),
+                "units": n_documents if settings["by"] == "document" else int((is_val == k).sum()),
+                "files": [{"name": f"{split}_ranges.npy", "tokens": n_tokens, "sha256": ranges_hash(path, files)}]}
+        if settings["symlink"]:
+            for source, name, of_val in zip(found.sources, names, is_val):
+                link(source, os.path.join(out_dir, SPLITS[int(of_val)], name))
+        write_json(os.path.join(out_dir, "meta.json"), {
+            **meta, "sources": {"folder": folder, "width": settings["width"], "files": files}, "settings": settings,
+            "source": data_dir, "command": shlex.join(["python", *sys.argv])})
 
 
 def link(source, path):

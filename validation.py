@@ -15,7 +15,7 @@ import numpy as np
 
 from bins import SPLITS, DataError, load_meta, unigram_entropy
 from configurator import configure
-from documents import call_tokenizer, digest
+from documents import call_tokenizer, digest, progress
 from manifest import Tokens, check_sources, load_ranges, ranges_hash, sha256_of
 from pretokenised import BLOCK, blocks, content, n_ids, pieces, raw_rows, row_ends
 from tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def measure(some_blocks, tok, pad_id):
             np.add(counts, np.bincount(np.minimum(block[1], tok.n_vocab), minlength=len(counts)), out=counts)
             yield block
 
-    for ids, _ in pieces(counted(), tok.eot_id):
+    for ids, _ in pieces(counted(), tok.eot_id, pad_id):
         kept, left_out = content(ids, tok.eot_id, pad_id)
         padding += left_out.get("padding_tokens", 0)
         if len(kept):
@@ -62,7 +62,14 @@ def measure(some_blocks, tok, pad_id):
 def row_digests(some_blocks, width):
     """Blocks -> digests uint64 of the rows of `width` tokens."""
     cut = ((at, ids, row_ends(at, len(ids), width)) for at, ids, _ in some_blocks)
-    return np.frombuffer(b"".join(digest(ids.astype("<u4").tobytes())[:8] for ids, _ in pieces(cut, -1)), "<u8")
+    return np.frombuffer(b"".join(digest(ids.astype("<u4").tobytes())[:8] for ids, _ in pieces(cut, -1, -1)), "<u8")
+
+
+def watched(some_blocks, show, before):
+    """The same blocks; moves the bar."""
+    for at, ids, ends in some_blocks:
+        yield at, ids, ends
+        show(before + at + len(ids))
 
 
 def together(parts):
@@ -228,9 +235,11 @@ def validate_folder(data_dir, run="", tokens_per_s=0.0):
         check_sources(data_dir, meta, thoroughly=True)
         width = meta["sources"]["width"]
         problems += ["train and val have tokens in common, or leave some out"] * (not in_order(data_dir, meta))
+    tell, before = progress(sum(meta["splits"][split]["tokens"] for split in SPLITS), 0, "tokens"), 0
     for split in SPLITS:
         tokens = Tokens(data_dir, meta, split)
-        measured[split] = measure(stored_blocks(tokens), tok, meta.get("pad_id", tok.pad_id))
+        measured[split] = measure(watched(stored_blocks(tokens), tell, before), tok, meta.get("pad_id", tok.pad_id))
+        before += tokens.n_tokens
         if width:
             measured[split]["rows"] = row_digests(stored_blocks(tokens), width)
         columns[split] = numbers(measured[split], tok, len(np.unique(tokens.number)), width)
@@ -249,9 +258,12 @@ def validate_folder(data_dir, run="", tokens_per_s=0.0):
 
 def validate_input(pattern, found, options, run="", tokens_per_s=0.0):
     """Reads files of token ids, prints a report and what to do next -> dict; DataError for the first that is none."""
-    rate, parts, rows = measured_rate(run, tokens_per_s), [], []
+    rate, parts, rows, before = measured_rate(run, tokens_per_s), [], [], 0
+    tell = progress(sum(source.tokens for source in found.sources), 0, "tokens")
     for source in found.sources:
-        parts.append(measure(blocks(source, 0, found.tok, found.packed), found.tok, found.pad_id))
+        some_blocks = watched(blocks(source, 0, found.tok, found.packed), tell, before)
+        parts.append(measure(some_blocks, found.tok, found.pad_id))
+        before += source.tokens
         if source.width and not source.column:
             rows.append(row_digests(raw_rows(source, 0), source.width))
     everything, width = together(parts), max(source.width for source in found.sources)

@@ -183,6 +183,15 @@ def test_with_a_tokenizer_bytes_and_text_are_known(tmp_path):
     assert sorted(map(tok.decode, documents_in(tmp_path / "out"))) == sorted(texts)
 
 
+def test_padding_inside_a_packed_row_ends_a_document(tmp_path):
+    rows = [[1, 2, EOT, 3, 4, PAD], [5, 6, EOT, 7, PAD, PAD], [8, EOT, 9, 10, EOT, 11], [12] * 6]
+    write_npy(tmp_path / "a.npy", rows)
+    found = open_input([str(tmp_path / "a.npy")], "", N, EOT, PAD)
+    units = [unit for unit, _, _ in read_documents(*found[:2], *found[3:])(None)]
+    assert [unit.ids.tolist() for unit in units] == [[1, 2], [3, 4], [5, 6], [7], [8], [9, 10], [11, *[12] * 6]]
+    assert sum(unit.left_out.get("padding_tokens", 0) for unit in units) == 3
+
+
 def test_duplicates_padding_and_empty_lists_are_counted(tmp_path):
     some = some_documents(60)
     write_arrow(tmp_path / "a.arrow", [[], *some, [], [PAD, PAD], *some[:5], [*some[0], PAD]])
@@ -204,6 +213,7 @@ def test_the_split_depends_on_the_ids_alone(tmp_path):
 def test_documents_are_cut_at_the_same_places_wherever_blocks_begin(eot_id, monkeypatch):
     monkeypatch.setattr(pretokenised, "LONGEST", 50)
     ids, rng = np.array(stream(some_documents(30)), "<u4"), np.random.default_rng(0)
+    ids[200:210] = ids[300] = ids[rng.integers(0, len(ids), 20)] = PAD
 
     def blocks(start, most):
         while start < len(ids):
@@ -212,11 +222,12 @@ def test_documents_are_cut_at_the_same_places_wherever_blocks_begin(eot_id, monk
             yield start, ids[start:start + n], ends
             start += n
 
-    whole = [(part.tolist(), end) for part, end in pieces(blocks(0, 9999), eot_id)]
+    whole = [(part.tolist(), end) for part, end in pieces(blocks(0, 9999), eot_id, PAD)]
     assert [i for part, _ in whole for i in part] == ids.tolist() and max(len(part) for part, _ in whole) == 50
     assert {100, 500, 501} <= {end for _, end in whole} and all(eot_id not in part[:-1] for part, _ in whole)
+    assert all(part.index(PAD) == 0 for part, _ in whole if PAD in part)
     for n, (_, end) in enumerate(whole):
-        assert [(part.tolist(), end) for part, end in pieces(blocks(end, 60), eot_id)] == whole[n + 1:]
+        assert [(part.tolist(), end) for part, end in pieces(blocks(end, 60), eot_id, PAD)] == whole[n + 1:]
 
 
 class Crash(BaseException):

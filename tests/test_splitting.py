@@ -385,7 +385,7 @@ def test_a_full_disk_is_one_message(raw, tmp_path):
 def test_the_report_of_files_is_what_numpy_counts(tmp_path):
     rows = rows_of(50, 40)
     rows[7] = rows[3]
-    rows[30, -4:] = PAD
+    rows[30, -5:] = EOT, PAD, PAD, PAD, PAD
     write_npy(tmp_path / "a.npy", rows[:10])
     write_npy(tmp_path / "b.npy", rows[10:], "<u2")
     done = result(call("prepare.py", "validate", f"--input={tmp_path}/*.npy", *IDS, f"--pad_id={PAD}"))
