@@ -126,7 +126,8 @@ def commit(out_dir, state, chunk, lengths, ids):
         state["bytes"][split] += int(chunk.n_bytes[:n][chosen].sum())
     append(os.path.join(out_dir, "digests.tmp"), chunk.digests)
     state.update(position=chunk.position, n_digests=state["n_digests"] + len(chunk.digests))
-    state["dropped"] = {name: count + chunk.counts[name] for name, count in state["dropped"].items()}
+    old, new = state["dropped"], chunk.counts
+    state["dropped"] = {name: old.get(name, 0) + new.get(name, 0) for name in {**old, **new}}
     write_json(os.path.join(out_dir, "progress.json"), state)
 
 
@@ -196,6 +197,15 @@ def unigram_entropy(counts, eot_id):
 # what is complete
 
 
+def inside(folder, name):
+    """Path of `name` in `folder`; DataError when the name, or a link on the way, leads out of it."""
+    path, root = os.path.join(folder, name), os.path.realpath(folder)
+    if os.path.commonpath([root, os.path.realpath(path)]) != root:
+        raise DataError(f"{name!r} leads out of {folder}, to {os.path.realpath(path)}: refused, because data from "
+                        "elsewhere must not choose which files are read. Put the file itself into the folder")
+    return path
+
+
 def load_meta(data_dir):
     """meta.json of a prepared folder. FileNotFoundError or DataError says what is wrong and the command that helps."""
     path, script = os.path.join(data_dir, "meta.json"), os.path.join(data_dir, "prepare.py")
@@ -213,6 +223,7 @@ def load_meta(data_dir):
     if missing or version != FORMAT:
         raise DataError(f"{path} has format {version!r} and lacks {sorted(missing) or 'nothing'}, expected format "
                         f"{FORMAT}: another program or version wrote it. {removal(data_dir)}, then {cure}")
+    inside(data_dir, meta["tokenizer"])
     return meta
 
 
@@ -221,11 +232,14 @@ def check_files(data_dir, meta, split):
     if split not in meta["splits"]:
         raise DataError(f"split {split!r} of {data_dir}: expected one of {', '.join(meta['splits'])}")
     cure = f"{removal(data_dir)}, then {meta['command']}"
+    if "sources" in meta:
+        raise DataError(f"{data_dir} holds no tokens of its own, it is a split of {meta['sources']['folder']}: train "
+                        "and evaluate on it, but give that folder to this command")
     if meta["dtype"] != ("uint16" if meta["n_vocab"] <= 65536 else "uint32"):
         raise DataError(f"{data_dir}/meta.json: dtype {meta['dtype']} for {meta['n_vocab']:,} ids; {cure}")
     itemsize, files = np.dtype(meta["dtype"]).itemsize, []
     for file in meta["splits"][split]["files"]:
-        path, n = os.path.join(data_dir, file["name"]), file["tokens"]
+        path, n = inside(data_dir, file["name"]), file["tokens"]
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path} is missing, meta.json lists it with {n:,} tokens; {cure}")
         if (size := os.path.getsize(path)) != n * itemsize:

@@ -22,14 +22,20 @@ from tqdm import tqdm
 
 from bins import DataError, commit, finish, load_meta, load_state, locked, open_bins, removal
 from tokenizer import Tokenizer
-from workers import encode_chunks
+from workers import Ids, encode_chunks
 
 CHUNK_BYTES = 4_000_000  # of UTF-8 text: what one process tokenises at a time; a kill loses one such chunk a process
+LEFT_OUT = ("padding_tokens", "documents_cut")  # of documents that come as Ids
 SAMPLE_BYTES = 64_000_000  # of text that a bpe:N vocabulary is trained on
 
 
 def utf8(text):
-    """Text -> its UTF-8 bytes; half a surrogate pair, which JSON can hold, becomes U+FFFD as in tokenizer.py."""
+    """Text -> its UTF-8 bytes; half a surrogate pair, which JSON can hold, becomes U+FFFD as in tokenizer.py.
+
+    Ids -> four bytes each, whatever file they come from.
+    """
+    if isinstance(text, Ids):
+        return text.ids.tobytes()
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -104,8 +110,12 @@ def read_chunks(documents, position, seen, val_fraction):
     """Documents from `position` on -> Chunks of distinct texts, cut by size alone, so always at the same places."""
     rows, size, counts = [], 0, collections.Counter()
     for text, split, position in documents(position):  # noqa: B020
-        if not (text and text.strip()):
+        if isinstance(text, Ids):
+            counts.update(text.left_out)
+        elif not (text and text.strip()):
             counts["bad_lines" if text is None else "empty"] += 1
+            continue
+        if isinstance(text, Ids) and not len(text.ids):
             continue
         rows.append((text, utf8(text), split))
         size += len(rows[-1][1])
@@ -122,8 +132,8 @@ def make_chunk(rows, counts, position, seen, val_fraction):
     keys, kept = keys[fresh], [row for row, new in zip(rows, fresh) if new]
     is_val = [row[2] == "val" if row[2] else hashed for row, hashed in zip(kept, in_val(keys, val_fraction))]
     counts["duplicates"] = len(rows) - len(kept)
-    counts["replacement_characters"] = sum(row[1].count("\ufffd".encode()) for row in kept)
-    n_bytes = np.array([len(row[1]) for row in kept], np.int64)
+    counts["replacement_characters"] = sum(row[1].count("\ufffd".encode()) for row in kept if isinstance(row[0], str))
+    n_bytes = np.array([len(row[1]) if isinstance(row[0], str) else row[0].n_bytes for row in kept], np.int64)
     return Chunk([row[0] for row in kept], n_bytes, np.array(is_val, bool), keys[:, 0], counts, position)
 
 
@@ -132,13 +142,14 @@ def make_chunk(rows, counts, position, seen, val_fraction):
 
 
 def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=0, num_proc=0, settings=None,
-                  input_bytes=0, source="", licence="", shard_tokens=2**31):
+                  input_bytes=0, source="", licence="", shard_tokens=2**31, input_tokens=0):
     """Writes or completes the bins of `documents` in `out_dir`; returns a summary dict. Raises DataError, OSError.
 
-    documents(position) yields (text, split, position after it), from the start for None; text is None for a line
+    documents(position) yields (text or Ids, split, position after it), from the start for None; None for a line
     skipped as bad, split is "train", "val" or None (by hash), position a JSON value. tokenizer: "byte", "bpe:N", a
     published name or a folder. max_tokens=0: all. num_proc=0: all cores up to 8. `settings`: whatever else decides the
-    documents; a folder begun with other settings is refused. input_bytes: expected text, for the bar and the disk.
+    documents; a folder begun with other settings is refused. input_bytes: expected text, for the bar and the disk;
+    input_tokens: the same for documents that are Ids.
     """
     start_s = time.perf_counter()
     if not 0 <= val_fraction < 1 or max_tokens < 0 or num_proc < 0:
@@ -154,21 +165,24 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
         tok = make_tokenizer(tokenizer, documents, out_dir, val_fraction, state)
-        dtype, before = np.dtype("<u2" if tok.n_vocab <= 65536 else "<u4"), sum(state["bytes"].values())
-        check_disk(out_dir, dtype.itemsize * (max_tokens or input_bytes / (1 if tokenizer == "byte" else 3)))
+        dtype, unit = np.dtype("<u2" if tok.n_vocab <= 65536 else "<u4"), "tokens" if input_tokens else "bytes"
+        before = sum(state[unit].values())
+        expected = input_tokens or input_bytes / (1 if tokenizer == "byte" else 3)
+        check_disk(out_dir, dtype.itemsize * (max_tokens or expected))
         seen, tokenizer_s = Seen(open_bins(out_dir, state, dtype)), time.perf_counter() - start_s
         if not state["full"]:
             chunks = read_chunks(documents, state["position"], seen, val_fraction)
-            show = progress(input_bytes, before)
+            show = progress(input_tokens or input_bytes, before, unit)
             for result in encode_chunks(chunks, tok, dtype, num_proc or min(8, os.cpu_count())):
                 with writing(out_dir):
                     commit(out_dir, state, *result)
-                show(sum(state["bytes"].values()))
+                show(sum(state[unit].values()))
                 if state["full"]:
                     break
         with writing(out_dir):
             finish(out_dir, state, tok, dtype, {"source": source, "licence": licence, "command": command})
-        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, sum(state["bytes"].values()) - before)
+        n_bytes = 0 if input_tokens else sum(state["bytes"].values()) - before
+        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, n_bytes)
 
 
 @contextlib.contextmanager
@@ -221,9 +235,10 @@ def check_disk(out_dir, need):
                         "Make room, use another --out_dir, or write less with --max_tokens=N")
 
 
-def progress(total, start):
-    """A function to call with the bytes of text done: moves a bar on a terminal, else prints a line every 10 s."""
-    bar, began = tqdm(total=total or None, initial=start, unit="B", unit_scale=True, disable=None), time.monotonic()
+def progress(total, start, unit):
+    """A function to call with the bytes of text or tokens done: moves a bar on a terminal, else prints every 10 s."""
+    short, what = {"bytes": ("B", "B of text"), "tokens": ("tok", " tokens")}[unit]
+    bar, began = tqdm(total=total or None, initial=start, unit=short, unit_scale=True, disable=None), time.monotonic()
     last = began
 
     def show(done):
@@ -233,7 +248,7 @@ def progress(total, start):
         if bar.disable and now - last > 10:
             rate, last = (done - start) / (now - began), now
             left = f", about {max(0, total - done) / rate / 60:.0f} min left" if total else ""
-            print(f"{done / 1e6:,.0f} MB of text, {rate / 1e6:.1f} MB/s{left}", file=sys.stderr, flush=True)
+            print(f"{done / 1e6:,.0f} M{what}, {rate / 1e6:.1f} M{short}/s{left}", file=sys.stderr, flush=True)
 
     return show
 
@@ -243,7 +258,8 @@ def summary(out_dir, seconds, tokenizer_s=0.0, n_bytes=0):
     meta = load_meta(out_dir)
     splits, rate = meta["splits"], n_bytes / 1e6 / (seconds - tokenizer_s)
     both = {name: splits["train"][name] + splits["val"][name] for name in ("documents", "bytes")}
-    counts = {name: meta[name] for name in ("duplicates", "empty", "bad_lines", "replacement_characters")}
+    counts = {name: meta[name] for name in ("duplicates", "empty", "bad_lines", "replacement_characters", *LEFT_OUT)
+              if name in meta}
     return {"out_dir": out_dir, "train_tokens": splits["train"]["tokens"], "val_tokens": splits["val"]["tokens"],
             **both, **counts, "n_vocab": meta["n_vocab"], "unigram_entropy": meta["unigram_entropy"],
             "seconds": round(seconds, 2), "tokenizer_seconds": round(tokenizer_s, 2),
