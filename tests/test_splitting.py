@@ -15,6 +15,7 @@ from test_pretokenised import (
     IDS,
     PAD,
     N,
+    padded,
     some_documents,
     stream,
     write_arrow,
@@ -141,6 +142,15 @@ def test_documents_go_where_the_hash_of_their_ids_says(raw, tmp_path, seed):
     assert sum(map(len, ids.values())) == 6400 == done["train_tokens"] + done["val_tokens"]
     if seed == 0:  # as prepare.py decides
         assert all((int.from_bytes(digest(d)[8:], "little") < 0.3 * 2**64) == (d in val) for d in whole & (train | val))
+
+
+def test_padding_stays_with_its_document(tmp_path):
+    (tmp_path / "raw").mkdir()
+    rows = padded(some_documents())
+    write_npy(tmp_path / "raw/a.npy", rows)
+    make_split(str(tmp_path / "raw"), str(tmp_path / "out"), OPTIONS | {"pad_id": PAD}, val_ratio=0.4, by="document")
+    train, val = (read_all(tmp_path / "out", split, 100) for split in ("train", "val"))
+    assert 15 < len(val) < 60 and as_set(train) | as_set(val) == as_set(rows) and len(train) + len(val) == 80
 
 
 def test_flat_files_llm_c_and_megatron_are_split_where_they_lie(tmp_path):
@@ -384,19 +394,20 @@ def test_a_full_disk_is_one_message(raw, tmp_path):
 
 def test_the_report_of_files_is_what_numpy_counts(tmp_path):
     rows = rows_of(50, 40)
-    rows[7] = rows[3]
+    rows[13] = rows[3] = [EOT, *range(20), EOT, *range(100, 127), EOT]
     rows[30, -5:] = EOT, PAD, PAD, PAD, PAD
     write_npy(tmp_path / "a.npy", rows[:10])
     write_npy(tmp_path / "b.npy", rows[10:], "<u2")
     done = result(call("prepare.py", "validate", f"--input={tmp_path}/*.npy", *IDS, f"--pad_id={PAD}"))
     parts = [part.tolist() for half in (rows[:10], rows[10:]) for part in np.split(
         half.ravel(), np.flatnonzero(half.ravel() == EOT) + 1)]
-    lengths = [len([i for i in part if i not in (EOT, PAD)]) for part in parts]
-    lengths = [n for n in lengths if n]
+    parts = [part for part in ([i for i in part if i not in (EOT, PAD)] for part in parts) if part]
+    lengths = list(map(len, parts))
     assert (done["files"], done["sequences"], done["sequence_length"], done["duplicate_sequences"]) == (2, 40, 50, 1)
     assert (done["tokens"], done["unique_ids"]) == (2000, len(np.unique(rows)))
     assert done["mean_id"] == pytest.approx(rows.mean()) and done["eot_share"] == pytest.approx((rows == EOT).mean())
     assert done["padding_share"] == pytest.approx(4 / 2000) and done["documents"] == len(lengths)
+    assert done["duplicate_documents"] == len(parts) - len(set(map(tuple, parts))) > 0
     assert done["document_length"] == {
         "min": min(lengths), "median": sorted(lengths)[len(lengths) // 2], "mean": pytest.approx(np.mean(lengths)),
         "p90": np.percentile(lengths, 90, method="higher"), "max": max(lengths)}
