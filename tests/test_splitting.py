@@ -260,7 +260,7 @@ DAMAGE = {
     "ranges of another split": (lambda d: shutil.copy(d / "val_ranges.npy", d / "train_ranges.npy"), "damaged"),
     "numbers that are none": (lambda d: edit(d, lambda m: m["sources"]["files"][0].update(tokens="many")), "damaged"),
     "no type": (lambda d: edit(d, lambda m: m["sources"]["files"][0].update(dtype="none")), "damaged"),
-    "a type that is no number": (lambda d: edit(d, lambda m: m["sources"]["files"][0].update(dtype="|O")), "do not fit"),
+    "a type of objects": (lambda d: edit(d, lambda m: m["sources"]["files"][0].update(dtype="|O")), "do not fit"),
     "no files": (lambda d: edit(d, lambda m: m["sources"].pop("files")), "damaged"),
     "no such split": (lambda d: edit(d, lambda m: m["splits"].update(train=None) or m["splits"].pop("train")),
                       "expected one of val"),
