@@ -95,7 +95,7 @@ def of_array(path, dtype, shape, offset, is_contiguous):
 def open_npy(path):
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # maps, and only the header is read
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header is read as Python and fails in as many ways
         if re.search("pickle|Python objects", str(error)):
             raise DataError(f"{path} holds Python objects (a pickle), which can run code: refused. Expected an array "
                             "of integers, as np.save writes it") from None
@@ -114,8 +114,9 @@ def open_pt(path):
     except pickle.UnpicklingError:
         raise DataError(f"{path} holds Python objects (a pickle), which can run code: refused. Expected a tensor of "
                         "integers, as torch.save(ids, path) writes it") from None
-    except (RuntimeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a whole .pt file of torch 1.6 or later ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # zipfile, pickle and torch each have their own word for a damaged file
+        reason = " ".join(str(error).split())[:150]
+        raise DataError(f"{path}: not a whole .pt file of torch 1.6 or later ({reason})") from None
     if isinstance(tensor, dict) and len(tensor) == 1:
         [tensor] = tensor.values()
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or len(records) != 1:

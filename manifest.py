@@ -98,7 +98,11 @@ class Tokens:
     """
 
     def __init__(self, data_dir, meta, split):
-        self.paths, self.dtypes, self.number, self.offset, lengths = stretches(data_dir, meta, split)
+        try:
+            self.paths, self.dtypes, self.number, self.offset, lengths = stretches(data_dir, meta, split)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DataError(f"{data_dir}/meta.json is damaged ({type(error).__name__}: {error}); make it again with "
+                            f"{meta['command']}") from None
         self.starts, self.open = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), {}
         self.n_tokens = int(self.starts[-1])
 

@@ -56,6 +56,7 @@ def arrow_rows(source):
     row = 0
     with arrow_file(source.path) as (_, column):
         for lists in column(source.column):
+            lists.validate(full=True)  # wrong offsets would read other memory
             lengths = pyarrow.compute.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
             ids, wrong = lists.flatten(), np.flatnonzero(lengths != (source.width or lengths))
             if ids.null_count or len(wrong):

@@ -313,6 +313,12 @@ def megatron(path):
     write_megatron(path, some_documents(), 8, "<u2")
 
 
+def far_list(path):
+    write_arrow(path, [[1], [2]])
+    wrong = path.read_bytes().replace(struct.pack("<3i", 0, 1, 2), struct.pack("<3i", 0, 1, 70_000))
+    path.write_bytes(wrong)
+
+
 def pt(value, **options):
     return lambda path: torch.save(value, path, **options)
 
@@ -327,6 +333,9 @@ BAD = {  # name: (file, how to write it, options, what the message says)
     "npy cut": ("a.npy", cut(whole(IDS_2D), 1), {}, "not a whole .npy"),
     "npy header cut": ("a.npy", cut(whole(IDS_2D), 100), {}, "not a whole .npy"),
     "npy empty": ("a.npy", lambda path: path.write_bytes(b""), {}, "not a whole .npy file"),
+    "npy of a negative shape": ("a.npy", lambda path: path.write_bytes(npy_header("<i8", (-3, 5))), {}, "not a whole"),
+    "npy of half a header": ("a.npy", lambda path: path.write_bytes(npy_header("<i8", ((3,),)).replace(b")", b"(")), {},
+                             "not a whole"),
     "npy of no token": ("a.npy", whole(np.zeros((0, 8))), {}, "no token in"),
     "npy of floats": ("a.npy", whole(IDS_2D, "<f4"), {}, "float32.*np.uint16"),
     "npy of truth values": ("a.npy", whole(IDS_2D, "|b1"), {}, "bool"),
@@ -355,6 +364,7 @@ BAD = {  # name: (file, how to write it, options, what the message says)
     "Megatron's index of floats": ("a.bin", damage(megatron, ".idx", 17, b"\7"), {}, "code 7"),
     "Megatron's sequences elsewhere": ("a.bin", damage(megatron, ".idx", 34, b"\1"), {}, "damaged|its index says"),
     "arrow cut": ("a.arrow", cut(lambda path: write_arrow(path, some_documents()), 300), {}, "not a whole Arrow"),
+    "arrow with a list that leaves the file": ("a.arrow", far_list, {}, "not a whole"),
     "no arrow": ("a.arrow", lambda path: path.write_bytes(b"plain text, no table"), {}, "not a whole Arrow"),
     "arrow of floats": ("a.arrow", lambda path: write_arrow(path, [[1.0]], "float"), {},
                         r"no column of lists.*there is: text_id \(int64\), input_ids \(list"),

@@ -258,6 +258,10 @@ DAMAGE = {
     "ranges gone": (lambda d: (d / "train_ranges.npy").unlink(), "missing or damaged"),
     "ranges beyond the files": (lambda d: edit(d, lambda m: m["sources"]["files"].pop()), "do not fit"),
     "ranges of another split": (lambda d: shutil.copy(d / "val_ranges.npy", d / "train_ranges.npy"), "damaged"),
+    "numbers that are none": (lambda d: edit(d, lambda m: m["sources"]["files"][0].update(tokens="many")), "damaged"),
+    "no type": (lambda d: edit(d, lambda m: m["sources"]["files"][0].update(dtype="none")), "damaged"),
+    "a type of objects": (lambda d: edit(d, lambda m: m["sources"]["files"][0].update(dtype="|O")), "do not fit"),
+    "no files": (lambda d: edit(d, lambda m: m["sources"].pop("files")), "damaged"),
     "no such split": (lambda d: edit(d, lambda m: m["splits"].update(train=None) or m["splits"].pop("train")),
                       "expected one of val"),
 }
