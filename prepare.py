@@ -9,6 +9,7 @@
 Input: files, globs and folders (searched through) of .txt .md .jsonl, each also as .gz or .zst, and .parquet. A line of
 .jsonl and a row of .parquet is one document under `text_key`; a text file is one document, cut near every `cut_chars`
 characters at a blank line (else a line, else a space). Exact duplicates and empty documents are dropped and counted.
+Budgets end with a whole document and leave a data set like any other; `stopped_by` says which one it was.
 Tokenising runs at several MB of text per second and core. Stopped or killed, the same command goes on where it was;
 the bins are the same for any number of processes. A finished folder is left alone.
 Token ids instead of text: .npy .pt .bin .arrow .feather, and .parquet without a text; formats.py says which. Their
@@ -31,13 +32,17 @@ from configurator import configure, read_settings
 input = ""  # files, globs or folders, separated by commas
 out_dir = ""  # folder to write: train.bin, val.bin, meta.json, tokenizer/
 tokenizer = "bpe:16000"  # byte, bpe:N (trained on this text), gpt2, cl100k_base, o200k_base, or a tokenizer folder
-max_tokens = 0  # stop after this many tokens, at the end of a document; 0: all
+max_tokens = 0  # budgets, 0 for none: stop with the document that reaches so many tokens,
+max_bytes = 0  # with the one that reaches so many bytes of text,
+max_disk_gb = 0.0  # or before the one with which the folder would hold more than so many GB (1e9 bytes)
+fraction = 1.0  # share of the documents to keep, by a hash of their text: 0.01 is within 0.1; all of it is read
 num_proc = 0  # tokenising processes; 0: one per core, at most 8
 val_fraction = 0.005  # share of the documents that goes to val.bin, chosen by a hash of their text
 text_key = "text"  # field of a .jsonl line, column of a .parquet file
 cut_chars = 1_000_000  # characters of a text file that make one document at most
 on_bad_utf8 = "replace"  # bytes that are not UTF-8: replace (by U+FFFD, counted) or refuse
 on_bad_line = "refuse"  # a .jsonl line that is no JSON or lacks text_key: refuse or skip (counted)
+on_bad_file = "refuse"  # a file that is damaged or cut short: refuse, or skip the rest of it (counted)
 source = ""  # where the text comes from, for meta.json
 licence = ""  # its licence, for meta.json
 follow_links = 0  # 1: links found in a folder or by a glob may lead out of it
@@ -60,10 +65,13 @@ command = sys.argv[1] if sys.argv[1:2] in (["validate"], ["split"]) else "prepar
 config = configure(globals(), sys.argv[1 + (command != "prepare") :])
 defaults = {name: value for name, (value, _) in read_settings(__file__).items()}
 
-import zstandard
+try:
+    from compression import zstd  # Python 3.14
+except ImportError:
+    from backports import zstd
 
 from bins import DataError
-from documents import one_message, write_dataset
+from documents import BAD_FILE, one_message, write_dataset
 from formats import ID_SUFFIXES, holds_ids, links_stay
 from pretokenised import open_input, read_documents
 from splitting import make_split
@@ -73,7 +81,7 @@ from workers import cut
 SUFFIXES = (".txt", ".md", ".jsonl")
 UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}  # usual bytes of text per byte, for the bar and the disk check
 OF_IDS = ("tokenizer", "vocab_size", "eot_id", "pad_id", "rows", "sequence_length", "token_dtype", "token_key")
-OF_TEXT = ("text_key", "cut_chars", "on_bad_utf8", "on_bad_line", "num_proc")
+OF_TEXT = ("text_key", "cut_chars", "on_bad_utf8", "on_bad_line", "on_bad_file", "max_bytes", "num_proc")
 MAX_LINE = 64_000_000  # bytes; a longer .jsonl line is a bad line: it would not fit the memory promise
 
 
@@ -116,8 +124,7 @@ def open_binary(path):
     if path.lower().endswith(".gz"):
         return io.BufferedReader(gzip.open(path), 2**20)
     if path.lower().endswith(".zst"):
-        reader = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(reader, 2**20)
+        return io.BufferedReader(zstd.open(path), 2**20)
     return open(path, "rb")
 
 
@@ -191,7 +198,7 @@ def read_parquet(path, errors):
             for batch in file.iter_batches(256, columns=[text_key], use_threads=False):
                 yield from batch.column(0).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a whole .parquet file ({error})") from None
+        raise EOFError(f"not a whole .parquet file: {error}") from None
 
 
 def read_files(paths):
@@ -207,8 +214,12 @@ def read_files(paths):
                 for n, text in enumerate(readers[kind(path)](path, errors), 1):
                     if number > first or n > skip:
                         yield text, None, [number, n]
-            except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-                raise DataError(f"{path}: damaged or cut short ({error}); get it again") from None
+            except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+                if on_bad_file == "refuse":
+                    raise DataError(f"{path}: damaged or cut short ({error}); get it again, or go on without the rest "
+                                    "of it by --on_bad_file=skip") from None
+                print(f"{path}: damaged or cut short ({error}); the rest of it is skipped", file=sys.stderr, flush=True)
+                yield BAD_FILE, None, [number + 1, 0]
 
     return documents
 
@@ -223,9 +234,10 @@ def prepare():
         raise DataError("expected: python prepare.py --input=GLOB[,GLOB] --out_dir=DIR, or: python prepare.py validate "
                         "--data_dir=DIR; --help lists all settings")
     only(*set(config) - {"data_dir", "tokens_per_s", "val_ratio", "by", "seed", "symlink"})
-    if on_bad_utf8 not in ("replace", "refuse") or on_bad_line not in ("refuse", "skip") or cut_chars < 100:
-        raise DataError(f"--on_bad_utf8={on_bad_utf8} --on_bad_line={on_bad_line} --cut_chars={cut_chars}: expected "
-                        "replace or refuse, refuse or skip, at least 100")
+    if on_bad_utf8 not in ("replace", "refuse") or not {on_bad_line, on_bad_file} <= {"refuse", "skip"} or (
+            cut_chars < 100):
+        raise DataError(f"--on_bad_utf8={on_bad_utf8} --on_bad_line={on_bad_line} --on_bad_file={on_bad_file} "
+                        f"--cut_chars={cut_chars}: expected replace or refuse, twice refuse or skip, at least 100")
     paths = find_inputs(input)
     sizes = [os.path.getsize(path) for path in paths]
     if not any(sizes):
@@ -241,14 +253,16 @@ def prepare():
         decides = {"input": files, "pad_id": found.pad_id, "packed": found.packed, "token_dtype": token_dtype,
                    "token_key": token_key}
         return write_dataset(read_documents(*found[:2], *found[3:5]), out_dir, found.spec, val_fraction, max_tokens, 1,
-                             decides, 0, source or input, licence, input_tokens=sum(s.tokens for s in found.sources))
+                             decides, 0, source or input, licence, input_tokens=sum(s.tokens for s in found.sources),
+                             fraction=fraction, max_disk_gb=max_disk_gb)
     if of_ids := " ".join(f"--{name}" for name in changed(OF_IDS) if name != "tokenizer"):
         raise DataError(f"{of_ids}: only token ids have such a thing, and {paths[0]} holds text")
     decides = {"input": files, "text_key": text_key, "cut_chars": cut_chars, "on_bad_utf8": on_bad_utf8,
                "on_bad_line": on_bad_line}
     input_bytes = sum(size * UNPACKED.get(os.path.splitext(path)[1].lower(), 1) for path, size in zip(paths, sizes))
     return write_dataset(read_files(paths), out_dir, tokenizer, val_fraction, max_tokens, num_proc, decides,
-                         int(input_bytes), source or input, licence)
+                         int(input_bytes), source or input, licence, max_bytes=max_bytes, fraction=fraction,
+                         max_disk_gb=max_disk_gb)
 
 
 def changed(names):

@@ -157,6 +157,7 @@ def test_imports_go_one_way():
              "shards": {"bins", "files", "manifest", "rows", "tokenizer"}, "mixture": {"bins", "rows", "shards"},
              "formats": {"bins"},
              "workers": {"bins", "files"}, "documents": {"bins", "workers", "tokenizer", "files"}, "hardware": set(),
+             "hub": {"bins", "documents", "workers"}, "wikitext": {"bins", "documents", "hub"},
              "glue": {"files"}, "heads": set(),
              "leaderboard": {"glue", "files"}, "embed": {"files", "tokenizer"}, "pll": {"embed", "hardware", "masking"},
              "hub_model": {"heads", "model", "tokenizer"}}
