@@ -317,11 +317,11 @@ if pairs and machine.is_main:
 
 if machine.is_main:
     write_json(os.path.join(out_dir, "eval.json"), summary)
-    trained_on = folders(checkpoint["settings"]["data_dir"])
+    trained_on = {name.strip() for name in checkpoint["settings"].get("data_dir", "").split(",")}
     with user_mistakes():
         fields = collect(out_dir, model, tok, checkpoint, records, summary, glue, machine, dtype,
                          sum(sets[name].meta["splits"]["train"]["tokens"] for name in trained_on)
-                         if set(trained_on) <= set(sets) else None)
+                         if trained_on <= set(sets) else None)
         write_json(os.path.join(out_dir, "metrics.json"), fields)
         write_page(os.path.join(out_dir, "summary.md"), page(out_dir, fields, summary, glue))
     say(f"\n{out_dir}/metrics.json and, to read, {out_dir}/summary.md")
