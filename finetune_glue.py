@@ -70,6 +70,7 @@ def start(job, init, seed):
     """-> (Classifier as it starts, tokenizer, device): pretrained, fresh, or from another task; dropout switched on."""
     machine = find_machine(device)
     encoder, tok, checkpoint = load_run(out_dir if init in ("pretrained", "untrained") else init, "cpu")
+    tok.encode([])  # refuses data that came as ids, without a text
     settings, weights = keep_concepts(checkpoint["model_settings"], encoder.state_dict(),
                                       recipe_of(job)["n_concept"])
     torch.manual_seed(seed)

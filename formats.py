@@ -12,6 +12,7 @@ Megatron-LM, megatron/core/datasets/indexed_dataset.py.
 
 import contextlib
 import functools
+import glob
 import os
 import pickle
 import re
@@ -69,6 +70,12 @@ def open_sources(paths, token_dtype="", token_key="", sequence_length=0):
     if not any(source.tokens for source in sources):
         raise DataError(f"no token in {paths[0]}{' and all other files' if len(paths) > 1 else ''}")
     return sources
+
+
+def files_of_ids(folder):
+    """Paths of the files in a folder, searched through, that may hold token ids; .parquet may hold anything."""
+    everything = glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True)
+    return [path for path in sorted(everything) if path.lower().endswith(ID_SUFFIXES)]
 
 
 def links_stay(base, paths, follow_links):

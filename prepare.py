@@ -55,7 +55,7 @@ sequence_length = 0  # tokens a row must have, 0: any; split: tokens of a sequen
 token_dtype = ""  # type of the ids in .bin files without a header; empty: uint16
 token_key = ""  # column of ids in .arrow, .feather, .parquet; empty: input_ids
 # validate and split
-data_dir = ""  # validate: a prepared folder; split: one, or a folder with files of token ids
+data_dir = ""  # a prepared folder, or one with files of token ids
 tokens_per_s = 0.0  # validate: a measured rate, for the time that training takes; or --out_dir=RUN, which logged one
 val_ratio = 0.01  # split: share that goes to val
 by = ""  # split: sequence, document or file; empty: sequence where there are rows, else document
@@ -72,7 +72,7 @@ except ImportError:
 
 from bins import DataError
 from documents import BAD_FILE, one_message, write_dataset
-from formats import ID_SUFFIXES, holds_ids, links_stay
+from formats import ID_SUFFIXES, files_of_ids, holds_ids, links_stay
 from pretokenised import open_input, read_documents
 from splitting import make_split
 from validation import validate_folder, validate_input
@@ -282,14 +282,16 @@ def validate():
     if bool(data_dir) == bool(input):
         raise DataError("expected: python prepare.py validate --data_dir=DIR, or, for files of token ids, "
                         "python prepare.py validate --input=GLOB --tokenizer=...")
-    only("out_dir", "tokens_per_s", *(["data_dir"] if data_dir else ["input", "follow_links", *OF_IDS]))
-    if data_dir:
+    prepared = any(os.path.exists(os.path.join(data_dir, name)) for name in ("meta.json", "progress.json"))
+    if data_dir and (prepared or not files_of_ids(data_dir)):
+        only("data_dir", "out_dir", "tokens_per_s")
         return validate_folder(data_dir, out_dir, tokens_per_s)
-    paths = find_inputs(input)
+    only("data_dir", "input", "out_dir", "tokens_per_s", "follow_links", *OF_IDS)
+    paths = find_inputs(input or data_dir)
     if texts := [path for path in paths if not holds_ids(path, token_key, text_key)]:
-        raise DataError(f"{texts[0]} is text: make bins of it first, python prepare.py --input={input} --out_dir=DIR")
+        raise DataError(f"{texts[0]} is text: make bins of it with python prepare.py --input={texts[0]} --out_dir=DIR")
     found = open_input(paths, **{name: config[name] for name in OF_IDS})
-    return validate_input(input, found, changed(OF_IDS), out_dir, tokens_per_s)
+    return validate_input(input or data_dir, found, changed(OF_IDS), out_dir, tokens_per_s)
 
 
 def split():

@@ -7,7 +7,6 @@ same document is never in both (one longer than pretokenised.LONGEST counts as s
 of their names, whatever order they are listed in.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ import numpy as np
 from bins import FORMAT, SPLITS, DataError, check_files, load_meta, locked, unigram_entropy
 from documents import call_tokenizer, digest, in_val, progress, writing
 from files import replace_file, write_json
-from formats import ID_SUFFIXES, Source, links_stay
+from formats import ID_SUFFIXES, Source, files_of_ids, links_stay
 from manifest import ranges_hash, sha256_of
 from pretokenised import BLOCK, Input, blocks, content, open_input, pieces, row_ends
 from shards import mix, permute
@@ -29,9 +28,7 @@ from tokenizer import Tokenizer
 def find_input(data_dir, options, follow_links):
     """The bins of a prepared folder, train and val together, or the files of token ids in any other -> Input."""
     if not os.path.exists(os.path.join(data_dir, "meta.json")):
-        everything = sorted(glob.glob(os.path.join(glob.escape(data_dir), "**"), recursive=True))
-        paths = [path for path in everything if path.lower().endswith(ID_SUFFIXES)]
-        if not paths:
+        if not (paths := files_of_ids(data_dir)):
             raise DataError(f"--data_dir={data_dir}: neither meta.json nor {', '.join(ID_SUFFIXES)} there; make bins "
                             f"of texts first, python prepare.py --input={data_dir} --out_dir=DIR")
         return open_input(links_stay(data_dir, paths, follow_links), **options)

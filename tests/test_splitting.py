@@ -24,8 +24,8 @@ from test_pretokenised import (
     write_npy,
 )
 
+import formats
 import manifest
-import splitting
 from bins import DataError
 from documents import digest
 from model import ConceptConfig, ConceptEncoder
@@ -116,9 +116,9 @@ def test_thousands_of_files_do_not_need_thousands_of_descriptors(tmp_path, monke
 
 
 def test_the_same_split_whatever_order_the_files_are_listed_in(raw, tmp_path, monkeypatch):
-    real, found = splitting.glob.glob, []
+    real, found = formats.glob.glob, []
     for n, step in enumerate((1, -1)):
-        monkeypatch.setattr(splitting.glob, "glob", lambda *args, step=step, **more: real(*args, **more)[::step])
+        monkeypatch.setattr(formats.glob, "glob", lambda *args, step=step, **more: real(*args, **more)[::step])
         make_split(str(raw[0]), str(tmp_path / f"out{n}"), OPTIONS, val_ratio=0.3)
         found.append({path.name: path.read_bytes() for path in (tmp_path / f"out{n}").glob("*.npy")})
     assert found[0] == found[1] and len(found[0]) == 2
@@ -476,7 +476,7 @@ def test_text_to_bins_to_split_to_training_to_evaluation(data_dir, tmp_path):
 def test_ids_without_a_tokenizer_train_on_single_tokens_only(tmp_path):
     (tmp_path / "raw").mkdir()
     write_npy(tmp_path / "raw/a.npy", rows_of(64, 60))
-    done = result(call("prepare.py", "validate", f"--input={tmp_path}/raw/*.npy", *IDS))
+    done = result(call("prepare.py", "validate", f"--data_dir={tmp_path}/raw", *IDS))
     to_bins, to_split, train = (shlex.split(command.replace("data/mine", f"{tmp_path}/out"))[1:]
                                 for command in done["commands"])
     assert result(call(*to_split))["by"] == "sequence"
