@@ -1,9 +1,13 @@
 # make demo    text -> tokens -> training -> filled masks, about five minutes on two cores, no network data
+# make train   your own: DATA=folder, files or globs; SIZE=micro, tiny, small; ARGS="--max_steps=1000": README, your own text
 # make test    lint and every test, CPU only
 # make bench   speed and memory side by side with BERT, ModernBERT and Perceiver of equal size
 PY = .venv/bin/python
 
-.PHONY: demo test bench clean
+.PHONY: demo train test bench clean
+
+SIZE = micro
+NPROC = 1
 
 .venv/core: requirements.txt
 	test -x $(PY) || python3 -m venv .venv
@@ -19,6 +23,9 @@ demo: .venv/core
 	$(PY) train.py config/demo.py
 	$(PY) eval.py --out_dir=out/demo
 	$(PY) sample.py --out_dir=out/demo < config/demo_sentences.txt
+
+train: .venv/core
+	$(PY) data/quick.py '--data=$(DATA)' --size=$(SIZE) --nproc=$(NPROC) '--args=$(ARGS)'
 
 test: .venv/extra
 	.venv/bin/ruff check .

@@ -26,13 +26,16 @@ import numpy as np
 from files import FolderLock, write_json
 
 FORMAT, SPLITS = 1, ("train", "val")
-KINDS = ("kept", "empty", "bad_lines", "bad_files", "duplicates")  # what becomes of a document; rules come after these
-KEPT, EMPTY, BAD_LINE, BAD_FILE, DUPLICATE = range(5)
+META_KEYS = set("dtype n_vocab vocab_size eot_id tokenizer fingerprint splits unigram_entropy settings command".split())
+KINDS = ("kept", "empty", "bad_lines", "bad_files", "outside_fraction", "duplicates")  # then come the rules of filters
+KEPT, EMPTY, BAD_LINE, BAD_FILE, OUTSIDE, DUPLICATE = range(len(KINDS))
 ROW = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("replaced", "<u4"), ("kind", "u1"),
                 ("is_val", "?")])  # tokens, bytes of text and U+FFFD in it: 0 unless kept
 LOGS = ("rows.bin", "bands.bin", "dropped.jsonl")
-N_SAMPLES = 20  # dropped documents of each rule in dropped.jsonl
-META_KEYS = set("dtype n_vocab vocab_size eot_id tokenizer fingerprint splits unigram_entropy settings command".split())
+N_SAMPLES, SAMPLE_BYTES = 20, 5000  # dropped documents of each rule in dropped.jsonl, and what one takes at most
+BUDGETS = ("val_fraction", "max_tokens", "max_bytes", "fraction", "max_disk_gb")
+DROPPED = (*KINDS[1:], "replacement_characters")  # counted
+SMALL_FILES = 50_000  # bytes kept free under max_disk_gb for meta.json and progress.json
 
 
 class DataError(ValueError):
@@ -54,8 +57,11 @@ def locked(out_dir):
         yield
 
 
-def load_state(out_dir, settings, kinds=KINDS):
-    """What was committed in `out_dir` so far, as a new state if nothing was, None if all is done with `settings`."""
+def load_state(out_dir, settings, rules=()):
+    """What was committed in `out_dir` so far, as a new state if nothing was, None if all is done with `settings`.
+
+    rules: what may drop a document, beside KINDS.
+    """
     path, there = os.path.join(out_dir, "progress.json"), None
     name = "shard.json" if os.path.exists(os.path.join(out_dir, "shard.json")) else "meta.json"
     done = os.path.exists(os.path.join(out_dir, name))
@@ -69,10 +75,11 @@ def load_state(out_dir, settings, kinds=KINDS):
                         "not made by this command. Use another --out_dir")
     if there is None or there["settings"] != settings and not done and there["position"] is None:
         shutil.rmtree(os.path.join(out_dir, "tokenizer"), ignore_errors=True)  # a mistyped setting binds nobody
-        counts = dict.fromkeys((*kinds[1:], "replacement_characters"), 0)
+        counts = dict.fromkeys(DROPPED, 0)
         zero = {name: dict.fromkeys(SPLITS, 0) for name in ("tokens", "documents", "bytes")}
-        there = {"settings": settings, "position": None, "full": False, "n_rows": 0, "text_bytes": 0, "dropped": counts,
-                 "samples": dict.fromkeys(kinds[1:], 0), "logs": dict.fromkeys(LOGS, 0), **zero}
+        rules = dict.fromkeys(rules, 0)
+        there = {"settings": settings, "position": None, "full": "", "n_rows": 0, "dropped": counts, "rules": rules,
+                 "samples": rules, "logs": dict.fromkeys(LOGS, 0), **zero}
         write_json(path, there)
     old = there["settings"]
     if differ := [f"{name} is {old.get(name)!r} there and {settings.get(name)!r} now"
@@ -126,33 +133,36 @@ def open_bins(out_dir, state, dtype):
 def commit(out_dir, state, chunk, ids, bands):
     """Appends a chunk to the bins, then replaces progress.json: the moment from which it counts.
 
-    chunk.rows: ROW (n,); ids: those of its kept rows, one after the other; bands: uint64, MinHash bands for the log.
+    chunk.rows: ROW (n,); ids: those of its kept rows, one after the other; bands: uint64 (m, bands) for the log.
     """
-    settings, rows = state["settings"], chunk.rows
-    if settings["max_tokens"] and "shard" not in settings:  # whole documents, up to the one that reaches it
-        room, ends = settings["max_tokens"] - sum(state["tokens"].values()), np.cumsum(rows["tokens"], dtype=np.int64)
-        rows = rows[: int(np.searchsorted(ends, room)) + 1]
-        state["full"] = bool(rows["tokens"].sum() >= room)
+    n, state["full"] = within_budget(out_dir, state, chunk.rows, ids.itemsize, bands.shape[1:])
+    rows, kinds = chunk.rows[:n], [*KINDS, *state["rules"]]
     kept, lengths = rows["kind"] == KEPT, rows["tokens"]
     for split, chosen in zip(SPLITS, (kept & ~rows["is_val"], kept & rows["is_val"])):
         part = ids[: lengths.sum()][np.repeat(chosen, lengths)]
         while len(part):
-            shard, used = divmod(state["tokens"][split], settings["shard_tokens"])
-            now, part = np.split(part, [settings["shard_tokens"] - used])
+            shard, used = divmod(state["tokens"][split], state["settings"]["shard_tokens"])
+            now, part = np.split(part, [state["settings"]["shard_tokens"] - used])
             append(temporary(out_dir, split, shard), now)
             state["tokens"][split] += len(now)
         state["documents"][split] += int(chosen.sum())
         state["bytes"][split] += int(rows["bytes"][chosen].sum())
-    samples = take_samples(state, chunk.samples, len(rows))
+    samples = take_samples(state, chunk.samples, n)
     for name, data in zip(LOGS, (rows, bands, np.frombuffer(samples.encode(), np.uint8))):
         if data.nbytes:
             append(os.path.join(out_dir, f"{name}.tmp"), data)
             state["logs"][name] += data.nbytes
-    for kind, count in zip(state["samples"], np.bincount(rows["kind"], minlength=1 + len(state["samples"]))[1:]):
-        state["dropped"][kind] += int(count)
-    state["dropped"]["replacement_characters"] += int(rows["replaced"].sum())
-    state.update(position=chunk.position, n_rows=state["n_rows"] + len(rows),
-                 text_bytes=state["text_bytes"] + chunk.text_bytes)
+    counts = dict(zip(kinds, np.bincount(rows["kind"], minlength=len(kinds)).tolist()))
+    counts["replacement_characters"] = int(rows["replaced"].sum())
+    for row, left_out in chunk.left_out:
+        if row < n or n == len(chunk.rows):
+            counts |= {name: counts.get(name, 0) + count for name, count in left_out.items()}
+    for name, count in counts.items():
+        if name in state["rules"]:
+            state["rules"][name] += count
+        elif name != KINDS[KEPT]:
+            state["dropped"][name] = state["dropped"].get(name, 0) + count
+    state.update(position=chunk.position, n_rows=state["n_rows"] + n)
     write_json(os.path.join(out_dir, "progress.json"), state)
 
 
@@ -169,6 +179,34 @@ def take_samples(state, samples, n_rows):
     return "".join(lines)
 
 
+def within_budget(out_dir, state, rows, itemsize, n_bands=()):
+    """How many of the next ROWs the budgets allow, and the name of the budget that ends with them or "".
+
+    max_tokens and max_bytes take whole documents up to the one that reaches them; max_disk_gb stops before the
+    document with which all files in out_dir would be larger. Shards take everything: merge stops where one machine does.
+    """
+    settings, ends = state["settings"], [(len(rows) + 1, "")]
+    for name, done in (("max_tokens", state["tokens"]), ("max_bytes", state["bytes"])):
+        if settings.get(name) and "shard" not in settings:
+            room = settings[name] - sum(done.values())
+            sizes = np.cumsum(rows[name.removeprefix("max_")], dtype=np.int64)
+            ends.append((int(np.searchsorted(sizes, room)) + 1, name))
+    if settings.get("max_disk_gb") and "shard" not in settings:
+        used = written_bytes(state, itemsize) + SMALL_FILES + N_SAMPLES * SAMPLE_BYTES * len(state["rules"]) + sum(
+            entry.stat().st_size for entry in os.scandir(os.path.join(out_dir, "tokenizer")))
+        room, a_row = int(settings["max_disk_gb"] * 1e9) - used, ROW.itemsize + 8 * sum(n_bands)
+        sizes = np.cumsum(rows["tokens"].astype(np.int64) * itemsize + a_row)
+        n = int(np.searchsorted(sizes, room, side="right"))
+        ends.append((n if n < len(rows) else n + 1, "max_disk_gb"))
+    n, name = min(ends)
+    return (n, name) if n <= len(rows) else (len(rows), "")
+
+
+def written_bytes(state, itemsize):
+    """Bytes of the bins and of what a resume needs that were committed."""
+    return sum(state["tokens"].values()) * itemsize + state["logs"]["rows.bin"] + state["logs"]["bands.bin"]
+
+
 def append(path, array):
     """Adds `array` to the end of a file, on disk when it returns."""
     with open(path, "ab") as file:
@@ -179,20 +217,18 @@ def append(path, array):
 
 def finish(out_dir, state, tok, dtype, about):
     """Gives the bins their names and writes meta.json, which makes the folder complete."""
-    is_part, dropped = "shard" in state["settings"], state["dropped"]
     empty = [split for split in SPLITS if not state["documents"][split]]
-    if empty and not is_part:  # no resume can mend this, so the folder is left as it was found
+    if empty:  # no resume can mend this, so the folder is left as it was found
         shutil.rmtree(os.path.join(out_dir, "tokenizer"))
         clean(out_dir)
-        counts = ", ".join(f"{count:,} {name}" for name, count in dropped.items() if count)
+        given = [f"{name} = {value}" for name in BUDGETS if (value := state["settings"].get(name))]
         raise DataError(f"none of {sum(state['documents'].values())} documents fell into {' and '.join(empty)} with "
-                        f"val_fraction = {state['settings']['val_fraction']} (dropped: {counts or 'none'}); nothing "
-                        "was written. Give more text, smaller documents, other rules, or a val_fraction that leaves "
-                        "both splits at least five documents")
+                        f"{', '.join(given) or 'val_fraction = 0.0'}; nothing was written. Give more text, smaller "
+                        "documents, a larger budget, or a val_fraction that leaves both splits at least five documents")
     meta = {"format": FORMAT, "dtype": dtype.name, "n_vocab": tok.n_vocab, "vocab_size": tok.vocab_size,
             "eot_id": int(tok.eot_id), "tokenizer": "tokenizer", "fingerprint": tok.fingerprint, "splits": {}}
     for split in SPLITS:
-        counts, files = np.zeros(tok.n_vocab + 1, np.int64), []
+        counts, files = 0, []
         sizes = shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])
         for shard, n in enumerate(sizes):
             name = f"{split}.bin" if len(sizes) == 1 else f"{split}_{shard:05d}.bin"
@@ -205,34 +241,16 @@ def finish(out_dir, state, tok, dtype, about):
         meta["splits"][split]["files"] = files
         if split == "train":  # in nats; the end of a document is no word, so eot_id is left out
             meta["unigram_entropy"] = unigram_entropy(counts, tok.eot_id)
-    meta |= {name: dropped[name] for name in (*KINDS[1:], "replacement_characters")}
-    meta["dropped"] = {name: dropped[name] for name in list(state["samples"])[len(KINDS) - 1 :]}
-    if is_part:
-        meta["logs"] = {name: [size, file_hash(os.path.join(out_dir, f"{name}.tmp"))]
-                        for name, size in state["logs"].items()}
-    for name in LOGS if is_part else LOGS[2:]:
-        if is_part or state["logs"][name]:
-            os.replace(os.path.join(out_dir, f"{name}.tmp"), os.path.join(out_dir, name))
-    write_json(os.path.join(out_dir, "shard.json" if is_part else "meta.json"),
-               {**meta, "settings": state["settings"], **about})
+    meta |= {**state["dropped"], "stopped_by": state["full"] or "the end of the text", "settings": state["settings"]}
+    write_json(os.path.join(out_dir, "meta.json"), {**meta, **about})
     clean(out_dir)
 
 
 def clean(out_dir):
     """Removes what only a resume needs; progress.json last."""
-    for name in (*glob.glob("*.bin.tmp", root_dir=out_dir), *glob.glob("seen_*.tmp", root_dir=out_dir),
-                 "dropped.jsonl.tmp", "progress.json"):
+    for name in (*glob.glob("*.bin.tmp", root_dir=out_dir), "digests.tmp", "progress.json"):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(out_dir, name))
-
-
-def file_hash(path):
-    """sha256 (hex) of a file."""
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**22):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 def scan(path, dtype, n_vocab):
@@ -253,37 +271,25 @@ def unigram_entropy(counts, eot_id):
     return float(-(p * np.log(p)).sum())
 
 
-def read_log(out_dir, state, name, dtype, n):
-    """Yields what was committed to one of LOGS, `n` entries of `dtype` at a time."""
-    with open(os.path.join(out_dir, f"{name}.tmp"), "rb") as file:
-        for start in range(0, state["logs"][name] // dtype.itemsize, n):
-            yield np.fromfile(file, dtype, min(n, state["logs"][name] // dtype.itemsize - start))
-
-
-def read_ids(files, start, n, dtype):
-    """[(path, tokens)] that follow one another -> `n` tokens from number `start` on."""
-    parts = [np.zeros(0, dtype)]
-    for path, size in files:
-        if n and start < size:
-            parts.append(np.fromfile(path, dtype, min(n, size - start), offset=start * dtype.itemsize))
-            n -= len(parts[-1])
-        start = max(0, start - size)
-    return np.concatenate(parts)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # what is complete
 
 
-def load_meta(data_dir, name="meta.json"):
+def inside(folder, name):
+    """Path of `name` in `folder`; DataError when the name, or a link on the way, leads out of it."""
+    path, root = os.path.join(folder, name), os.path.realpath(folder)
+    if os.path.commonpath([root, os.path.realpath(path)]) != root:
+        raise DataError(f"{name!r} leads out of {folder}, to {os.path.realpath(path)}: refused, because data from "
+                        "elsewhere must not choose which files are read. Put the file itself into the folder")
+    return path
+
+
+def load_meta(data_dir):
     """meta.json of a prepared folder. FileNotFoundError or DataError says what is wrong and the command that helps."""
-    path, script = os.path.join(data_dir, name), os.path.join(data_dir, "prepare.py")
+    path, script = os.path.join(data_dir, "meta.json"), os.path.join(data_dir, "prepare.py")
     cure = f"python {script}" if os.path.isfile(script) else f"python prepare.py --input=... --out_dir={data_dir}"
     if os.path.exists(os.path.join(data_dir, "progress.json")) and not os.path.exists(path):
         raise DataError(f"{data_dir}: its preparation was interrupted; run the command that began it again: {cure}")
-    if not os.path.isfile(path) and os.path.isfile(os.path.join(data_dir, "shard.json")):
-        raise DataError(f"{data_dir} is one shard of a data set: python prepare.py merge --input=DIR,DIR --out_dir=DIR "
-                        "makes one of all its shards")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is missing: no prepared data set there; make one with {cure}")
     try:
@@ -295,6 +301,7 @@ def load_meta(data_dir, name="meta.json"):
     if missing or version != FORMAT:
         raise DataError(f"{path} has format {version!r} and lacks {sorted(missing) or 'nothing'}, expected format "
                         f"{FORMAT}: another program or version wrote it. {removal(data_dir)}, then {cure}")
+    inside(data_dir, meta["tokenizer"])
     return meta
 
 
@@ -303,11 +310,14 @@ def check_files(data_dir, meta, split):
     if split not in meta["splits"]:
         raise DataError(f"split {split!r} of {data_dir}: expected one of {', '.join(meta['splits'])}")
     cure = f"{removal(data_dir)}, then {meta['command']}"
+    if "sources" in meta:
+        raise DataError(f"{data_dir} holds no tokens of its own, it is a split of {meta['sources']['folder']}: train "
+                        "and evaluate on it, but give that folder to this command")
     if meta["dtype"] != ("uint16" if meta["n_vocab"] <= 65536 else "uint32"):
         raise DataError(f"{data_dir}/meta.json: dtype {meta['dtype']} for {meta['n_vocab']:,} ids; {cure}")
     itemsize, files = np.dtype(meta["dtype"]).itemsize, []
     for file in meta["splits"][split]["files"]:
-        path, n = os.path.join(data_dir, file["name"]), file["tokens"]
+        path, n = inside(data_dir, file["name"]), file["tokens"]
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path} is missing, meta.json lists it with {n:,} tokens; {cure}")
         if (size := os.path.getsize(path)) != n * itemsize:

@@ -7,6 +7,8 @@ import contextlib
 import json
 import math
 import os
+import shutil
+import subprocess
 import sys
 import traceback
 import zipfile
@@ -36,6 +38,14 @@ def user_mistakes():
         sys.exit(f"error: {error}")
 
 
+def git_state():
+    """What the code is: `git describe` of this folder, "-dirty" behind it where files have changed; "" without git."""
+    if not shutil.which("git"):
+        return ""
+    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
+                          cwd=os.path.dirname(__file__) or ".").stdout.strip()
+
+
 # ---- checkpoints ------------------------------------------------------------
 
 def save_checkpoint(out_dir, checkpoint, name="ckpt.pt"):
@@ -45,6 +55,17 @@ def save_checkpoint(out_dir, checkpoint, name="ckpt.pt"):
         raise FloatingPointError("the weights are not finite; nothing was written")
     keep = os.path.join(out_dir, "ckpt_prev.pt") if name == "ckpt.pt" else ""
     replace_file(os.path.join(out_dir, name), lambda file: torch.save(checkpoint, file), keep)
+
+
+def save_or_warn(out_dir, checkpoint, name):
+    """save_checkpoint, but a full disk ends the program only when there is no checkpoint to go on from yet."""
+    try:
+        save_checkpoint(out_dir, checkpoint, name)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        free = f"{error}; {shutil.disk_usage(out_dir).free / 2**20:,.0f} MiB free"
+        if not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
+            sys.exit(f"error: cannot write a first checkpoint to {out_dir}: {free}")
+        print(f"WARNING: {name} was not written ({free}); the previous one stays", flush=True)
 
 
 def read_checkpoint(path):
@@ -89,8 +110,9 @@ def fields_of(arch):
 def differences(checkpoint, model, tok, data_sha256, settings):
     """Why a run with these settings is not the one of the checkpoint -> list of messages, empty if it is."""
     (now, weights), before = model_state(model), dict(checkpoint["model_settings"])
-    for n in ("seed", "batch_size", "optimizer"):
-        now[n], before[n] = settings[n], checkpoint["settings"][n]
+    old = dict(data_weights="", rows="block", block_schedule="") | checkpoint["settings"]  # older runs had no others
+    for n in ("seed", "batch_size", "optimizer", "data_weights", "rows", "block_schedule"):
+        now[n], before[n] = settings[n], old[n]
     found = [f"{k}: {before.get(k)} in the checkpoint, {v} here" for k, v in now.items() if before.get(k) != v]
     if not found and {k: p.shape for k, p in weights.items()} != {k: p.shape for k, p in checkpoint["model"].items()}:
         found.append("model.py: it has other weights than the checkpoint")
@@ -128,28 +150,40 @@ def load_run(out_dir, device):
     return model.to(device).eval(), tok, checkpoint
 
 
+def take_weights(model, out_dir, tok, data_dir):
+    """Loads the weights of another run into `model`; ValueError if they do not fit it, or the tokens of data_dir."""
+    other, other_tok, _ = load_run(out_dir, "cpu")
+    if other_tok.fingerprint != tok.fingerprint:
+        raise ValueError(f"{out_dir} was trained with another tokenizer than that of {data_dir}")
+    try:
+        model.load_state_dict(other.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {out_dir} do not fit this model: {error}") from None
+
+
 def model_state(model):
     """(settings as a dict, weights on the CPU) of an uncompiled, unwrapped model."""
     settings = dict(arch=model.arch) | asdict(model.cfg)
     return settings, {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
 
 
-def does_not_fit(error, model, batch, machine, dtype, rows, setting, loss_of=None):
+def does_not_fit(error, model, batch, machine, dtype, rows, setting, loss_of=None, unit=1):
     """Memory ran out in a step -> what to do: the largest half, quarter, ... of `rows` that is found to fit.
 
     loss_of(*tensors) is the loss of a part of `batch`, whose first tensor is (B,T): that of the model, if not told.
-    setting is what the user lowers.
+    setting is what the user lowers, and counts `unit` rows of this batch as one.
     Raises the error if it was another one.
     """
     if not is_out_of_memory(error):
         raise error
     traceback.clear_frames(error.__traceback__)  # they hold what the failed step had computed
-    found, fewer = f"error: {rows} rows of {batch[0].shape[1]} tokens do not fit into memory", rows // 2
+    found = f"error: {rows * unit} rows of {batch[0].shape[1]} tokens do not fit into memory"
+    fewer = rows // 2
     while fewer:
         model.zero_grad(set_to_none=True)
         try:
             with autocast(machine.device, dtype):
-                loss = (loss_of or model)(*(t[:fewer] for t in batch))
+                loss = (loss_of or model)(*(t[: fewer * unit] for t in batch))
             loss.backward()
             return f"{found}; --{setting}={fewer} does" + ", and the result is the same" * (setting == "micro_batch")
         except RuntimeError as again:
@@ -166,8 +200,8 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
              frequency=None):
     """Loss on fixed masks of the first `rows` rows of `data`, the same for every model, batch size and device.
 
-    -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the predicted tokens' text),
-    "predicted" (tokens)}. All [MASK], no other replacement. Every rank takes part.
+    -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the predicted tokens' text; None
+    when only ids are known), "predicted" (tokens)}. All [MASK], no other replacement. Every rank takes part.
     frequency: share of each id in the training text, float (V,); adds "splits": {name: {"loss", "share"}}, the loss
     where the predicted token stands elsewhere in the row or does not, by distance to its nearest copy, by frequency.
     """
@@ -199,11 +233,21 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
         raise ValueError("no token of the evaluation rows can be masked: they hold special tokens only")
     loss = nats / predicted
     result = dict(loss=loss, accuracy=hits / predicted, perplexity=math.exp(min(loss, 100)), predicted=int(predicted),
-                  bits_per_byte=nats / math.log(2) / max(text_bytes, 1))
+                  bits_per_byte=nats / math.log(2) / max(text_bytes, 1) if tok.has_text else None)
     if frequency is not None:
         result["splits"] = {name: {"loss": parts[2 * i] / parts[2 * i + 1] if parts[2 * i + 1] else None,
                                    "share": parts[2 * i + 1] / predicted} for i, name in enumerate(SPLITS)}
     return result
+
+
+def evaluate_all(model, sets, shares, *args, **settings):
+    """`evaluate` of several data sets -> (loss, accuracy and bits_per_byte of their mixture, {name: loss} of each)."""
+    each = {name: evaluate(model, data, *args, **settings) for name, data in sets.items()}
+    mean = {}
+    for key in ("loss", "accuracy", "bits_per_byte"):
+        values = [r[key] for r in each.values()]
+        mean[key] = None if None in values else sum(share * value for share, value in zip(shares, values))
+    return mean, {name: r["loss"] for name, r in each.items()}
 
 
 SPLITS = ("copy in the row", "no copy", "copy 1-8 away", "copy 9-32 away", "copy 33-128 away", "copy over 128 away",

@@ -3,14 +3,16 @@
 bins.py says what the files are and how they are written.
 """
 
-import bisect
-import itertools
+import copy
 import math
 import os
+from fractions import Fraction
 
 import numpy as np
 
-from bins import DataError, check_files, load_meta
+from bins import DataError, load_meta
+from manifest import Tokens
+from rows import DocumentRows
 from tokenizer import Tokenizer
 
 FULL_SCAN_BYTES = 2 * 10**9  # a split larger than this is checked for foreign ids by sample when it is opened
@@ -50,52 +52,75 @@ def permute(index, n, key):
     return out
 
 
-class TokenData:
-    """One split as blocks of `block_size` tokens (T); the last one is filled up with eot_id.
+def folders(data_dir):
+    """ "data/a,data/b" -> ["data/a", "data/b"]; DataError unless they are different."""
+    names = [name.strip() for name in data_dir.split(",")]
+    if not all(names) or len({os.path.realpath(name) for name in names}) < len(names):
+        raise DataError(f"data_dir={data_dir!r}: expected different folders with commas between")
+    return names
 
-    Sample number n of a run is row n % batch_size of step n // batch_size. Epoch n // n_blocks visits each block once,
-    in an order keyed by (seed, epoch). Files are read, not mapped: memory stays small, and a file that is cut while in
-    use is an error instead of a crash. ValueError or FileNotFoundError when the folder is not whole.
+
+class TokenData:
+    """One split as `n_blocks` rows of `block_size` tokens (T).
+
+    rows="block": packed, cut every T tokens, the last one filled up with eot_id. "document": each begins a document or
+    goes on with one longer than T, and is filled up with pad_id (rows.py). Sample number n of a run is row
+    n % batch_size of step n // batch_size. Epoch n // n_blocks visits each row once, in an order keyed by (seed,
+    epoch). Files are read, not mapped: memory stays small, and a file that is cut while in use is an error instead of a
+    crash. ValueError or FileNotFoundError when the folder is not whole.
     """
 
-    def __init__(self, data_dir, split, block_size, seed=0):
-        self.meta, self.block_size = load_meta(data_dir), block_size
-        files = check_files(data_dir, self.meta, split)
+    def __init__(self, data_dir, split, block_size, seed=0, rows="block"):
+        self.meta, self.data_dir, self.split = load_meta(data_dir), data_dir, split
+        self.tokens = Tokens(data_dir, self.meta, split)
         self.dtype, self.eot_id, self.seed = np.dtype(self.meta["dtype"]), self.meta["eot_id"], seed
-        self.n_tokens = sum(n for _, n in files)
+        self.n_tokens, self.files = self.tokens.n_tokens, self.tokens.paths
         if not 1 <= block_size <= self.n_tokens:
             raise DataError(f"block_size = {block_size}, but the {split} split of {data_dir} holds {self.n_tokens:,} "
                             f"tokens: the largest usable block_size is {self.n_tokens}")
-        self.n_blocks = -(-self.n_tokens // block_size)
         folder = os.path.join(data_dir, self.meta["tokenizer"])
-        if (found := Tokenizer.load(folder).fingerprint) != self.meta["fingerprint"]:
-            raise DataError(f"{folder} has fingerprint {found[:12]}, the bins were written with "
+        tok = Tokenizer.load(folder)
+        self.pad_id = tok.pad_id
+        if tok.fingerprint != self.meta["fingerprint"]:
+            raise DataError(f"{folder} has fingerprint {tok.fingerprint[:12]}, the bins were written with "
                             f"{self.meta['fingerprint'][:12]}: another tokenizer. Restore the folder or prepare again")
-        for path, _ in files:
+        for path in () if "sources" in self.meta else self.files:  # those of a split are as they were when it was made
             if (highest := highest_id(path, self.dtype)) >= self.meta["n_vocab"]:
                 raise DataError(f"{path} contains id {highest:,}, meta.json says {self.meta['n_vocab']:,} ids: not the "
                                 f"file it describes. python prepare.py validate --data_dir={data_dir} tells more")
-        self.starts = list(itertools.accumulate((n for _, n in files), initial=0))
-        self.files = [open(path, "rb", buffering=0) for path, _ in files]
+        self.set_rows(block_size, rows)
+
+    def set_rows(self, block_size, rows):
+        self.block_size, self.documents = block_size, DocumentRows(self, block_size) if rows == "document" else None
+        self.n_blocks = self.documents.n_rows if self.documents else -(-self.n_tokens // block_size)
+        self.row_tokens = Fraction(self.documents.n_tokens, self.n_blocks) if self.documents else Fraction(block_size)
+
+    def in_rows(self, block_size, rows="block"):
+        """The same split in other rows; its files are neither opened nor checked again."""
+        other = copy.copy(self)
+        other.set_rows(block_size, rows)
+        return other
 
     def read(self, start, out):
         """Fills `out` (dtype of the bins) with the tokens from number `start` on, as far as there are any."""
-        while len(out) and start < self.n_tokens:
-            shard = bisect.bisect_right(self.starts, start) - 1
-            n = min(len(out), self.starts[shard + 1] - start)
-            offset, file = (start - self.starts[shard]) * self.dtype.itemsize, self.files[shard]
-            if os.preadv(file.fileno(), [out[:n]], offset) != n * self.dtype.itemsize:
-                raise DataError(f"{file.name} was cut while in use: prepare it again")
-            out, start = out[n:], start + n
+        self.tokens.read(start, out)
 
     def block(self, indices):
-        """Blocks by their number in file order, for evaluation -> ids int64 tensor (len(indices), T)."""
+        """Rows by their number in file order, for evaluation -> ids int64 tensor (len(indices), T)."""
         import torch  # here, because preparing data does not need its 200 MB and 1.5 s
 
-        out = np.full((len(indices), self.block_size), self.eot_id, self.dtype)
-        for row, index in zip(out, indices):
-            self.read(int(index) * self.block_size, row)
+        T, indices = self.block_size, np.asarray(indices, dtype=np.int64)
+        starts, lengths = self.documents.at(indices) if self.documents else (indices * T, np.full(len(indices), T))
+        out = np.full((len(indices), T), self.pad_id if self.documents else self.eot_id, self.dtype)
+        for row, start, length in zip(out, starts.tolist(), lengths.tolist()):
+            self.read(start, row[:length])
         return torch.from_numpy(out.astype(np.int64))
+
+    def samples(self, n):
+        """Rows that samples number n, uint64 (B,), are of -> ids int64 tensor (B, T)."""
+        epoch, index = n // np.uint64(self.n_blocks), n % np.uint64(self.n_blocks)
+        key = mix(epoch + mix(np.array([self.seed % 2**64], np.uint64)))
+        return self.block(permute(index, self.n_blocks, key))
 
     def batch(self, step, batch_size, rank=0, world_size=1):
         """Rows of `rank` in global batch number `step` of `batch_size` sequences -> ids (B, T), sample_ids (B,).
@@ -109,6 +134,4 @@ class TokenData:
                             f"of {world_size}, such as {-(-batch_size // world_size) * world_size}")
         rows = batch_size // world_size
         n = np.arange(rows, dtype=np.uint64) + np.uint64(step * batch_size + rank * rows)
-        epoch, index = n // np.uint64(self.n_blocks), n % np.uint64(self.n_blocks)
-        key = mix(epoch + mix(np.array([self.seed % 2**64], np.uint64)))
-        return self.block(permute(index, self.n_blocks, key)), torch.from_numpy(n.astype(np.int64))
+        return self.samples(n), torch.from_numpy(n.astype(np.int64))

@@ -22,7 +22,6 @@ from configurator import configure
 config = configure(globals())
 
 import json
-import math
 import os
 import shlex
 import statistics
@@ -36,6 +35,8 @@ import torch
 from common import build_model, fields_of, read_log, user_mistakes
 from files import replace_file, write_json
 from masking import MASKING_TYPES
+from mixture import Batches
+from shards import folders
 from tokenizer import Tokenizer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -64,21 +65,26 @@ def plan(name, arguments):
     """What train.py would make of an arm -> its arguments with the budget, parameters and FLOPs a token."""
     arguments = [*shlex.split(base), *arguments]
     settings = configure(dict(__file__=os.path.join(HERE, "train.py"), __doc__=""), arguments)
-    if not os.path.exists(os.path.join(settings["data_dir"], "meta.json")):
-        raise ValueError(f"arm {name}: {settings['data_dir']} holds no prepared data; make it with python prepare.py "
-                         f"--input=GLOB --out_dir={settings['data_dir']} --tokenizer=bpe:16000")
-    tok = Tokenizer.load(os.path.join(settings["data_dir"], "tokenizer"))
+    for folder in folders(settings["data_dir"]):
+        if not os.path.exists(os.path.join(folder, "meta.json")):
+            raise ValueError(f"arm {name}: {folder} holds no prepared data; make it with python prepare.py "
+                             f"--input=GLOB --out_dir={folder} --tokenizer=bpe:16000")
+    batches = Batches(*(settings[key] for key in "data_dir data_weights rows block_size block_schedule seed batch_size "
+                        "max_steps max_tokens".split()))
+    tok = Tokenizer.load(os.path.join(batches.names[0], "tokenizer"))
     model_settings = {key: settings[key] for key in fields_of(settings["arch"]) if key in settings} | dict(
         arch=settings["arch"], vocab_size=settings["vocab_size"] or tok.vocab_size, mask_id=tok.mask_id,
         eot_id=tok.eot_id)
     with torch.device("meta"):
         model = build_model(model_settings)
-    T = settings["block_size"]
-    per_token = model.flops_per_token(T, math.ceil(settings["mlm_probability"] * T), settings["micro_batch"])
+    per_token = batches.flops_per_token(model, settings["mlm_probability"], settings["micro_batch"])
+    a_step = settings["batch_size"] * settings["block_size"] * sum(
+        float(share) * per_token[T] for T, share in batches.lengths)
     if flops:
-        steps = max(1, round(flops / per_token / T / settings["batch_size"]))
+        steps = max(1, round(flops / a_step))
         arguments += [f"--max_steps={steps}", "--max_tokens=0", "--max_minutes=0"]
-    return dict(arguments=arguments, params=model.num_params(), mflop_per_token=per_token / 1e6)
+    return dict(arguments=arguments, params=model.num_params(),
+                mflop_per_token=a_step / float(batches.tokens_a_step) / 1e6)
 
 
 def run(job):
@@ -141,7 +147,7 @@ def table():
         total = mine[0]["tokens"] * arm["mflop_per_token"] * 1e6
         cells = [name, f"{arm['params']:,}", f"{arm['mflop_per_token']:.2f}", f"{mine[0]['tokens']:,}", f"{total:.2e}",
                  spread([r["loss"] for r in mine], 3), spread([r["bits_per_byte"] for r in mine], 3)]
-        cells += [spread([r["maskings"][m] for r in mine], 3) for m in MASKING_TYPES if evaluate]
+        cells += [spread([r["maskings"].get(m) for r in mine], 3) for m in MASKING_TYPES if evaluate]
         cells += [spread([r["health"][key] for r in mine], 1 if key == "concept_rank" else 3) for key in HEALTH]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

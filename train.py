@@ -11,7 +11,10 @@ SIGTERM, SIGINT and SIGUSR1 save and stop. The last line on stdout is a JSON sum
 
 # ---- settings ---------------------------------------------------------------
 out_dir = "out/run"  # checkpoints, log and a copy of the tokenizer go here
-data_dir = "data/pydocs"  # made by a prepare.py: train.bin, val.bin, meta.json, tokenizer/
+data_dir = "data/pydocs"  # made by a prepare.py: train.bin, val.bin, meta.json, tokenizer/; several: commas between
+data_weights = ""  # share of the tokens from each of several, such as 0.7,0.3; empty: by size, each once an epoch
+rows = "block"  # block: packed, documents one after the other | document: each row begins one, and is padded
+block_schedule = ""  # rows that grow, LENGTH:SHARE of the tokens, such as 128:0.9,512:0.1; empty: all of block_size
 init_from = "auto"  # auto: resume out_dir if it can be | scratch: refuse to | DIR: weights of another run, step 0
 # model: ConceptConfig in model.py and TransformerConfig in baselines.py explain each
 arch = "concept"  # concept | transformer (the baseline, of width token_dim)
@@ -85,7 +88,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -99,6 +101,7 @@ import health
 from cooccurrence import token_vectors
 from files import FolderLock, write_json
 from masking import MaskedBatch, check_masking, mask_batch
+from mixture import Batches
 from shards import TokenData
 from tokenizer import Tokenizer
 
@@ -114,11 +117,13 @@ def check_settings():
         ("concept_window",): masking_type == "concepts", ("span_length_distribution",): masking_type == "span",
         ("n_mixer", "mixer_kernel", "n_decoder", "self_attention",
          "lexicon"): arch != "concept" or bottleneck == "open", ("wandb_project",): wandb != "off",
-        ("decay_fraction",): lr_schedule == "wsd", ("min_lr",): lr_schedule != "constant"}
+        ("decay_fraction",): lr_schedule == "wsd", ("min_lr",): lr_schedule != "constant",
+        ("isolate_documents",): rows == "block"}
     wrong = [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}" for names, holds
              in only_with.items() for name in names if not holds and config[name] != defaults[name]]
     choices = dict(arch=common.ARCHS, init_table=("random", "cooccurrence"), optimizer=("adamw", "muon"), lr_schedule=(
-        "cosine", "linear", "wsd", "constant"), wandb=("online", "offline", "off"), compile=("auto", "true", "false"))
+        "cosine", "linear", "wsd", "constant"), wandb=("online", "offline", "off"), compile=("auto", "true", "false"),
+        rows=("block", "document"))
     wrong += [f"{name}={config[name]!r}: expected {', '.join(allowed)}"
               for name, allowed in choices.items() if config[name] not in allowed]
     for names, low, high, expected in (
@@ -127,6 +132,8 @@ def check_settings():
             ("min_lr health_rows warmup_steps max_tokens max_minutes stop_at_step patience weight_decay grad_clip "
              "save_minutes", 0, math.inf, "0 or more"), ("beta1 beta2 decay_fraction", 0, 1, "from 0, below 1")):
         wrong += [f"{n}={config[n]}: expected {expected}" for n in names.split() if not low <= config[n] < high]
+    if block_schedule and max_minutes:
+        wrong.append("block_schedule: its shares are of a known number of steps; give max_steps, not max_minutes")
     per_process = batch_size // machine.world_size
     if batch_size % machine.world_size:
         wrong.append(f"batch_size={batch_size} does not divide among {machine.world_size} processes")
@@ -151,10 +158,10 @@ def model_settings():
 with common.user_mistakes():
     machine = hardware.find_machine(device, block_size)
     check_settings()
-    train_data = TokenData(data_dir, "train", block_size, seed)
-    val_data = TokenData(data_dir, "val", block_size, seed)
-    tok = Tokenizer.load(os.path.join(data_dir, "tokenizer"))
-    data_sha256 = [file["sha256"] for file in train_data.meta["splits"]["train"]["files"]]
+    data = Batches(data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size, max_steps, max_tokens)
+    val_sets = {name: TokenData(name, "val", block_size, seed) for name in data.names}
+    tok, max_steps = Tokenizer.load(os.path.join(data.names[0], "tokenizer")), data.n_steps
+    check_masking(masking_type, mlm_probability, tok=tok)
     dtype, dtype_reason = hardware.choose_dtype(dtype, machine.device)
     torch.manual_seed(seed)
     model = common.build_model(model_settings())
@@ -168,7 +175,7 @@ with common.user_mistakes():
     if resumed and init_from not in ("auto", "scratch"):
         machine.say(f"{out_dir} holds a run: resuming it; --init_from={init_from} was for its first start")
     if resumed:
-        changed = common.differences(resumed, model, tok, data_sha256, config)
+        changed = common.differences(resumed, model, tok, data.sha256, config)
         if changed:
             raise ValueError(f"{out_dir} cannot be resumed with other settings:\n       " + "\n       ".join(changed)
                              + "\n       choose another --out_dir, or go back to these settings")
@@ -176,23 +183,15 @@ with common.user_mistakes():
     elif init_from in ("auto", "scratch"):
         if init_table == "cooccurrence" and machine.is_main:  # other processes get their weights from this one
             machine.say("token table: counting which tokens of the training bins keep company, up to a minute")
-            model.start_table(token_vectors(train_data, model.cfg.vocab_size, token_dim, seed))
+            model.start_table(token_vectors(data, model.cfg.vocab_size, token_dim, seed))
     else:
-        other, other_tok, _ = common.load_run(init_from, "cpu")
-        if other_tok.fingerprint != tok.fingerprint:
-            raise ValueError(f"{init_from} was trained with another tokenizer than that of {data_dir}")
-        try:
-            model.load_state_dict(other.state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"the weights of {init_from} do not fit this model: {error}") from None
+        common.take_weights(model, init_from, tok, data_dir)
     model.to(machine.device)
 
 rows_per_process = batch_size // machine.world_size
 micro_batch = min(micro_batch, rows_per_process)
-tokens_per_step = batch_size * block_size
-max_steps = min(max_steps, math.ceil(max_tokens / tokens_per_step) if max_tokens else max_steps)
 use_compile = compile == "true" or (compile == "auto" and machine.device.type == "cuda")
-entropy = train_data.meta["unigram_entropy"]
+entropy = data.unigram_entropy
 
 # ---- optimizer and schedule -------------------------------------------------
 
@@ -243,29 +242,27 @@ if resumed:
     best_loss, bad_evals, before_minutes = resumed["best_loss"], resumed["bad_evals"], resumed["minutes"]
     if machine.is_main:
         common.rewind_log(out_dir, step)
-net = torch.compile(model, fullgraph=True) if use_compile else model
+net = torch.compile(model, fullgraph=True, dynamic=False) if use_compile else model
 if machine.world_size > 1:
     net = DistributedDataParallel(net, device_ids=[machine.device.index] if machine.device.type == "cuda" else None)
 
 # ---- what the run is, on screen and in out_dir --------------------------------
-flops_per_token = model.flops_per_token(block_size, math.ceil(mlm_probability * block_size), micro_batch)
-peak = hardware.matmul_peak(machine.device, dtype)
-git = shutil.which("git") and subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True,
-                                             text=True, cwd=os.path.dirname(__file__) or ".").stdout.strip()
+flops_per_token = data.flops_per_token(model, mlm_probability, micro_batch)  # {row length: FLOPs}
+peak, git = hardware.matmul_peak(machine.device, dtype), common.git_state()
 changed = ", ".join(f"{name}={value}" for name, value in config.items() if value != defaults[name])
 unused = ", ".join(sorted(set(config) & set().union(*map(common.fields_of, common.ARCHS)) - common.fields_of(arch)))
-since = resumed and ", ".join(f"{name}={resumed['settings'].get(name)} -> {value}" for name, value in config.items()
-                              if value != resumed["settings"].get(name))
+before = defaults | resumed["settings"] if resumed else config  # an older run had fewer settings
+since = ", ".join(f"{name}={before[name]} -> {value}" for name, value in config.items() if value != before[name])
 compile_reason = "on for CUDA only; a CPU gains a few percent for a 20 s start" if compile == "auto" else "as asked"
 machine.say(
     f"torch {torch.__version__}, git {git or 'none'}, {machine.world_size} x {machine.device}, matmul peak "
     f"{peak / 1e12:.2f} TFLOP/s each\ndtype {dtype} ({dtype_reason}); compile {use_compile} ({compile_reason})\n"
     f"settings that differ from the defaults: {changed or 'none'}\n"
     f"arch {arch}, which does not use {unused}\n"
-    f"model: {model.num_params():,} parameters, {flops_per_token / 1e6:,.1f} MFLOP a token\n"
+    f"model: {model.num_params():,} parameters, {flops_per_token[block_size] / 1e6:,.1f} MFLOP a token\n"
     f"step: {batch_size} rows x {block_size} tokens = {machine.world_size} processes x "
     f"{rows_per_process // micro_batch} micro-batches x {micro_batch} rows\n"
-    f"data: {train_data.n_tokens:,} tokens, {max_steps * tokens_per_step / train_data.n_tokens:,.2f} epochs\n"
+    f"{data.plan()}\n"
     f"unigram entropy {entropy:.3f} nats: a loss above it has not even learned word frequencies\n"
     + (f"resuming at step {step}, changed since: {since or 'nothing'}" if resumed else "starting at step 0"))
 if machine.is_main:
@@ -297,7 +294,7 @@ def log(record):
 
 def masked_batch(step):
     """Masks of this process's rows of one step, and the number of predicted tokens over all processes."""
-    ids, sample_ids = train_data.batch(0 if overfit_batch else step, batch_size, machine.rank, machine.world_size)
+    ids, sample_ids = data.batch(0 if overfit_batch else step, machine.rank, machine.world_size)
     batch = mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed, concept_window=concept_window,
                        span_length_distribution=span_length_distribution, mask_replace=mask_replace)
     batch = MaskedBatch(*machine.take(batch))
@@ -310,11 +307,12 @@ def masked_batch(step):
 def forward_backward(batch, total):
     """Adds up the gradients of all micro-batches. -> this process's share of the loss, a tensor."""
     loss = torch.zeros((), device=machine.device)
-    parts = list(zip(*(t.split(micro_batch) for t in batch)))
+    parts = list(zip(*(t.split(micro_batch * block_size // batch.inputs.shape[1]) for t in batch)))
     for i, part in enumerate(parts):
+        is_real = part[0] != tok.pad_id if rows == "document" else None
         with nullcontext() if i == len(parts) - 1 or machine.world_size == 1 else net.no_sync():
             with hardware.autocast(machine.device, dtype):
-                share = net(*part, total)
+                share = net(*part, total, is_real)
             # DDP averages over processes, the loss is a sum over them
             scaler.scale(share * machine.world_size).backward()
         loss += share.detach()
@@ -344,17 +342,20 @@ def update(lr):
 def validate():
     """Validation loss on fixed masks (single tokens, 15 %), the same for every masking strategy."""
     global best_loss, bad_evals, evaluated_at
-    result = common.evaluate(model, val_data, tok, machine, dtype, rows=eval_rows, micro_batch=micro_batch)
+    result, losses = common.evaluate_all(model, val_sets, data.shares, tok, machine, dtype, rows=eval_rows,
+                                         micro_batch=micro_batch)
     better, evaluated_at = result["loss"] < best_loss, step
     best_loss, bad_evals = min(best_loss, result["loss"]), 0 if better else bad_evals + 1
     machine.say(f"step {step}: validation loss {result['loss']:.4f} nats (unigram entropy {entropy:.3f}), "
                 f"accuracy {result['accuracy']:.1%}{', best so far' if better else ''}")
+    if len(losses) > 1:
+        machine.say(*(f" {name} {loss:.4f}" for name, loss in losses.items()))
     alive = {}
     if health_rows and machine.is_main:
-        alive = health.summary(model, val_data, tok, machine, dtype, health_rows, micro_batch)
+        alive = health.summary(model, next(iter(val_sets.values())), tok, machine, dtype, health_rows, micro_batch)
         machine.say(*(f" {name} {'-' if value is None else format(value, '.3g')}" for name, value in alive.items()))
     log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"], unigram_entropy=entropy,
-             val_bits_per_byte=result["bits_per_byte"], tokens=step * tokens_per_step) | alive)
+             val_bits_per_byte=result["bits_per_byte"], tokens=data.tokens(step), val_losses=losses) | alive)
     return better
 
 
@@ -365,19 +366,13 @@ def save(best=False):
     if not machine.is_main:
         return
     settings, weights = common.model_state(model)
-    small = dict(model_settings=settings, model=weights, settings=config, step=step, tokens=step * tokens_per_step,
-                 best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint, data_sha256=data_sha256)
+    small = dict(model_settings=settings, model=weights, settings=config, step=step, tokens=data.tokens(step),
+                 best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint, data_sha256=data.sha256)
     full = small | dict(optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
                         rng=torch.get_rng_state(), skipped=int(skipped[0]), bad_evals=bad_evals, minutes=minutes(),
                         evaluated_at=evaluated_at)
     for name, checkpoint in [("ckpt.pt", full)] + [("best.pt", small)] * best:
-        try:
-            common.save_checkpoint(out_dir, checkpoint, name)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            free = f"{error}; {shutil.disk_usage(out_dir).free / 2**20:,.0f} MiB free"
-            if not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
-                sys.exit(f"error: cannot write a first checkpoint to {out_dir}: {free}")
-            print(f"WARNING: {name} was not written ({free}); the previous one stays", flush=True)
+        common.save_or_warn(out_dir, checkpoint, name)
 
 
 # ---- the loop ----------------------------------------------------------------
@@ -394,11 +389,14 @@ if step % eval_interval == 0 and evaluated_at != step:  # at the start, or where
     save(best=validate())
 batch, total = masked_batch(step)
 while not stopped and step < max_steps:
-    lr = learning_rate_at(step, progress_at(step))
+    lr, phase = learning_rate_at(step, progress_at(step)), data.phase(step)
+    if step == phase.begin > 0:
+        machine.say(f"step {step}: {phase.rows:,} rows of {phase.T} tokens a step from here on")
     try:
         loss = forward_backward(batch, total)
     except RuntimeError as error:
-        sys.exit(common.does_not_fit(error, model, batch, machine, dtype, micro_batch, "micro_batch"))
+        unit = block_size // phase.T
+        sys.exit(common.does_not_fit(error, model, batch, machine, dtype, micro_batch, "micro_batch", unit=unit))
     batch, total = masked_batch(step + 1)  # drawn while a GPU still works on the step
     norm = update(lr)
     step, window_steps = step + 1, window_steps + 1
@@ -417,16 +415,18 @@ while not stopped and step < max_steps:
             sys.exit(f"error: {in_a_row} updates in a row had a non-finite gradient; the last good checkpoint is "
                      f"{out_dir}/ckpt.pt; resume it with a lower --learning_rate")
         seconds = time.monotonic() - window_start
-        tokens_per_s = window_steps * tokens_per_step / seconds
+        tokens_per_s = (data.tokens(step) - data.tokens(step - window_steps)) / seconds
         eta = min((max_steps - step) * seconds / window_steps, (max_minutes or math.inf) * 60 - minutes() * 60)
-        mfu = tokens_per_s * flops_per_token / (peak * machine.world_size)
+        positions_per_s = window_steps * batch_size * block_size / seconds  # padding included: it costs as much
+        mfu = positions_per_s * flops_per_token[phase.T] / (peak * machine.world_size)
         if step % log_interval == 0 or stopped:
             machine.say(f"step {step}/{max_steps} loss {loss_now:.4f} norm {norm:.2f} lr {lr:.2e} "
                         f"{tokens_per_s:,.0f} tok/s mfu {mfu:.0%} {hardware.memory_gib(machine.device):.1f} GiB "
-                        f"eta {max(eta, 0) / 60:.1f} min")
-            log(dict(step=step, loss=loss_now, grad_norm=norm.item(), lr=lr, tokens=step * tokens_per_step,
+                        f"eta {max(eta, 0) / 60:.1f} min{data.shares_so_far(step)}")
+            log(dict(step=step, loss=loss_now, grad_norm=norm.item(), lr=lr, tokens=data.tokens(step),
                      tokens_per_s=tokens_per_s, mfu=mfu, memory_gib=hardware.memory_gib(machine.device),
-                     minutes=minutes(), skipped=skipped_total))
+                     minutes=minutes(), skipped=skipped_total, block_size=phase.T,
+                     sources=data.progress(step)))
         window_start, window_steps = time.monotonic(), 0
     stopped = "overfit" if overfit_batch and loss_now < 0.05 else stopped
     pre_empted = asked or stopped == "stop_at_step"
@@ -444,7 +444,7 @@ if overfit_batch and loss_now >= 0.05:
 if machine.is_main:
     evaluations = [r["val_loss"] for r in common.read_log(out_dir) if "val_loss" in r]
     print(json.dumps(dict(
-        out_dir=out_dir, step=step, tokens=step * tokens_per_step, stopped=stopped or "max_steps",
+        out_dir=out_dir, step=step, tokens=data.tokens(step), stopped=stopped or "max_steps",
         loss=None if math.isnan(loss_now) else loss_now, val_loss=evaluations[-1] if evaluations else None,
         best_val_loss=best_loss, unigram_entropy=entropy, params=model.num_params(),
         tokens_per_s=round(tokens_per_s), minutes=round(minutes(), 2), skipped=int(skipped[0]))))

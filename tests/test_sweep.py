@@ -52,8 +52,10 @@ def test_every_arm_and_seed_is_in_the_table_and_a_repeat_trains_nothing(sweep):
 
 def test_equal_flops_buy_fewer_tokens_where_a_token_costs_more(sweep):
     out, run = sweep
-    run(f"--out_dir={out}/flops", "--flops=1.5e9", "--seeds=1", "--evaluate=1")
+    padded = "padded --arch=transformer --rows=document --block_schedule=8:0.5,32:0.5"  # padding costs, and is no token
+    run(f"--out_dir={out}/flops", "--flops=1.5e9", "--seeds=1", "--evaluate=1", f"--arms={ARMS}{padded}")
     saved = json.loads((out / "flops" / "results.json").read_text())
+    assert saved["plans"]["padded"]["mflop_per_token"] > 1.005 * saved["plans"]["plain"]["mflop_per_token"]
     for r in saved["results"]:
         plan = saved["plans"][r["arm"]]
         assert r["tokens"] * plan["mflop_per_token"] * 1e6 == pytest.approx(1.5e9, rel=0.05)
