@@ -23,7 +23,7 @@ import shutil
 
 import numpy as np
 
-from files import FolderLock, write_json
+from files import FolderLock, file_hash, write_json
 
 FORMAT, SPLITS = 1, ("train", "val")
 META_KEYS = set("dtype n_vocab vocab_size eot_id tokenizer fingerprint splits unigram_entropy settings command".split())
@@ -32,7 +32,8 @@ KEPT, EMPTY, BAD_LINE, BAD_FILE, OUTSIDE, DUPLICATE = range(len(KINDS))
 ROW = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("replaced", "<u4"), ("kind", "u1"),
                 ("is_val", "?")])  # tokens, bytes of text and U+FFFD in it: 0 unless kept
 LOGS = ("rows.bin", "bands.bin", "dropped.jsonl")
-N_SAMPLES, SAMPLE_BYTES = 20, 5000  # dropped documents of each rule in dropped.jsonl, and what one takes at most
+N_SAMPLES, SHOWN_BYTES = 20, 8000  # dropped documents of each rule in dropped.jsonl, and what one takes at most
+NEAR = "near_duplicates"  # the one rule that is not of a text alone
 BUDGETS = ("val_fraction", "max_tokens", "max_bytes", "fraction", "max_disk_gb")
 DROPPED = (*KINDS[1:], "replacement_characters")  # counted
 SMALL_FILES = 50_000  # bytes kept free under max_disk_gb for meta.json and progress.json
@@ -77,9 +78,9 @@ def load_state(out_dir, settings, rules=()):
         shutil.rmtree(os.path.join(out_dir, "tokenizer"), ignore_errors=True)  # a mistyped setting binds nobody
         counts = dict.fromkeys(DROPPED, 0)
         zero = {name: dict.fromkeys(SPLITS, 0) for name in ("tokens", "documents", "bytes")}
-        rules = dict.fromkeys(rules, 0)
-        there = {"settings": settings, "position": None, "full": "", "n_rows": 0, "dropped": counts, "rules": rules,
-                 "samples": rules, "logs": dict.fromkeys(LOGS, 0), **zero}
+        there = {"settings": settings, "position": None, "full": "", "n_rows": 0, "dropped": counts,
+                 "rules": dict.fromkeys(rules, 0), "samples": dict.fromkeys(rules, 0), "logs": dict.fromkeys(LOGS, 0),
+                 **zero}
         write_json(path, there)
     old = there["settings"]
     if differ := [f"{name} is {old.get(name)!r} there and {settings.get(name)!r} now"
@@ -148,6 +149,7 @@ def commit(out_dir, state, chunk, ids, bands):
         state["documents"][split] += int(chosen.sum())
         state["bytes"][split] += int(rows["bytes"][chosen].sum())
     samples = take_samples(state, chunk.samples, n)
+    bands = bands[: kept.sum() + (rows["kind"] == (kinds.index(NEAR) if NEAR in kinds else 255)).sum()]
     for name, data in zip(LOGS, (rows, bands, np.frombuffer(samples.encode(), np.uint8))):
         if data.nbytes:
             append(os.path.join(out_dir, f"{name}.tmp"), data)
@@ -192,7 +194,7 @@ def within_budget(out_dir, state, rows, itemsize, n_bands=()):
             sizes = np.cumsum(rows[name.removeprefix("max_")], dtype=np.int64)
             ends.append((int(np.searchsorted(sizes, room)) + 1, name))
     if settings.get("max_disk_gb") and "shard" not in settings:
-        used = written_bytes(state, itemsize) + SMALL_FILES + N_SAMPLES * SAMPLE_BYTES * len(state["rules"]) + sum(
+        used = written_bytes(state, itemsize) + SMALL_FILES + N_SAMPLES * SHOWN_BYTES * len(state["rules"]) + sum(
             entry.stat().st_size for entry in os.scandir(os.path.join(out_dir, "tokenizer")))
         room, a_row = int(settings["max_disk_gb"] * 1e9) - used, ROW.itemsize + 8 * sum(n_bands)
         sizes = np.cumsum(rows["tokens"].astype(np.int64) * itemsize + a_row)
@@ -216,19 +218,22 @@ def append(path, array):
 
 
 def finish(out_dir, state, tok, dtype, about):
-    """Gives the bins their names and writes meta.json, which makes the folder complete."""
+    """Gives the bins their names and writes meta.json, or shard.json, which makes the folder complete."""
+    is_part = "shard" in state["settings"]
     empty = [split for split in SPLITS if not state["documents"][split]]
-    if empty:  # no resume can mend this, so the folder is left as it was found
+    if empty and not is_part:  # no resume can mend this, so the folder is left as it was found
         shutil.rmtree(os.path.join(out_dir, "tokenizer"))
         clean(out_dir)
         given = [f"{name} = {value}" for name in BUDGETS if (value := state["settings"].get(name))]
+        counts = [f"{count:,} {name}" for name, count in {**state["dropped"], **state["rules"]}.items() if count]
         raise DataError(f"none of {sum(state['documents'].values())} documents fell into {' and '.join(empty)} with "
-                        f"{', '.join(given) or 'val_fraction = 0.0'}; nothing was written. Give more text, smaller "
-                        "documents, a larger budget, or a val_fraction that leaves both splits at least five documents")
+                        f"{', '.join(given) or 'val_fraction = 0.0'}{'; dropped: ' * bool(counts)}{', '.join(counts)}; "
+                        "nothing was written. Give more text, smaller documents, a larger budget, other rules, or a "
+                        "val_fraction that leaves both splits at least five documents")
     meta = {"format": FORMAT, "dtype": dtype.name, "n_vocab": tok.n_vocab, "vocab_size": tok.vocab_size,
             "eot_id": int(tok.eot_id), "tokenizer": "tokenizer", "fingerprint": tok.fingerprint, "splits": {}}
     for split in SPLITS:
-        counts, files = 0, []
+        counts, files = np.zeros(tok.n_vocab + 1, np.int64), []
         sizes = shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])
         for shard, n in enumerate(sizes):
             name = f"{split}.bin" if len(sizes) == 1 else f"{split}_{shard:05d}.bin"
@@ -242,13 +247,21 @@ def finish(out_dir, state, tok, dtype, about):
         if split == "train":  # in nats; the end of a document is no word, so eot_id is left out
             meta["unigram_entropy"] = unigram_entropy(counts, tok.eot_id)
     meta |= {**state["dropped"], "stopped_by": state["full"] or "the end of the text", "settings": state["settings"]}
-    write_json(os.path.join(out_dir, "meta.json"), {**meta, **about})
+    if state["rules"]:
+        meta["dropped"] = state["rules"]
+    if is_part:
+        meta["logs"] = {name: [size, file_hash(os.path.join(out_dir, f"{name}.tmp"))]
+                        for name, size in state["logs"].items()}
+    for name in LOGS if is_part else [name for name in LOGS[2:] if state["logs"][name]]:
+        os.replace(os.path.join(out_dir, f"{name}.tmp"), os.path.join(out_dir, name))
+    write_json(os.path.join(out_dir, "shard.json" if is_part else "meta.json"), {**meta, **about})
     clean(out_dir)
 
 
 def clean(out_dir):
     """Removes what only a resume needs; progress.json last."""
-    for name in (*glob.glob("*.bin.tmp", root_dir=out_dir), "digests.tmp", "progress.json"):
+    patterns = ("*.bin.tmp", "dropped.jsonl.tmp", "seen_*.tmp", "progress.json")
+    for name in (name for pattern in patterns for name in glob.glob(pattern, root_dir=out_dir)):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(out_dir, name))
 
@@ -284,12 +297,15 @@ def inside(folder, name):
     return path
 
 
-def load_meta(data_dir):
+def load_meta(data_dir, name="meta.json"):
     """meta.json of a prepared folder. FileNotFoundError or DataError says what is wrong and the command that helps."""
-    path, script = os.path.join(data_dir, "meta.json"), os.path.join(data_dir, "prepare.py")
+    path, script = os.path.join(data_dir, name), os.path.join(data_dir, "prepare.py")
     cure = f"python {script}" if os.path.isfile(script) else f"python prepare.py --input=... --out_dir={data_dir}"
     if os.path.exists(os.path.join(data_dir, "progress.json")) and not os.path.exists(path):
         raise DataError(f"{data_dir}: its preparation was interrupted; run the command that began it again: {cure}")
+    if not os.path.isfile(path) and os.path.isfile(os.path.join(data_dir, "shard.json")):
+        raise DataError(f"{data_dir} is one shard of a data set: python prepare.py merge --input=DIR,DIR --out_dir=DIR "
+                        "makes one of all its shards")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is missing: no prepared data set there; make one with {cure}")
     try:

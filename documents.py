@@ -20,23 +20,15 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-<<<<<<< HEAD
 import bins
-from bins import KEPT, KINDS, ROW, DataError, commit, finish, load_meta, load_state, locked, open_bins, removal
+from bins import DROPPED, DataError, commit, finish, load_meta, load_state, locked, open_bins, removal, written_bytes
 from duplicates import NearDuplicates, seen_texts
 from tokenizer import Tokenizer
-from workers import judge_chunks
-
-CHUNK_BYTES = 4_000_000  # of UTF-8 text: what one process tokenises at a time; a kill loses one such chunk a process
-CHUNK_ROWS = 50_000  # documents in a chunk at most
-=======
-from bins import DROPPED, DataError, commit, finish, load_meta, load_state, locked, open_bins, removal, written_bytes
-from tokenizer import Tokenizer
-from workers import Ids, encode_chunks
+from workers import Ids, judge_chunks
 
 CHUNK_BYTES = 4_000_000  # of UTF-8 text: what one process tokenises at a time; a kill loses one such chunk a process
 LEFT_OUT = ("padding_tokens", "documents_cut")  # of documents that come as Ids
->>>>>>> main
+CHUNK_ROWS = 50_000  # documents in a chunk at most
 SAMPLE_BYTES = 64_000_000  # of text that a bpe:N vocabulary is trained on
 BAD_FILE = object()  # in place of a text: the rest of a damaged file, skipped
 
@@ -69,46 +61,12 @@ def from_texts(make_texts):
     return lambda start: ((*unit, n) for n, unit in enumerate(make_texts(), 1) if n > (start or 0))
 
 
-<<<<<<< HEAD
-def training_sample(documents, val_fraction, filters=None, show=lambda n_bytes: None):
+def training_sample(documents, val_fraction, first_bytes=0, filters=None, show=lambda n_bytes: None):
     """Up to SAMPLE_BYTES of distinct train documents, chosen by hash over the whole input -> iterator of texts.
 
     A share 2**-k of all texts is kept, and k rises whenever that is too much, so the order of the input is irrelevant.
-    show: is told the bytes read so far.
-    """
-    limit, kept, n_bytes, n_read = 2**64, {}, 0, 0
-    for text, split, _ in documents(None):
-        if not isinstance(text, str) or not text or text.isspace():
-            continue
-        data = utf8(text)
-        n_read += len(data)
-        show(n_read)
-=======
-class Seen:
-    """64-bit digests in sorted arrays, each over twice as long as the next. 100 M texts: a collision with p = 3e-4."""
-
-    def __init__(self, digests):
-        self.levels = [np.unique(digests)]
-
-    def add(self, digests):
-        """uint64 (n,) -> bool (n,), True where a digest occurs for the first time."""
-        fresh = np.zeros(len(digests), bool)
-        fresh[np.unique(digests, return_index=True)[1]] = True
-        for level in self.levels:
-            if len(level):
-                fresh &= level[np.minimum(np.searchsorted(level, digests), len(level) - 1)] != digests
-        self.levels.append(np.sort(digests[fresh]))
-        while len(self.levels) > 1 and len(self.levels[-2]) < 2 * len(self.levels[-1]):
-            self.levels.append(np.concatenate([self.levels.pop(), self.levels.pop()]))
-            self.levels[-1].sort()
-        return fresh
-
-
-def training_sample(documents, val_fraction, first_bytes=0):
-    """Up to SAMPLE_BYTES of distinct train documents, chosen by hash over the whole input -> iterator of texts.
-
-    A share 2**-k of all texts is kept, and k rises whenever that is too much, so the order of the input is irrelevant.
-    first_bytes: read no more than so many bytes of train text (where reading is a download); 0: all.
+    first_bytes: read no more than so many bytes of train text (where reading is a download); 0: all. show: is told the
+    bytes read so far.
     """
     limit, kept, n_bytes, n_read = 2**64, {}, 0, 0
     for text, split, _ in documents(None):
@@ -116,10 +74,10 @@ def training_sample(documents, val_fraction, first_bytes=0):
             break
         data = utf8(text) if isinstance(text, str) else b""
         n_read += len(data) * (split != "val")
->>>>>>> main
+        show(n_read)
         key = np.frombuffer(digest(data), "<u8")[None]
         rank = int(key[0, 0])
-        if rank >= limit or rank in kept:
+        if not data.strip() or rank >= limit or rank in kept:
             continue
         if split == "val" or split is None and in_val(key, val_fraction)[0]:
             continue  # the vocabulary knows nothing of val either
@@ -137,90 +95,58 @@ def training_sample(documents, val_fraction, first_bytes=0):
 # ---------------------------------------------------------------------------------------------------------------------
 # chunks
 
-Chunk = collections.namedtuple("Chunk", "rows texts position text_bytes samples")
+Chunk = collections.namedtuple("Chunk", "rows texts position samples left_out")
 
 
-<<<<<<< HEAD
-def read_chunks(documents, position, seen, val_fraction):
+def read_chunks(documents, position, seen, val_fraction, fraction=1.0):
     """Documents from `position` on -> Chunks, cut by size alone, so always at the same places."""
-    entries, size = [], 0
+    entries, left_out, size = [], [], 0
     for text, split, position in documents(position):  # noqa: B020
-        if isinstance(text, str):
-            text = b"" if text.isspace() else utf8(text)
-            size += len(text)
-        entries.append((text, split))
+        if isinstance(text, Ids):
+            left_out += [(len(entries), text.left_out)] if text.left_out else []
+            if not len(text.ids):
+                continue
+        elif isinstance(text, str) and text.isspace():
+            text = ""
+        data = text if text is None or text is BAD_FILE else utf8(text)
+        entries.append((data, split, text if isinstance(text, Ids) else data))
+        size += len(data) if isinstance(data, bytes) else 0
         if size >= CHUNK_BYTES or len(entries) >= CHUNK_ROWS:
-            yield make_chunk(entries, position, size, seen, val_fraction)
-            entries, size = [], 0
-    yield make_chunk(entries, position, size, seen, val_fraction)
+            yield make_chunk(entries, left_out, position, seen, val_fraction, fraction)
+            entries, left_out, size = [], [], 0
+    yield make_chunk(entries, left_out, position, seen, val_fraction, fraction)
 
 
-def make_chunk(entries, position, size, seen, val_fraction):
-    """[(UTF-8 text, None for a bad line or a DataError for a bad file; split)] -> Chunk whose texts are those not seen.
+def make_chunk(entries, left_out, position, seen, val_fraction, fraction):
+    """[(UTF-8, None or BAD_FILE; split; what a worker gets)] -> Chunk whose texts are those not seen before.
 
     rows: ROW, one for each entry; KEPT is what a filter may still drop.
     """
-    rows, samples = np.zeros(len(entries), ROW), []
-    for row, (text, _) in enumerate(entries):
-        rows["kind"][row] = bins.BAD_LINE if text is None else KEPT if text else bins.EMPTY
-        if isinstance(text, DataError):
-            rows["kind"][row] = bins.BAD_FILE
-            samples.append((row, {"rule": KINDS[bins.BAD_FILE], "reason": str(text)}))
-            print(f"skipped: {text}", file=sys.stderr, flush=True)
-    there = np.flatnonzero(rows["kind"] == KEPT)
+    rows, kind_of = np.zeros(len(entries), bins.ROW), {None: bins.BAD_LINE, BAD_FILE: bins.BAD_FILE, b"": bins.EMPTY}
+    rows["kind"] = [bins.KEPT if isinstance(data, bytes) and data else kind_of[data] for data, _, _ in entries]
+    there = np.flatnonzero(rows["kind"] == bins.KEPT)
     digests = np.frombuffer(b"".join(digest(entries[row][0]) for row in there), "<u8").reshape(-1, 2)
     rows["digest"][there] = digests[:, 0]
     rows["is_val"][there] = [entries[row][1] == "val" if entries[row][1] else hashed
                              for row, hashed in zip(there, in_val(digests, val_fraction))]
-    fresh = seen.add(digests[:, 0])
+    outside = digests[:, 0] > np.uint64(int(fraction * 2**64) - 1)  # 1 % is within 5 %, in any order, in both splits
+    rows["kind"][there[outside]] = bins.OUTSIDE
+    there = there[~outside]
+    fresh = seen.add(digests[~outside, 0])
     rows["kind"][there[~fresh]] = bins.DUPLICATE
-    texts = [entries[row][0] for row in there[fresh]]
-    rows["replaced"][there[fresh]] = [text.count("\ufffd".encode()) for text in texts]
-    return Chunk(rows, texts, position, size, samples)
+    texts = [entries[row][2] for row in there[fresh]]
+    rows["replaced"][there[fresh]] = [0 if isinstance(text, Ids) else text.count("\ufffd".encode()) for text in texts]
+    return Chunk(rows, texts, position, [], left_out)
 
 
 def settle(chunk, judged):
-    """A Chunk and what the filters say of its texts -> the Chunk with all of it in its rows and samples."""
-    at = np.flatnonzero(chunk.rows["kind"] == KEPT)
+    """A Chunk and what became of its texts -> (the Chunk with all of it in its rows and samples, ids, bands)."""
+    at = np.flatnonzero(chunk.rows["kind"] == bins.KEPT)
     for name, values in (("kind", judged.kinds), ("tokens", judged.tokens), ("bytes", judged.bytes)):
         chunk.rows[name][at] = values
-    chunk.rows["replaced"][chunk.rows["kind"] != KEPT] = 0
-    samples = chunk.samples + [(int(at[number]), sample) for number, sample in judged.samples]
-    return chunk._replace(samples=sorted(samples, key=lambda sample: sample[0]))
-=======
-def read_chunks(documents, position, seen, val_fraction, fraction=1.0):
-    """Documents from `position` on -> Chunks of distinct texts, cut by size alone, so always at the same places."""
-    rows, size, counts = [], 0, collections.Counter()
-    for text, split, position in documents(position):  # noqa: B020
-        if isinstance(text, Ids):
-            counts.update(text.left_out)
-        elif text is BAD_FILE or not (text and text.strip()):
-            counts["bad_files" if text is BAD_FILE else "bad_lines" if text is None else "empty"] += 1
-            continue
-        if isinstance(text, Ids) and not len(text.ids):
-            continue
-        rows.append((text, utf8(text), split))
-        size += len(rows[-1][1])
-        if size >= CHUNK_BYTES:
-            yield make_chunk(rows, counts, position, seen, val_fraction, fraction)
-            rows, size, counts = [], 0, collections.Counter()
-    yield make_chunk(rows, counts, position, seen, val_fraction, fraction)
-
-
-def make_chunk(rows, counts, position, seen, val_fraction, fraction):
-    """[(text, its UTF-8, split)] -> Chunk without the texts seen before; the arrays have one entry a kept text."""
-    keys = np.frombuffer(b"".join(digest(row[1]) for row in rows), "<u8").reshape(-1, 2)
-    chosen = keys[:, 0] <= np.uint64(int(fraction * 2**64) - 1)  # 1 % is within 5 %, in any order, in both splits
-    counts["outside_fraction"] = len(rows) - int(chosen.sum())
-    keys, rows = keys[chosen], [row for row, within in zip(rows, chosen) if within]
-    fresh = seen.add(keys[:, 0])
-    keys, kept = keys[fresh], [row for row, new in zip(rows, fresh) if new]
-    is_val = [row[2] == "val" if row[2] else hashed for row, hashed in zip(kept, in_val(keys, val_fraction))]
-    counts["duplicates"] = len(rows) - len(kept)
-    counts["replacement_characters"] = sum(row[1].count("\ufffd".encode()) for row in kept if isinstance(row[0], str))
-    n_bytes = np.array([len(row[1]) if isinstance(row[0], str) else row[0].n_bytes for row in kept], np.int64)
-    return Chunk([row[0] for row in kept], n_bytes, np.array(is_val, bool), keys[:, 0], counts, position)
->>>>>>> main
+    chunk.rows["replaced"][chunk.rows["kind"] != bins.KEPT] = 0
+    samples = [(int(at[number]), sample) for number, sample in judged.samples]
+    return chunk._replace(samples=samples), judged.ids, judged.bands
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,32 +154,21 @@ def make_chunk(rows, counts, position, seen, val_fraction, fraction):
 
 
 def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=0, num_proc=0, settings=None,
-<<<<<<< HEAD
-                  input_bytes=0, source="", licence="", shard_tokens=2**31, filters=None, sample=None):
-    """Writes or completes the bins of `documents` in `out_dir`; returns a summary dict. Raises DataError, OSError.
-
-    documents(position) yields (text, split, position after it), from the start for None; text is None for a line
-    skipped as bad and a DataError for a file skipped as bad, split is "train", "val" or None (by hash), position a JSON
-    value. tokenizer: "byte", "bpe:N", a published name or a folder. max_tokens=0: all. num_proc=0: all cores up to 8.
-    `settings`: whatever else decides the documents; a folder begun with other settings is refused; with "shard" among
-    them the folder is a part for shards of merge. input_bytes: expected text, for the bar and the disk. filters: what
-    is dropped (filters.py). sample: (documents, bytes) to train the vocabulary on, if not on `documents`.
-=======
                   input_bytes=0, source="", licence="", shard_tokens=2**31, input_tokens=0, max_bytes=0, fraction=1.0,
-                  max_disk_gb=0.0, sample_bytes=0):
+                  max_disk_gb=0.0, sample_bytes=0, filters=None, sample=None):
     """Writes or completes the bins of `documents` in `out_dir`; returns a summary dict. Raises DataError, OSError.
 
     documents(position) yields (text or Ids, split, position after it), from the start for None; None for a line
     skipped as bad, BAD_FILE for the rest of a damaged file, split is "train", "val" or None (by hash), position a JSON
     value. tokenizer: "byte", "bpe:N", a published name or a folder. num_proc=0: all cores up to 8. `settings`: whatever
-    else decides the documents; a folder begun with other settings is refused. input_bytes: expected text, for the bar
-    and the disk; input_tokens: the same for documents that are Ids. sample_bytes: a bpe:N vocabulary is trained on the
-    first so many bytes of train text; 0: on all.
+    else decides the documents; a folder begun with other settings is refused; with "shard" among them it is made a part
+    for parts.py. input_bytes: expected text, for the bar and the disk; input_tokens: the same for documents that are
+    Ids. filters: which documents are dropped (filters.py). sample: (documents, bytes) that a bpe:N vocabulary is
+    trained on, if not `documents`; sample_bytes: on the first so many bytes of train text; 0: on all.
 
     Budgets, 0 for none: max_tokens, max_bytes of UTF-8 text, max_disk_gb of out_dir; bins.within_budget says where they
     stop. fraction keeps the documents whose hash is below it: all is read, a small fraction is within a larger one,
     whatever the order, and the vocabulary is the same for all of them.
->>>>>>> main
     """
     start_s = time.perf_counter()
     limits = (max_tokens, max_bytes, max_disk_gb, num_proc)
@@ -263,43 +178,42 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
                         "< 1, 0 < fraction <= 1 and no negative number")
     budgets = {"max_bytes": max_bytes, "fraction": fraction if fraction < 1 else 0, "max_disk_gb": max_disk_gb}
     settings = dict(settings or {}, tokenizer=tokenizer, val_fraction=val_fraction, max_tokens=max_tokens,
-<<<<<<< HEAD
-                    shard_tokens=shard_tokens, **(filters.settings if filters else {}))
-=======
-                    shard_tokens=shard_tokens, **{name: value for name, value in budgets.items() if value})
-    command = shlex.join(["python", *sys.argv])
->>>>>>> main
+                    shard_tokens=shard_tokens, **{name: value for name, value in budgets.items() if value},
+                    **(filters.settings if filters else {}))
     with locked(out_dir):
         with writing(out_dir):
-            state = load_state(out_dir, json.loads(json.dumps(settings)), (*KINDS, *(filters.names if filters else ())))
+            state = load_state(out_dir, json.loads(json.dumps(settings)), filters.names if filters else ())
         if state is None:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
-<<<<<<< HEAD
-        tok = make_tokenizer(tokenizer, *(sample or (documents, input_bytes)), out_dir, val_fraction, state, filters)
-        dtype, before = dtype_of(tok), state["text_bytes"]
-        check_disk(out_dir, dtype.itemsize * (max_tokens or input_bytes / (1 if tokenizer == "byte" else 3)))
+        tok = make_tokenizer(tokenizer, sample or (documents, sample_bytes or input_bytes), out_dir, val_fraction, state,
+                             sample_bytes, filters)
+        dtype, unit = dtype_of(tok), "tokens" if input_tokens else "bytes"
+        before, budget = sum(state[unit].values()), smallest(max_tokens, max_disk_gb * 1e9 / dtype.itemsize)  # tokens
+        usual, least = (1, 1) if tokenizer == "byte" or input_tokens else (4, 3)  # bytes of text a token
+        expected = smallest((input_tokens or input_bytes) * fraction, max_bytes, budget * usual)
+        check_disk(out_dir, smallest(budget, expected / least) * dtype.itemsize - written_bytes(state, dtype.itemsize))
         with writing(out_dir):
             open_bins(out_dir, state, dtype)
-            chunks = read_chunks(documents, state["position"], seen_texts(out_dir, state), val_fraction)
+            chunks = read_chunks(documents, state["position"], seen_texts(out_dir, state), val_fraction, fraction)
         tokenizer_s = time.perf_counter() - start_s
         judged = judge_chunks(chunks, (tok, dtype, filters), num_proc or min(8, os.cpu_count()))
-        settled = ((settle(chunk, what), what.ids, what.bands) for chunk, what in judged)
-        write_chunks(out_dir, state, settled, tok, dtype, progress(input_bytes, before),
-                     {"source": source, "licence": licence})
-        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, state["text_bytes"] - before)
+        write_chunks(out_dir, state, (settle(*result) for result in judged), tok, dtype,
+                     progress(int(expected), before, unit), unit, {"source": source, "licence": licence})
+        n_bytes = 0 if input_tokens else sum(state["bytes"].values()) - before
+        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, n_bytes)
 
 
-def write_chunks(out_dir, state, settled, tok, dtype, show, about):
+def write_chunks(out_dir, state, settled, tok, dtype, show, unit, about):
     """Commits what comes of (Chunk, ids of its kept rows, their bands), in the order of the input; then finishes."""
-    with writing(out_dir):
-        n_bands, near = state["settings"].get("minhash", [0])[0], None
-        if n_bands and "shard" not in state["settings"]:
+    n_bands, near = state["settings"].get("minhash", [0])[0], None
+    if n_bands and "shard" not in state["settings"]:
+        with writing(out_dir):
             near = NearDuplicates(out_dir, state, tok, dtype, n_bands)
     while not state["full"] and (result := next(settled, None)):
         with writing(out_dir):
             commit(out_dir, state, *(near(*result) if near else result))
-        show(state["text_bytes"])
+        show(sum(state[unit].values()))
     settled.close()
     with writing(out_dir):
         finish(out_dir, state, tok, dtype, {**about, "command": shlex.join(["python", *sys.argv])})
@@ -308,33 +222,11 @@ def write_chunks(out_dir, state, settled, tok, dtype, show, about):
 def dtype_of(tok):
     """numpy dtype of the bins for a tokenizer."""
     return np.dtype("<u2" if tok.n_vocab <= 65536 else "<u4")
-=======
-        tok = make_tokenizer(tokenizer, documents, out_dir, val_fraction, state, sample_bytes)
-        dtype, unit = np.dtype("<u2" if tok.n_vocab <= 65536 else "<u4"), "tokens" if input_tokens else "bytes"
-        before, budget = sum(state[unit].values()), smallest(max_tokens, max_disk_gb * 1e9 / dtype.itemsize)  # tokens
-        usual, least = (1, 1) if tokenizer == "byte" or input_tokens else (4, 3)  # bytes of text a token
-        expected = smallest((input_tokens or input_bytes) * fraction, max_bytes, budget * usual)
-        check_disk(out_dir, smallest(budget, expected / least) * dtype.itemsize - written_bytes(state, dtype.itemsize))
-        seen, tokenizer_s = Seen(open_bins(out_dir, state, dtype)), time.perf_counter() - start_s
-        if not state["full"]:
-            chunks = read_chunks(documents, state["position"], seen, val_fraction, fraction)
-            show = progress(int(expected), before, unit)
-            for result in encode_chunks(chunks, tok, dtype, num_proc or min(8, os.cpu_count())):
-                with writing(out_dir):
-                    commit(out_dir, state, *result)
-                show(sum(state[unit].values()))
-                if state["full"]:
-                    break
-        with writing(out_dir):
-            finish(out_dir, state, tok, dtype, {"source": source, "licence": licence, "command": command})
-        n_bytes = 0 if input_tokens else sum(state["bytes"].values()) - before
-        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, n_bytes)
 
 
 def smallest(*limits):
     """The smallest of some limits of which 0 stands for none; 0 where there is none."""
     return min(filter(None, limits), default=0)
->>>>>>> main
 
 
 @contextlib.contextmanager
@@ -347,11 +239,7 @@ def writing(out_dir):
                         "same command goes on from there") from None
 
 
-<<<<<<< HEAD
-def make_tokenizer(spec, documents, n_bytes, out_dir, val_fraction, state, filters):
-=======
-def make_tokenizer(spec, documents, out_dir, val_fraction, state, sample_bytes=0):
->>>>>>> main
+def make_tokenizer(spec, sample, out_dir, val_fraction, state, sample_bytes=0, filters=None):
     """The tokenizer of `out_dir`, which the first call trains or loads and saves there."""
     folder = os.path.join(out_dir, "tokenizer")
     vocab_size = spec.removeprefix("bpe:")
@@ -360,9 +248,10 @@ def make_tokenizer(spec, documents, out_dir, val_fraction, state, sample_bytes=0
     if vocab_size == spec:
         tok = call_tokenizer(Tokenizer.load, spec)
     elif not os.path.isdir(folder):
-<<<<<<< HEAD
-        print(f"training a vocabulary of {vocab_size} on a sample of the text", flush=True)
-        sample = training_sample(documents, val_fraction, filters, progress(n_bytes, 0, "looking for a sample"))
+        part = f"the first {sample_bytes:,} bytes" if sample_bytes else "a sample"
+        print(f"training a vocabulary of {vocab_size} on {part} of the text", flush=True)
+        show = progress(int(sample[1]), 0, "bytes", "looking for a sample: ")
+        sample = training_sample(sample[0], val_fraction, sample_bytes, filters, show)
         tok = call_tokenizer(Tokenizer.train, sample, int(vocab_size))
     return save_tokenizer(tok if vocab_size == spec or not os.path.isdir(folder) else None, spec, out_dir, state)
 
@@ -370,12 +259,6 @@ def make_tokenizer(spec, documents, out_dir, val_fraction, state, sample_bytes=0
 def save_tokenizer(tok, spec, out_dir, state):
     """The tokenizer in `out_dir`, which is `tok` if it is not None."""
     folder = os.path.join(out_dir, "tokenizer")
-=======
-        part = f"the first {sample_bytes:,} bytes" if sample_bytes else "a sample"
-        print(f"training a vocabulary of {vocab_size} on {part} of the text", flush=True)
-        sample = training_sample(documents, val_fraction, sample_bytes)
-        tok = call_tokenizer(Tokenizer.train, sample, int(vocab_size))
->>>>>>> main
     if not os.path.isdir(folder):
         with writing(out_dir):
             shutil.rmtree(folder + ".tmp", ignore_errors=True)
@@ -405,18 +288,11 @@ def check_disk(out_dir, need):
                         "--max_tokens")
 
 
-<<<<<<< HEAD
-def progress(total, start, what=""):
-    """A function to call with the bytes of text done: moves a bar on a terminal, else prints a line every 10 s."""
-    bar = tqdm(desc=what or None, total=total or None, initial=start, unit="B", unit_scale=True, disable=None)
-    began = last = time.monotonic()
-=======
-def progress(total, start, unit):
+def progress(total, start, unit, what_for=""):
     """A function to call with the bytes of text or tokens done: moves a bar on a terminal, else prints every 10 s."""
     short, what = {"bytes": ("B", "B of text"), "tokens": ("tok", " tokens")}[unit]
-    bar, began = tqdm(total=total or None, initial=start, unit=short, unit_scale=True, disable=None), time.monotonic()
-    last = began
->>>>>>> main
+    bar = tqdm(desc=what_for or None, total=total or None, initial=start, unit=short, unit_scale=True, disable=None)
+    began = last = time.monotonic()
 
     def show(done):
         nonlocal last
@@ -425,27 +301,18 @@ def progress(total, start, unit):
         if bar.disable and now - last > 10:
             rate, last = (done - start) / (now - began), now
             left = f", about {max(0, total - done) / rate / 60:.0f} min left" if total else ""
-<<<<<<< HEAD
-            print(f"{what}{': ' * bool(what)}{done / 1e6:,.0f} MB of text, {rate / 1e6:.1f} MB/s{left}",
-                  file=sys.stderr, flush=True)
-=======
-            print(f"{done / 1e6:,.0f} M{what}, {rate / 1e6:.1f} M{short}/s{left}", file=sys.stderr, flush=True)
->>>>>>> main
+            print(f"{what_for}{done / 1e6:,.0f} M{what}, {rate / 1e6:.1f} M{short}/s{left}", file=sys.stderr, flush=True)
 
     return show
 
 
 def summary(out_dir, seconds, tokenizer_s=0.0, n_bytes=0):
-    """The JSON line of a prepare; mb_per_s counts UTF-8 text read, without the time to make the tokenizer."""
+    """The JSON line of a prepare; mb_per_s counts UTF-8 text, without the time to make the tokenizer."""
     meta = load_meta(out_dir, "meta.json" if os.path.exists(os.path.join(out_dir, "meta.json")) else "shard.json")
     splits, rate = meta["splits"], n_bytes / 1e6 / (seconds - tokenizer_s)
     both = {name: splits["train"][name] + splits["val"][name] for name in ("documents", "bytes")}
-<<<<<<< HEAD
-    counts = {name: meta.get(name, 0) for name in (*KINDS[1:], "replacement_characters")}
-    counts |= {name: meta[name] for name in ("dropped",) if meta.get(name)}
-=======
-    counts = {name: meta.get(name, 0) for name in DROPPED} | {name: meta[name] for name in LEFT_OUT if name in meta}
->>>>>>> main
+    counts = {name: meta.get(name, 0) for name in DROPPED}
+    counts |= {name: meta[name] for name in (*LEFT_OUT, "dropped") if name in meta}
     return {"out_dir": out_dir, "train_tokens": splits["train"]["tokens"], "val_tokens": splits["val"]["tokens"],
             **both, **counts, "n_vocab": meta["n_vocab"], "unigram_entropy": meta["unigram_entropy"],
             "stopped_by": meta.get("stopped_by"), "seconds": round(seconds, 2),

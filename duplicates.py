@@ -8,12 +8,29 @@ import os
 
 import numpy as np
 
-from bins import DUPLICATE, KEPT, N_SAMPLES, ROW, SPLITS, read_ids, read_log, shard_sizes, temporary
+from bins import DUPLICATE, KEPT, KINDS, N_SAMPLES, NEAR, ROW, SPLITS, shard_sizes, temporary
 from seen import Seen
 from workers import EXCERPT_CHARS
 
-NEAR = "near_duplicates"
 LOG_ROWS = 2**16  # rows of a log in memory at once
+
+
+def read_log(out_dir, state, name, dtype, n):
+    """Yields what was committed to one of LOGS, `n` entries of `dtype` at a time."""
+    with open(os.path.join(out_dir, f"{name}.tmp"), "rb") as file:
+        for start in range(0, state["logs"][name] // dtype.itemsize, n):
+            yield np.fromfile(file, dtype, min(n, state["logs"][name] // dtype.itemsize - start))
+
+
+def read_ids(files, start, n, dtype):
+    """[(path, tokens)] that follow one another -> `n` tokens from number `start` on."""
+    parts = [np.zeros(0, dtype)]
+    for path, size in files:
+        if n and start < size:
+            parts.append(np.fromfile(path, dtype, min(n, size - start), offset=start * dtype.itemsize))
+            n -= len(parts[-1])
+        start = max(0, start - size)
+    return np.concatenate(parts)
 
 
 def seen_texts(out_dir, state):
@@ -45,7 +62,7 @@ class NearDuplicates:
     def __init__(self, out_dir, state, tok, dtype, n_bands):
         self.out_dir, self.state, self.tok, self.dtype = out_dir, state, tok, dtype
         self.seen, self.n_bands = Seen(os.path.join(out_dir, "seen_bands")), n_bands
-        self.kind = 1 + list(state["samples"]).index(NEAR)
+        self.kind = len(KINDS) + list(state["rules"]).index(NEAR)
         for bands in self.earlier_bands():
             self.seen.add(bands.reshape(-1))
 

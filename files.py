@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 
@@ -38,6 +39,15 @@ def remove_file(path):
 def write_json(path, value):
     """Replaces `path` by `value` as JSON, on disk when it returns."""
     replace_file(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+
+
+def file_hash(path):
+    """sha256 (hex) of a file."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 class FolderLock:

@@ -14,6 +14,7 @@ import os
 import numpy as np
 
 from bins import DataError, check_files, inside
+from files import file_hash
 
 MOST_OPEN = 64  # files at a time; a split may refer to thousands
 
@@ -21,11 +22,7 @@ MOST_OPEN = 64  # files at a time; a split may refer to thousands
 @functools.cache
 def hash_of(path, _size, _mtime_ns):
     """sha256 (hex) of a file as it is at this size and time."""
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**22):
-            sha256.update(block)
-    return sha256.hexdigest()
+    return file_hash(path)
 
 
 def sha256_of(path):

@@ -40,25 +40,30 @@ def cut(text, size):
     return [*pieces, text[start:]]
 
 
-<<<<<<< HEAD
 Judged = collections.namedtuple("Judged", "kinds tokens bytes ids bands samples")
 
 
 def judge_texts(tokenizer, dtype, filters, texts):
-    """UTF-8 texts -> Judged: for each text what becomes of it (index in KINDS + filters.names), tokens, bytes of text
+    """UTF-8 texts or Ids -> Judged: of each what becomes of it (index in KINDS + filters.names), tokens, bytes of text
     (as in the tokens: some tokenizers put text into NFC first).
 
-    ids: of the kept texts one after the other, `dtype`; each text ends in eot_id. bands: of the kept texts, uint64 (m,
-    bands). samples: [(number of the text, what to show of it)] of dropped ones.
+    ids: of the kept ones one after the other, `dtype`; each ends in eot_id. bands: of the kept ones, uint64 (m, bands).
+    samples: [(number of the text, what to show of it)] of dropped ones.
     """
-    counts, parts, bands, samples = [], [np.zeros(0, dtype)], [], []
-    n_shown, eot, names = collections.Counter(), np.array([tokenizer.eot_id], dtype), filters.names if filters else []
-    for number, text in enumerate(map(bytes.decode, texts)):
+    counts, parts, bands, samples, eot = [], [np.zeros(0, dtype)], [], [], np.array([tokenizer.eot_id], dtype)
+    n_shown, names = collections.Counter(), filters.names if filters else []
+    for number, text in enumerate(texts):
+        if isinstance(text, Ids):
+            counts.append((KEPT, len(text.ids) + 1, text.n_bytes))
+            parts += [text.ids.astype(dtype), eot]
+            continue
+        text = text.decode()
         rule, reason, of_text = filters.judge(text) if filters else ("", "", None)
         if rule:
             counts.append((len(KINDS) + names.index(rule), 0, 0))
             if n_shown[rule] < 2 * N_SAMPLES:
-                samples.append((number, {"rule": rule, "reason": reason, "text": text[:EXCERPT_CHARS]}))
+                shown = {"rule": rule, "reason": reason[:EXCERPT_CHARS], "text": text[:EXCERPT_CHARS]}
+                samples.append((number, shown))
                 n_shown[rule] += 1
             continue
         ids = [*(tokenizer.encode([piece])[0].astype(dtype) for piece in cut(text, PIECE_CHARS)), eot]
@@ -69,17 +74,6 @@ def judge_texts(tokenizer, dtype, filters, texts):
     kinds, tokens, n_bytes = np.array(counts, np.int64).reshape(-1, 3).T
     bands = np.array(bands, np.uint64).reshape((tokens > 0).sum(), len(bands[0]) if bands else 0)
     return Judged(kinds, tokens, n_bytes, np.concatenate(parts), bands, samples)
-=======
-def encode_texts(tokenizer, dtype, texts):
-    """Texts or Ids -> (number of ids of each, all ids one after the other in `dtype`); each text ends in eot_id."""
-    lengths, parts = [], [np.zeros(0, dtype)]
-    for text in texts:
-        parts_of = [text.ids] if isinstance(text, Ids) else tokenizer.encode(cut(text, PIECE_CHARS))
-        ids = [*parts_of, np.array([tokenizer.eot_id])]
-        lengths.append(sum(map(len, ids)))
-        parts += [part.astype(dtype) for part in ids]
-    return np.array(lengths, np.int64), np.concatenate(parts)
->>>>>>> main
 
 
 def worker():
