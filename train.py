@@ -340,7 +340,7 @@ def update(lr):
 
 
 def validate():
-    """Validation loss on fixed masks (single tokens, 15 %), the same for every masking strategy."""
+    """Validation loss on fixed masks (single tokens, 15 %) of packed rows, whatever this run trains on."""
     global best_loss, bad_evals, evaluated_at
     result, losses = common.evaluate_all(model, val_sets, data.shares, tok, machine, dtype, rows=eval_rows,
                                          micro_batch=micro_batch)

@@ -286,7 +286,8 @@ def test_sources_that_do_not_go_together_are_refused(sources, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # train.py
 
-MIXED = ["--data_weights=0.6,0.4", "--rows=document", "--block_schedule=16:0.5,64:0.5", "--save_minutes=60"]
+QUICK = ["--save_minutes=60", "--eval_interval=50", "--health_rows=0"]
+MIXED = ["--data_weights=0.6,0.4", "--rows=document", "--block_schedule=16:0.5,64:0.5", *QUICK]
 
 
 @pytest.fixture(scope="module")
@@ -322,29 +323,24 @@ def test_a_compiled_model_sees_one_shape_a_phase_and_the_log_says_what_was_read(
 
 
 def test_a_run_resumes_bit_for_bit_across_a_phase(mixed, sources, tmp_path):
-    for stop in ("--stop_at_step=7", "--stop_at_step=10", "--seed=1337"):
+    for stop in ("--stop_at_step=10", "--stop_at_step=12", "--seed=1337"):
         train(",".join(sources[:2]), tmp_path, *MIXED, stop)
     assert losses(tmp_path) == losses(mixed[0])
     a, b = (read_checkpoint(folder / "ckpt.pt")["model"] for folder in (mixed[0], tmp_path))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_two_processes_with_micro_batches_give_the_same_losses(mixed, sources, tmp_path):
-    train(",".join(sources[:2]), tmp_path, *MIXED, "--micro_batch=2", nproc=2)
-    assert losses(tmp_path) == pytest.approx(losses(mixed[0]), abs=1e-5)
-
-
 def test_an_older_run_resumes_and_other_rows_do_not(sources, tmp_path):
-    train(sources[0], tmp_path, "--max_steps=4", "--stop_at_step=2")
+    train(sources[0], tmp_path, "--max_steps=4", "--stop_at_step=2", "--init_table=random", *QUICK)
     checkpoint = read_checkpoint(tmp_path / "ckpt.pt")
     for name in ("data_weights", "rows", "block_schedule"):
         del checkpoint["settings"][name]
     torch.save(checkpoint, tmp_path / "ckpt.pt")
     refused(train(sources[0], tmp_path, "--rows=document", "--block_schedule=16:0.5,64:0.5", ok=False),
             "rows: block in the checkpoint, document here", "block_schedule")
-    refused(train(",".join(sources[:2]), tmp_path, ok=False), "holds other tokens")
-    done = train(sources[0], tmp_path, "--max_steps=4")
-    assert result(done)["step"] == 4 and "changed since: stop_at_step=2 -> 0" in done.stdout
+    refused(train(",".join(sources[:2]), tmp_path, "--init_table=random", ok=False), "holds other tokens")
+    done = train(sources[0], tmp_path, "--max_steps=4", "--init_table=random", *QUICK)
+    assert result(done)["step"] == 4 and "changed since: stop_at_step=2 -> 0\n" in done.stdout
 
 
 def test_settings_without_effect_are_refused(sources, tmp_path):
