@@ -22,6 +22,9 @@ from files import FolderLock, write_json
 
 FORMAT, SPLITS = 1, ("train", "val")
 META_KEYS = set("dtype n_vocab vocab_size eot_id tokenizer fingerprint splits unigram_entropy settings command".split())
+BUDGETS = ("val_fraction", "max_tokens", "max_bytes", "fraction", "max_disk_gb")
+DROPPED = ("duplicates", "empty", "bad_lines", "bad_files", "outside_fraction", "replacement_characters")  # counted
+SMALL_FILES = 50_000  # bytes kept free under max_disk_gb for meta.json and progress.json
 
 
 class DataError(ValueError):
@@ -56,9 +59,9 @@ def load_state(out_dir, settings):
                         "not made by this command. Use another --out_dir")
     if there is None or there["settings"] != settings and not done and there["position"] is None:
         shutil.rmtree(os.path.join(out_dir, "tokenizer"), ignore_errors=True)  # a mistyped setting binds nobody
-        counts = dict.fromkeys(("duplicates", "empty", "bad_lines", "replacement_characters"), 0)
+        counts = dict.fromkeys(DROPPED, 0)
         zero = {name: dict.fromkeys(SPLITS, 0) for name in ("tokens", "documents", "bytes")}
-        there = {"settings": settings, "position": None, "full": False, "n_digests": 0, "dropped": counts, **zero}
+        there = {"settings": settings, "position": None, "full": "", "n_digests": 0, "dropped": counts, **zero}
         write_json(path, there)
     old = there["settings"]
     if differ := [f"{name} is {old.get(name)!r} there and {settings.get(name)!r} now"
@@ -109,12 +112,8 @@ def open_bins(out_dir, state, dtype):
 
 def commit(out_dir, state, chunk, lengths, ids):
     """Appends the ids of a chunk to the bins, then replaces progress.json: the moment from which they count."""
-    settings, n, ends = state["settings"], len(lengths), np.cumsum(lengths)
-    if settings["max_tokens"]:  # whole documents, up to the one that reaches it
-        room = settings["max_tokens"] - sum(state["tokens"].values())
-        n = min(n, int(np.searchsorted(ends, room)) + 1)
-        state["full"] = bool(lengths[:n].sum() >= room)
-    lengths, is_val = lengths[:n], chunk.is_val[:n]
+    n, state["full"] = within_budget(out_dir, state, chunk, lengths, ids.itemsize)
+    settings, lengths, is_val = state["settings"], lengths[:n], chunk.is_val[:n]
     for split, chosen in zip(SPLITS, (~is_val, is_val)):
         part = ids[: lengths.sum()][np.repeat(chosen, lengths)]
         while len(part):
@@ -124,10 +123,37 @@ def commit(out_dir, state, chunk, lengths, ids):
             state["tokens"][split] += len(now)
         state["documents"][split] += int(chosen.sum())
         state["bytes"][split] += int(chunk.n_bytes[:n][chosen].sum())
-    append(os.path.join(out_dir, "digests.tmp"), chunk.digests)
-    state.update(position=chunk.position, n_digests=state["n_digests"] + len(chunk.digests))
-    state["dropped"] = {name: count + chunk.counts[name] for name, count in state["dropped"].items()}
+    append(os.path.join(out_dir, "digests.tmp"), chunk.digests[:n])
+    state.update(position=chunk.position, n_digests=state["n_digests"] + n)
+    old, new = state["dropped"], chunk.counts
+    state["dropped"] = {name: old.get(name, 0) + new.get(name, 0) for name in {**old, **new}}
     write_json(os.path.join(out_dir, "progress.json"), state)
+
+
+def within_budget(out_dir, state, chunk, lengths, itemsize):
+    """How many of the next documents the budgets allow, and the name of the budget that ends with them or "".
+
+    max_tokens and max_bytes take whole documents up to the one that reaches them; max_disk_gb stops before the
+    document with which bins, digests and tokenizer would be larger.
+    """
+    settings, ends = state["settings"], [(len(lengths) + 1, "")]
+    for name, done, sizes in (("max_tokens", state["tokens"], lengths), ("max_bytes", state["bytes"], chunk.n_bytes)):
+        if settings.get(name):
+            room = settings[name] - sum(done.values())
+            ends.append((int(np.searchsorted(np.cumsum(sizes), room)) + 1, name))
+    if settings.get("max_disk_gb"):
+        used = written_bytes(state, itemsize) + SMALL_FILES + sum(
+            entry.stat().st_size for entry in os.scandir(os.path.join(out_dir, "tokenizer")))
+        room = int(settings["max_disk_gb"] * 1e9) - used
+        n = int(np.searchsorted(np.cumsum(lengths * itemsize + 8), room, side="right"))
+        ends.append((n if n < len(lengths) else n + 1, "max_disk_gb"))
+    n, name = min(ends)
+    return (n, name) if n <= len(lengths) else (len(lengths), "")
+
+
+def written_bytes(state, itemsize):
+    """Bytes of the bins and the digests that were committed."""
+    return sum(state["tokens"].values()) * itemsize + 8 * state["n_digests"]
 
 
 def append(path, array):
@@ -144,9 +170,10 @@ def finish(out_dir, state, tok, dtype, about):
     if empty:  # no resume can mend this, so the folder is left as it was found
         shutil.rmtree(os.path.join(out_dir, "tokenizer"))
         clean(out_dir)
+        given = [f"{name} = {value}" for name in BUDGETS if (value := state["settings"].get(name))]
         raise DataError(f"none of {sum(state['documents'].values())} documents fell into {' and '.join(empty)} with "
-                        f"val_fraction = {state['settings']['val_fraction']}; nothing was written. Give more text, "
-                        "smaller documents, or a val_fraction that leaves both splits at least five documents")
+                        f"{', '.join(given) or 'val_fraction = 0.0'}; nothing was written. Give more text, smaller "
+                        "documents, a larger budget, or a val_fraction that leaves both splits at least five documents")
     meta = {"format": FORMAT, "dtype": dtype.name, "n_vocab": tok.n_vocab, "vocab_size": tok.vocab_size,
             "eot_id": int(tok.eot_id), "tokenizer": "tokenizer", "fingerprint": tok.fingerprint, "splits": {}}
     for split in SPLITS:
@@ -163,7 +190,8 @@ def finish(out_dir, state, tok, dtype, about):
         meta["splits"][split]["files"] = files
         if split == "train":  # in nats; the end of a document is no word, so eot_id is left out
             meta["unigram_entropy"] = unigram_entropy(counts, tok.eot_id)
-    write_json(os.path.join(out_dir, "meta.json"), {**meta, **state["dropped"], "settings": state["settings"], **about})
+    meta |= {**state["dropped"], "stopped_by": state["full"] or "the end of the text", "settings": state["settings"]}
+    write_json(os.path.join(out_dir, "meta.json"), {**meta, **about})
     clean(out_dir)
 
 
@@ -196,6 +224,15 @@ def unigram_entropy(counts, eot_id):
 # what is complete
 
 
+def inside(folder, name):
+    """Path of `name` in `folder`; DataError when the name, or a link on the way, leads out of it."""
+    path, root = os.path.join(folder, name), os.path.realpath(folder)
+    if os.path.commonpath([root, os.path.realpath(path)]) != root:
+        raise DataError(f"{name!r} leads out of {folder}, to {os.path.realpath(path)}: refused, because data from "
+                        "elsewhere must not choose which files are read. Put the file itself into the folder")
+    return path
+
+
 def load_meta(data_dir):
     """meta.json of a prepared folder. FileNotFoundError or DataError says what is wrong and the command that helps."""
     path, script = os.path.join(data_dir, "meta.json"), os.path.join(data_dir, "prepare.py")
@@ -213,6 +250,7 @@ def load_meta(data_dir):
     if missing or version != FORMAT:
         raise DataError(f"{path} has format {version!r} and lacks {sorted(missing) or 'nothing'}, expected format "
                         f"{FORMAT}: another program or version wrote it. {removal(data_dir)}, then {cure}")
+    inside(data_dir, meta["tokenizer"])
     return meta
 
 
@@ -221,11 +259,14 @@ def check_files(data_dir, meta, split):
     if split not in meta["splits"]:
         raise DataError(f"split {split!r} of {data_dir}: expected one of {', '.join(meta['splits'])}")
     cure = f"{removal(data_dir)}, then {meta['command']}"
+    if "sources" in meta:
+        raise DataError(f"{data_dir} holds no tokens of its own, it is a split of {meta['sources']['folder']}: train "
+                        "and evaluate on it, but give that folder to this command")
     if meta["dtype"] != ("uint16" if meta["n_vocab"] <= 65536 else "uint32"):
         raise DataError(f"{data_dir}/meta.json: dtype {meta['dtype']} for {meta['n_vocab']:,} ids; {cure}")
     itemsize, files = np.dtype(meta["dtype"]).itemsize, []
     for file in meta["splits"][split]["files"]:
-        path, n = os.path.join(data_dir, file["name"]), file["tokens"]
+        path, n = inside(data_dir, file["name"]), file["tokens"]
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path} is missing, meta.json lists it with {n:,} tokens; {cure}")
         if (size := os.path.getsize(path)) != n * itemsize:

@@ -200,8 +200,8 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
              frequency=None):
     """Loss on fixed masks of the first `rows` rows of `data`, the same for every model, batch size and device.
 
-    -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the predicted tokens' text),
-    "predicted" (tokens)}. All [MASK], no other replacement. Every rank takes part.
+    -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the predicted tokens' text; None
+    when only ids are known), "predicted" (tokens)}. All [MASK], no other replacement. Every rank takes part.
     frequency: share of each id in the training text, float (V,); adds "splits": {name: {"loss", "share"}}, the loss
     where the predicted token stands elsewhere in the row or does not, by distance to its nearest copy, by frequency.
     """
@@ -233,7 +233,7 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
         raise ValueError("no token of the evaluation rows can be masked: they hold special tokens only")
     loss = nats / predicted
     result = dict(loss=loss, accuracy=hits / predicted, perplexity=math.exp(min(loss, 100)), predicted=int(predicted),
-                  bits_per_byte=nats / math.log(2) / max(text_bytes, 1))
+                  bits_per_byte=nats / math.log(2) / max(text_bytes, 1) if tok.has_text else None)
     if frequency is not None:
         result["splits"] = {name: {"loss": parts[2 * i] / parts[2 * i + 1] if parts[2 * i + 1] else None,
                                    "share": parts[2 * i + 1] / predicted} for i, name in enumerate(SPLITS)}
@@ -243,8 +243,10 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
 def evaluate_all(model, sets, shares, *args, **settings):
     """`evaluate` of several data sets -> (loss, accuracy and bits_per_byte of their mixture, {name: loss} of each)."""
     each = {name: evaluate(model, data, *args, **settings) for name, data in sets.items()}
-    mean = {key: sum(share * r[key] for share, r in zip(shares, each.values()))
-            for key in ("loss", "accuracy", "bits_per_byte")}
+    mean = {}
+    for key in ("loss", "accuracy", "bits_per_byte"):
+        values = [r[key] for r in each.values()]
+        mean[key] = None if None in values else sum(share * value for share, value in zip(shares, values))
     return mean, {name: r["loss"] for name, r in each.items()}
 
 

@@ -20,16 +20,23 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from bins import DataError, commit, finish, load_meta, load_state, locked, open_bins, removal
+from bins import DROPPED, DataError, commit, finish, load_meta, load_state, locked, open_bins, removal, written_bytes
 from tokenizer import Tokenizer
-from workers import encode_chunks
+from workers import Ids, encode_chunks
 
 CHUNK_BYTES = 4_000_000  # of UTF-8 text: what one process tokenises at a time; a kill loses one such chunk a process
+LEFT_OUT = ("padding_tokens", "documents_cut")  # of documents that come as Ids
 SAMPLE_BYTES = 64_000_000  # of text that a bpe:N vocabulary is trained on
+BAD_FILE = object()  # in place of a text: the rest of a damaged file, skipped
 
 
 def utf8(text):
-    """Text -> its UTF-8 bytes; half a surrogate pair, which JSON can hold, becomes U+FFFD as in tokenizer.py."""
+    """Text -> its UTF-8 bytes; half a surrogate pair, which JSON can hold, becomes U+FFFD as in tokenizer.py.
+
+    Ids -> four bytes each, whatever file they come from.
+    """
+    if isinstance(text, Ids):
+        return text.ids.tobytes()
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -71,14 +78,18 @@ class Seen:
         return fresh
 
 
-def training_sample(documents, val_fraction):
+def training_sample(documents, val_fraction, first_bytes=0):
     """Up to SAMPLE_BYTES of distinct train documents, chosen by hash over the whole input -> iterator of texts.
 
     A share 2**-k of all texts is kept, and k rises whenever that is too much, so the order of the input is irrelevant.
+    first_bytes: read no more than so many bytes of train text (where reading is a download); 0: all.
     """
-    limit, kept, n_bytes = 2**64, {}, 0
+    limit, kept, n_bytes, n_read = 2**64, {}, 0, 0
     for text, split, _ in documents(None):
-        data = utf8(text or "")
+        if first_bytes and n_read >= first_bytes:
+            break
+        data = utf8(text) if isinstance(text, str) else b""
+        n_read += len(data) * (split != "val")
         key = np.frombuffer(digest(data), "<u8")[None]
         rank = int(key[0, 0])
         if not data.strip() or rank >= limit or rank in kept:
@@ -100,30 +111,37 @@ def training_sample(documents, val_fraction):
 Chunk = collections.namedtuple("Chunk", "texts n_bytes is_val digests counts position")
 
 
-def read_chunks(documents, position, seen, val_fraction):
+def read_chunks(documents, position, seen, val_fraction, fraction=1.0):
     """Documents from `position` on -> Chunks of distinct texts, cut by size alone, so always at the same places."""
     rows, size, counts = [], 0, collections.Counter()
     for text, split, position in documents(position):  # noqa: B020
-        if not (text and text.strip()):
-            counts["bad_lines" if text is None else "empty"] += 1
+        if isinstance(text, Ids):
+            counts.update(text.left_out)
+        elif text is BAD_FILE or not (text and text.strip()):
+            counts["bad_files" if text is BAD_FILE else "bad_lines" if text is None else "empty"] += 1
+            continue
+        if isinstance(text, Ids) and not len(text.ids):
             continue
         rows.append((text, utf8(text), split))
         size += len(rows[-1][1])
         if size >= CHUNK_BYTES:
-            yield make_chunk(rows, counts, position, seen, val_fraction)
+            yield make_chunk(rows, counts, position, seen, val_fraction, fraction)
             rows, size, counts = [], 0, collections.Counter()
-    yield make_chunk(rows, counts, position, seen, val_fraction)
+    yield make_chunk(rows, counts, position, seen, val_fraction, fraction)
 
 
-def make_chunk(rows, counts, position, seen, val_fraction):
+def make_chunk(rows, counts, position, seen, val_fraction, fraction):
     """[(text, its UTF-8, split)] -> Chunk without the texts seen before; the arrays have one entry a kept text."""
     keys = np.frombuffer(b"".join(digest(row[1]) for row in rows), "<u8").reshape(-1, 2)
+    chosen = keys[:, 0] <= np.uint64(int(fraction * 2**64) - 1)  # 1 % is within 5 %, in any order, in both splits
+    counts["outside_fraction"] = len(rows) - int(chosen.sum())
+    keys, rows = keys[chosen], [row for row, within in zip(rows, chosen) if within]
     fresh = seen.add(keys[:, 0])
     keys, kept = keys[fresh], [row for row, new in zip(rows, fresh) if new]
     is_val = [row[2] == "val" if row[2] else hashed for row, hashed in zip(kept, in_val(keys, val_fraction))]
     counts["duplicates"] = len(rows) - len(kept)
-    counts["replacement_characters"] = sum(row[1].count("\ufffd".encode()) for row in kept)
-    n_bytes = np.array([len(row[1]) for row in kept], np.int64)
+    counts["replacement_characters"] = sum(row[1].count("\ufffd".encode()) for row in kept if isinstance(row[0], str))
+    n_bytes = np.array([len(row[1]) if isinstance(row[0], str) else row[0].n_bytes for row in kept], np.int64)
     return Chunk([row[0] for row in kept], n_bytes, np.array(is_val, bool), keys[:, 0], counts, position)
 
 
@@ -132,20 +150,30 @@ def make_chunk(rows, counts, position, seen, val_fraction):
 
 
 def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=0, num_proc=0, settings=None,
-                  input_bytes=0, source="", licence="", shard_tokens=2**31):
+                  input_bytes=0, source="", licence="", shard_tokens=2**31, input_tokens=0, max_bytes=0, fraction=1.0,
+                  max_disk_gb=0.0, sample_bytes=0):
     """Writes or completes the bins of `documents` in `out_dir`; returns a summary dict. Raises DataError, OSError.
 
-    documents(position) yields (text, split, position after it), from the start for None; text is None for a line
-    skipped as bad, split is "train", "val" or None (by hash), position a JSON value. tokenizer: "byte", "bpe:N", a
-    published name or a folder. max_tokens=0: all. num_proc=0: all cores up to 8. `settings`: whatever else decides the
-    documents; a folder begun with other settings is refused. input_bytes: expected text, for the bar and the disk.
+    documents(position) yields (text or Ids, split, position after it), from the start for None; None for a line
+    skipped as bad, BAD_FILE for the rest of a damaged file, split is "train", "val" or None (by hash), position a JSON
+    value. tokenizer: "byte", "bpe:N", a published name or a folder. num_proc=0: all cores up to 8. `settings`: whatever
+    else decides the documents; a folder begun with other settings is refused. input_bytes: expected text, for the bar
+    and the disk; input_tokens: the same for documents that are Ids. sample_bytes: a bpe:N vocabulary is trained on the
+    first so many bytes of train text; 0: on all.
+
+    Budgets, 0 for none: max_tokens, max_bytes of UTF-8 text, max_disk_gb of out_dir; bins.within_budget says where they
+    stop. fraction keeps the documents whose hash is below it: all is read, a small fraction is within a larger one,
+    whatever the order, and the vocabulary is the same for all of them.
     """
     start_s = time.perf_counter()
-    if not 0 <= val_fraction < 1 or max_tokens < 0 or num_proc < 0:
-        raise DataError(f"val_fraction = {val_fraction}, max_tokens = {max_tokens}, num_proc = {num_proc}: "
-                        "expected 0 <= val_fraction < 1 and no negative number")
+    limits = (max_tokens, max_bytes, max_disk_gb, num_proc)
+    if not 0 <= val_fraction < 1 or not 1e-9 <= fraction <= 1 or not all(0 <= limit < 2**53 for limit in limits):
+        raise DataError(f"val_fraction = {val_fraction}, fraction = {fraction}, max_tokens = {max_tokens}, max_bytes = "
+                        f"{max_bytes}, max_disk_gb = {max_disk_gb}, num_proc = {num_proc}: expected 0 <= val_fraction "
+                        "< 1, 0 < fraction <= 1 and no negative number")
+    budgets = {"max_bytes": max_bytes, "fraction": fraction if fraction < 1 else 0, "max_disk_gb": max_disk_gb}
     settings = dict(settings or {}, tokenizer=tokenizer, val_fraction=val_fraction, max_tokens=max_tokens,
-                    shard_tokens=shard_tokens)
+                    shard_tokens=shard_tokens, **{name: value for name, value in budgets.items() if value})
     command = shlex.join(["python", *sys.argv])
     with locked(out_dir):
         with writing(out_dir):
@@ -153,22 +181,31 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
         if state is None:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
-        tok = make_tokenizer(tokenizer, documents, out_dir, val_fraction, state)
-        dtype, before = np.dtype("<u2" if tok.n_vocab <= 65536 else "<u4"), sum(state["bytes"].values())
-        check_disk(out_dir, dtype.itemsize * (max_tokens or input_bytes / (1 if tokenizer == "byte" else 3)))
+        tok = make_tokenizer(tokenizer, documents, out_dir, val_fraction, state, sample_bytes)
+        dtype, unit = np.dtype("<u2" if tok.n_vocab <= 65536 else "<u4"), "tokens" if input_tokens else "bytes"
+        before, budget = sum(state[unit].values()), smallest(max_tokens, max_disk_gb * 1e9 / dtype.itemsize)  # tokens
+        usual, least = (1, 1) if tokenizer == "byte" or input_tokens else (4, 3)  # bytes of text a token
+        expected = smallest((input_tokens or input_bytes) * fraction, max_bytes, budget * usual)
+        check_disk(out_dir, smallest(budget, expected / least) * dtype.itemsize - written_bytes(state, dtype.itemsize))
         seen, tokenizer_s = Seen(open_bins(out_dir, state, dtype)), time.perf_counter() - start_s
         if not state["full"]:
-            chunks = read_chunks(documents, state["position"], seen, val_fraction)
-            show = progress(input_bytes, before)
+            chunks = read_chunks(documents, state["position"], seen, val_fraction, fraction)
+            show = progress(int(expected), before, unit)
             for result in encode_chunks(chunks, tok, dtype, num_proc or min(8, os.cpu_count())):
                 with writing(out_dir):
                     commit(out_dir, state, *result)
-                show(sum(state["bytes"].values()))
+                show(sum(state[unit].values()))
                 if state["full"]:
                     break
         with writing(out_dir):
             finish(out_dir, state, tok, dtype, {"source": source, "licence": licence, "command": command})
-        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, sum(state["bytes"].values()) - before)
+        n_bytes = 0 if input_tokens else sum(state["bytes"].values()) - before
+        return summary(out_dir, time.perf_counter() - start_s, tokenizer_s, n_bytes)
+
+
+def smallest(*limits):
+    """The smallest of some limits of which 0 stands for none; 0 where there is none."""
+    return min(filter(None, limits), default=0)
 
 
 @contextlib.contextmanager
@@ -181,7 +218,7 @@ def writing(out_dir):
                         "same command goes on from there") from None
 
 
-def make_tokenizer(spec, documents, out_dir, val_fraction, state):
+def make_tokenizer(spec, documents, out_dir, val_fraction, state, sample_bytes=0):
     """The tokenizer of `out_dir`, which the first call trains or loads and saves there."""
     folder = os.path.join(out_dir, "tokenizer")
     vocab_size = spec.removeprefix("bpe:")
@@ -190,8 +227,10 @@ def make_tokenizer(spec, documents, out_dir, val_fraction, state):
     if vocab_size == spec:
         tok = call_tokenizer(Tokenizer.load, spec)
     elif not os.path.isdir(folder):
-        print(f"training a vocabulary of {vocab_size} on a sample of the text", flush=True)
-        tok = call_tokenizer(Tokenizer.train, training_sample(documents, val_fraction), int(vocab_size))
+        part = f"the first {sample_bytes:,} bytes" if sample_bytes else "a sample"
+        print(f"training a vocabulary of {vocab_size} on {part} of the text", flush=True)
+        sample = training_sample(documents, val_fraction, sample_bytes)
+        tok = call_tokenizer(Tokenizer.train, sample, int(vocab_size))
     if not os.path.isdir(folder):
         with writing(out_dir):
             shutil.rmtree(folder + ".tmp", ignore_errors=True)
@@ -218,12 +257,14 @@ def check_disk(out_dir, need):
     free = shutil.disk_usage(out_dir).free
     if need > free:
         raise DataError(f"{out_dir}: about {need / 1e9:.2f} GB of token ids to write and {free / 1e9:.2f} GB free. "
-                        "Make room, use another --out_dir, or write less with --max_tokens=N")
+                        "Make room, use another --out_dir, or write less with --max_disk_gb, --max_bytes or "
+                        "--max_tokens")
 
 
-def progress(total, start):
-    """A function to call with the bytes of text done: moves a bar on a terminal, else prints a line every 10 s."""
-    bar, began = tqdm(total=total or None, initial=start, unit="B", unit_scale=True, disable=None), time.monotonic()
+def progress(total, start, unit):
+    """A function to call with the bytes of text or tokens done: moves a bar on a terminal, else prints every 10 s."""
+    short, what = {"bytes": ("B", "B of text"), "tokens": ("tok", " tokens")}[unit]
+    bar, began = tqdm(total=total or None, initial=start, unit=short, unit_scale=True, disable=None), time.monotonic()
     last = began
 
     def show(done):
@@ -233,7 +274,7 @@ def progress(total, start):
         if bar.disable and now - last > 10:
             rate, last = (done - start) / (now - began), now
             left = f", about {max(0, total - done) / rate / 60:.0f} min left" if total else ""
-            print(f"{done / 1e6:,.0f} MB of text, {rate / 1e6:.1f} MB/s{left}", file=sys.stderr, flush=True)
+            print(f"{done / 1e6:,.0f} M{what}, {rate / 1e6:.1f} M{short}/s{left}", file=sys.stderr, flush=True)
 
     return show
 
@@ -243,10 +284,11 @@ def summary(out_dir, seconds, tokenizer_s=0.0, n_bytes=0):
     meta = load_meta(out_dir)
     splits, rate = meta["splits"], n_bytes / 1e6 / (seconds - tokenizer_s)
     both = {name: splits["train"][name] + splits["val"][name] for name in ("documents", "bytes")}
-    counts = {name: meta[name] for name in ("duplicates", "empty", "bad_lines", "replacement_characters")}
+    counts = {name: meta.get(name, 0) for name in DROPPED} | {name: meta[name] for name in LEFT_OUT if name in meta}
     return {"out_dir": out_dir, "train_tokens": splits["train"]["tokens"], "val_tokens": splits["val"]["tokens"],
             **both, **counts, "n_vocab": meta["n_vocab"], "unigram_entropy": meta["unigram_entropy"],
-            "seconds": round(seconds, 2), "tokenizer_seconds": round(tokenizer_s, 2),
+            "stopped_by": meta.get("stopped_by"), "seconds": round(seconds, 2),
+            "tokenizer_seconds": round(tokenizer_s, 2),
             "mb_per_s": round(rate, 2) if n_bytes else None}
 
 

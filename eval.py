@@ -41,6 +41,7 @@ config = configure(globals())
 
 import csv
 import json
+import math
 import os
 
 import scipy.stats
@@ -52,7 +53,7 @@ from common import build_model, evaluate, load_run, read_log, token_frequency, u
 from embed import NAMES, choose_pooling, embed_rows, rows_of
 from files import write_json
 from hardware import autocast, choose_dtype, find_machine
-from masking import MASKING_TYPES, check_masking
+from masking import check_masking, masking_types
 from metrics import LATENCY_LENGTHS, collect, measure_speed, page, read_glue, write_page
 from pll import pseudo_log_likelihood
 from report import write_report
@@ -255,11 +256,11 @@ for name, data in sets.items():
     results[name], summary["rows"][name] = {"unigram_entropy": entropy}, min(rows, data.n_blocks)
     with user_mistakes():
         frequency = token_frequency(TokenData(name, "train", T, 0), tok)
-        for masking_type in MASKING_TYPES:
+        for masking_type in masking_types(tok):
             r = evaluate(model, data, tok, machine, dtype, masking_type, mlm_probability, rows, micro_batch,
                          frequency if masking_type == "token" else None)
             say(f"  {masking_type:<12}{r['loss']:>8.4f}{r['accuracy']:>10.1%}{r['perplexity']:>12.2f}"
-                f"{r['bits_per_byte']:>11.4f}{r['predicted']:>11,}")
+                f"{r['bits_per_byte'] or math.nan:>11.4f}{r['predicted']:>11,}")
             results[name][masking_type] = r
     say(f"  {'token masks, where the token':<30}{'loss':>8}{'share':>8}")
     for part, r in results[name]["token"]["splits"].items():
@@ -269,7 +270,7 @@ if len(sets) > 1:
     say(f"\n{'token masks':<{width}}{'loss':>8}{'accuracy':>10}{'perplexity':>12}{'bits/byte':>11}{'unigram':>9}")
     for name, r in results.items():
         say(f"{name:<{width}}{r['token']['loss']:>8.4f}{r['token']['accuracy']:>10.1%}{r['token']['perplexity']:>12.2f}"
-            f"{r['token']['bits_per_byte']:>11.4f}{r['unigram_entropy']:>9.3f}")
+            f"{r['token']['bits_per_byte'] or math.nan:>11.4f}{r['unigram_entropy']:>9.3f}")
 
 if pll:
     with user_mistakes():
@@ -316,11 +317,11 @@ if pairs and machine.is_main:
 
 if machine.is_main:
     write_json(os.path.join(out_dir, "eval.json"), summary)
-    trained_on = folders(checkpoint["settings"]["data_dir"])
+    trained_on = {name.strip() for name in checkpoint["settings"].get("data_dir", "").split(",")}
     with user_mistakes():
         fields = collect(out_dir, model, tok, checkpoint, records, summary, glue, machine, dtype,
                          sum(sets[name].meta["splits"]["train"]["tokens"] for name in trained_on)
-                         if set(trained_on) <= set(sets) else None)
+                         if trained_on <= set(sets) else None)
         write_json(os.path.join(out_dir, "metrics.json"), fields)
         write_page(os.path.join(out_dir, "summary.md"), page(out_dir, fields, summary, glue))
     say(f"\n{out_dir}/metrics.json and, to read, {out_dir}/summary.md")

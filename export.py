@@ -35,7 +35,7 @@ import warnings
 import numpy as np
 import torch
 
-from common import load_run, read_checkpoint, read_log, user_mistakes
+from common import build_model, load_run, read_checkpoint, read_log, user_mistakes
 from files import write_json
 from heads import Classifier, encode_texts, padded
 from masking import MASKING_TYPES
@@ -99,17 +99,21 @@ def read_task(encoder, tok):
         raise ValueError(f"{task_dir} holds no model.pt; expected a folder that python finetune_glue.py "
                          f"--out_dir={out_dir} has written, such as {out_dir}/glue/mrpc")
     task = read_checkpoint(path)
-    lacks = {"model_settings", "model", "segments", "out", "labels", "n_texts", "scale"} - set(task)
+    lacks = {"model_settings", "model", "head", "labels", "n_texts", "scale"} - set(task)
     if lacks:
         raise ValueError(f"{path} was not written by finetune_glue.py: it has no {', '.join(sorted(lacks))}")
-    same = task["model_settings"] == dict(arch=encoder.arch) | vars(encoder.cfg) | dict(dropout=0.0)
+    settings = dict(arch=encoder.arch) | vars(encoder.cfg) | dict(dropout=0.0)
+    if encoder.arch == "concept":  # of which fine-tuning keeps a part
+        settings["n_concept"] = task["model_settings"].get("n_concept")
+    same = task["model_settings"] == settings
     if not same or task["tokenizer_fingerprint"] != tok.fingerprint:
         raise ValueError(f"{path} was fine-tuned from another model or tokenizer than that of {out_dir}; "
                          "give the --out_dir it was fine-tuned with")
-    model, (weight, bias) = Classifier(encoder, len(task["out"][1]), task["n_texts"]), task["out"]
+    head = task["head"]
+    model = Classifier(build_model(settings), len(head["out.bias"]), task["n_texts"])
     mean, spread = task["scale"]  # a score as the data set has it
-    weights = {f"encoder.{name}": t for name, t in task["model"].items()} | {
-        "segments": task["segments"], "out.weight": weight * spread, "out.bias": bias * spread + mean}
+    weights = {f"encoder.{name}": t for name, t in task["model"].items()} | head | {
+        "out.weight": head["out.weight"] * spread, "out.bias": head["out.bias"] * spread + mean}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:  # people edit model.py
@@ -307,7 +311,10 @@ def upload():
 with user_mistakes():
     check_settings()
     encoder, tok, checkpoint = load_run(out_dir, "cpu")
-    model, labels = read_task(encoder, tok) if task_dir else (encoder, None)
+    model, labels = encoder, None
+    if task_dir:
+        model, labels = read_task(encoder, tok)
+        encoder = model.encoder
 to = os.path.abspath(to)
 new, old = f"{to}.{os.getpid()}.tmp", f"{to}.{os.getpid()}.old.tmp"
 logging.disable(logging.WARNING)

@@ -22,6 +22,7 @@ init_from_task = ""  # start from the weights of another task, such as out/demo/
 seeds = 5  # runs that are reported
 grid_seeds = 3  # runs for each learning rate to choose it by, with other seeds; 0: take the middle one
 lrs = ""  # learning rates to choose from, with commas; empty: the task's own
+n_concept = 0  # of the pretrained concepts, so many are kept, the first ones; 0: all for one text, 16 for pairs
 epochs = 0  # passes over the training set; 0: the task's own
 batch_size = 0  # examples an update; 0: the task's own
 max_tokens = 0  # tokens a row, longer ones are cut; 0: the task's own, and what the model reads
@@ -56,7 +57,7 @@ import glue
 from common import build_model, load_run, model_state, read_checkpoint, user_mistakes
 from files import remove_file, replace_file, write_json
 from hardware import choose_dtype, find_machine
-from heads import Classifier
+from heads import Classifier, keep_concepts
 from leaderboard import markdown, summary_of, write_submission
 from tuning import tune
 
@@ -69,19 +70,22 @@ def start(job, init, seed):
     """-> (Classifier as it starts, tokenizer, device): pretrained, fresh, or from another task; dropout switched on."""
     machine = find_machine(device)
     encoder, tok, checkpoint = load_run(out_dir if init in ("pretrained", "untrained") else init, "cpu")
+    tok.encode([])  # refuses data that came as ids, without a text
+    settings, weights = keep_concepts(checkpoint["model_settings"], encoder.state_dict(),
+                                      recipe_of(job)["n_concept"])
     torch.manual_seed(seed)
-    model = Classifier(build_model(checkpoint["model_settings"] | dict(dropout=dropout)),
-                       max(1, len(job.labels)), len(job.text), dropout)
+    model = Classifier(build_model(settings | dict(dropout=dropout)), max(1, len(job.labels)), len(job.text), dropout)
     if init != "untrained":
-        model.encoder.load_state_dict(encoder.state_dict())
+        model.encoder.load_state_dict(weights)
     model.start_marks(tok)
     if init_from_task and init == "pretrained":
         before = read_checkpoint(os.path.join(init_from_task, "model.pt"))
-        same = before["model_settings"] == checkpoint["model_settings"] | dict(dropout=0.0)
+        same = before["model_settings"] == settings | dict(dropout=0.0)
         if not same or before["tokenizer_fingerprint"] != tok.fingerprint:
-            raise ValueError(f"{init_from_task} was fine-tuned from another model or tokenizer than that of {out_dir}")
+            raise ValueError(f"{init_from_task} was fine-tuned from another model or tokenizer than that of {out_dir}, "
+                             f"or with another --n_concept than {recipe_of(job)['n_concept']}")
         model.encoder.load_state_dict(before["model"])
-        model.segments.data.copy_(before["segments"])
+        model.segments.data.copy_(before["head"]["segments"])
     return model.to(machine.device), tok, machine
 
 
@@ -102,18 +106,20 @@ def run_one(job, splits, init, lr, seed):
 def save_model(path, model, job, tok, scale):
     """The fine-tuned weights with what export.py and --init_from_task need to know."""
     settings, weights = model_state(model.encoder)
-    replace_file(path, lambda file: torch.save(dict(
-        model_settings=settings | dict(dropout=0.0), model=weights, segments=model.segments.detach().cpu(),
-        out=[p.detach().cpu() for p in (model.out.weight, model.out.bias)], task=job.name, labels=list(job.labels),
-        n_texts=model.n_texts,
-        scale=list(scale), tokenizer_fingerprint=tok.fingerprint), file))
+    head = {name: t.cpu() for name, t in model.state_dict().items() if not name.startswith("encoder.")}
+    saved = dict(model_settings=settings | dict(dropout=0.0), model=weights, head=head, n_texts=model.n_texts,
+                 task=job.name, labels=list(job.labels), scale=list(scale), tokenizer_fingerprint=tok.fingerprint)
+    try:
+        replace_file(path, lambda file: torch.save(saved, file))
+    except RuntimeError as error:  # torch's word for a full disk
+        raise OSError(f"{path} could not be written: {error}") from None
 
 
 # ---- all of them ---------------------------------------------------------------
 
 def recipe_of(job):
     """What a run depends on besides its start, learning rate and seed."""
-    own = {name: config[name] or getattr(job, name) for name in ("epochs", "batch_size", "max_tokens")}
+    own = {name: config[name] or getattr(job, name) for name in ("n_concept", "epochs", "batch_size", "max_tokens")}
     return own | {name: config[name] for name in ("warmup", "weight_decay", "dropout", "patience")}
 
 
@@ -235,7 +241,7 @@ def fine_tune(job, splits, notes):
 def check():
     """-> tasks to run, read: [(task, splits, notes)]. Raises for settings, files and folders that cannot be right."""
     names = [name for part in task.split(",") for name in glue.GROUPS.get(part, (part,))]
-    if min(seeds, jobs) < 1 or min(grid_seeds, epochs, batch_size, max_tokens, patience, weight_decay) < 0:
+    if min(seeds, jobs) < 1 or min(grid_seeds, n_concept, epochs, batch_size, max_tokens, patience, weight_decay) < 0:
         raise ValueError("expected seeds and jobs of 1 or more, all other numbers of 0 or more")
     if not 0 <= warmup < 1 or not 0 <= dropout < 1:
         raise ValueError(f"warmup={warmup}, dropout={dropout}: expected 0 or more and below 1")
@@ -261,19 +267,13 @@ def check():
             for test in glue.read_task(glue.TASKS["ax"], glue_dir)[0].values():
                 splits["ax"] = test
         jobs_found.append((job, splits, notes))
+    if not jobs_found:
+        raise ValueError(f"none of the files of {task} is in {glue_dir or hub}")
     return jobs_found
 
 
-if __name__ == "__main__":
-    with user_mistakes():
-        found = check()
-        for init in ["pretrained", *filter(None, controls.split(","))]:
-            start(glue.TASKS["mrpc"], init, 0)  # whether it can be loaded at all
-    if one_run:
-        init, lr, seed = one_run.split("|")
-        [(job, splits, _)] = found
-        run_one(job, splits, init, float(lr), int(seed))
-        sys.exit()
+def main(found):
+    """Fine-tunes on all that was found and writes the tables."""
     path, results = os.path.join(out_dir, "glue.json"), {}
     if os.path.exists(path):
         with user_mistakes(), open(path, encoding="utf-8") as file:
@@ -296,3 +296,18 @@ if __name__ == "__main__":
           else f"submission for GLUE's server: {out_dir}/glue_submission.zip")
     print(json.dumps({name: {k: results[name][k] for k in ("median", "min", "max", "majority", "lr")}
                       for name in results}))
+
+
+if __name__ == "__main__":
+    with user_mistakes():
+        found = check()
+        for init in ["pretrained", *filter(None, controls.split(","))]:
+            start(found[0][0], init, 0)  # whether it can be loaded at all
+    try:
+        if one_run:
+            init, lr, seed = one_run.split("|")
+            run_one(*found[0][:2], init, float(lr), int(seed))
+        else:
+            main(found)
+    except OSError as error:
+        sys.exit(f"error: {error}; what was finished is kept, and the same command goes on")

@@ -2,12 +2,15 @@
 
     [CLS] a [SEP]   or   [CLS] a [SEP] b [SEP]        each token with the learned vector of its segment on top
     the pretrained decoder asks the row at [CLS], as it would at a [MASK]                           -> what it says
-    of a pair, each text is read by itself too: concepts u and v of one concept -> u, v, |u - v|, u v, their mean
+    of a pair, each text is read by itself too: states u and v of one concept
+      -> GELU(W [u, v, |u - v|, u v]), the same W for all concepts, their mean                      -> how they compare
     all of this --dropout--> one linear layer
 
 [CLS] starts as a copy of [MASK] and [SEP] as one of the end-of-document mark: pretraining has seen those in these
-places. Two texts are compared concept by concept because each concept owns its share of the words (records/glue has
-what else was tried). Works for every architecture; where there are no concepts, the mean token state stands for them.
+places. Two texts are compared concept by concept because each concept owns its share of the words; a sentence has fewer
+words than a pretrained model has concepts, so a part of the concepts does that better and faster than all of them
+(records/glue has what else was tried). Works for every architecture; where there are no concepts, the mean token state
+stands for them.
 """
 
 import numpy as np
@@ -27,7 +30,8 @@ class Classifier(nn.Module):
         self.segments = nn.Parameter(torch.zeros(3, encoder.cfg.token_width))  # [CLS], first text, second text
         self.drop = nn.Dropout(dropout)
         width = encoder.cfg.concept_dim if encoder.arch == "concept" else encoder.cfg.token_dim
-        self.out = nn.Linear(width * (5 if n_texts == 2 else 1), n_out)
+        self.compare = nn.Linear(4 * width, width) if n_texts == 2 else None
+        self.out = nn.Linear(n_texts * width, n_out)
         nn.init.normal_(self.out.weight, 0, 0.02)
         nn.init.zeros_(self.out.bias)
 
@@ -43,10 +47,12 @@ class Classifier(nn.Module):
         asked = torch.zeros(ids.shape[0], 1, dtype=torch.int64, device=ids.device)
         states_B1D = self.encoder.decode(concepts, tokens, asked, self.encoder.documents(ids), real)
         found_BF = states_B1D[:, 0].float()
-        if self.n_texts == 2:
-            u_BCD, v_BCD = (self.read(ids, real & (segments == n)) for n in (1, 2))
-            compared_BCF = torch.cat((u_BCD, v_BCD, (u_BCD - v_BCD).abs(), u_BCD * v_BCD), dim=-1)  # 1705.02364
-            found_BF = torch.cat((found_BF, compared_BCF.mean(1)), dim=-1)
+        if self.compare is not None:
+            one, other = (real & (segments == n) for n in (1, 2))
+            u_BCD, v_BCD = self.read(torch.cat((ids, ids)), torch.cat((one, other))).chunk(2)
+            pair_BCF = torch.cat((u_BCD, v_BCD, (u_BCD - v_BCD).abs(), u_BCD * v_BCD), dim=-1)  # 1705.02364, figure 1
+            compared_BCD = F.gelu(self.compare(self.drop(pair_BCF)))  # 1606.01933, section 3.2
+            found_BF = torch.cat((found_BF, compared_BCD.float().mean(1)), dim=-1)
         return self.out(self.drop(found_BF))
 
     def read(self, ids, chosen):
@@ -54,14 +60,25 @@ class Classifier(nn.Module):
 
         -> concepts (B,C,D), or where there are none the mean token state (B,1,d); float32, zeros for no token at all.
         """
-        place_T = torch.arange(ids.shape[1], device=ids.device)
         first_B1, n_B1 = chosen.int().argmax(1, keepdim=True), chosen.sum(1, keepdim=True)
+        longest = ids.shape[1] if torch.compiler.is_exporting() else max(1, int(n_B1.max()))  # a graph knows no max
+        place_T = torch.arange(longest, device=ids.device)
         ids, real = ids.gather(1, (first_B1 + place_T).clamp(max=ids.shape[1] - 1)), place_T < n_B1
         concepts, tokens = self.encoder.encode(ids, real)
         if self.encoder.arch == "concept":
             return concepts.float() * (n_B1 > 0)[..., None]
         tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]) * real[..., None]
         return tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None]
+
+
+def keep_concepts(settings, weights, n):
+    """Settings and weights of an encoder -> those with its first n concepts only (0: all), where it has more.
+
+    The others' words fall to the concepts that are left; where n divides their number, each keeps its own.
+    """
+    if settings.get("arch") == "transformer" or not 0 < n < settings["n_concept"]:
+        return settings, weights
+    return settings | dict(n_concept=n), weights | dict(concepts=weights["concepts"][:n])
 
 
 def encode_texts(texts, tok, longest):

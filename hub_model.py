@@ -40,7 +40,7 @@ class EncoderPreTrainedModel(PreTrainedModel):
     config_class = EncoderConfig
     base_model_prefix = "encoder"
     _supports_sdpa = True
-    _keys_to_ignore_on_load_unexpected = [r"^segments$", r"^out\."]  # a classifier's, for the other classes
+    _keys_to_ignore_on_load_unexpected = [r"^segments$", r"^(out|compare)\."]  # a classifier's, for the other classes
 
     def __init__(self, config):
         super().__init__(config)
@@ -122,7 +122,8 @@ class EncoderForSequenceClassification(EncoderPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         head = Classifier(self.encoder, config.num_labels, config.n_texts, config.classifier_dropout)
-        self.n_texts, self.segments, self.drop, self.out = config.n_texts, head.segments, head.drop, head.out
+        self.n_texts, self.segments, self.drop = config.n_texts, head.segments, head.drop
+        self.compare, self.out = head.compare, head.out
         self.post_init()
 
     def _init_weights(self, module):

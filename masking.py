@@ -48,7 +48,7 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
     mask_replace: "100" (all predicted tokens become [MASK]) or "80/10/10" ([MASK] / random id / kept; one draw for a
     whole group, as in SpanBERT). Raises ValueError for settings out of range.
     """
-    check_masking(masking_type, mlm_probability, concept_window, span_length_distribution, mask_replace)
+    check_masking(masking_type, mlm_probability, concept_window, span_length_distribution, mask_replace, tok)
     ids, sample_ids = (torch.as_tensor(x, dtype=torch.int64) for x in (ids, sample_ids))
     B, T = ids.shape
     n_slots = slots(T, masking_type, mlm_probability)
@@ -100,8 +100,11 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
 
 
 def check_masking(masking_type, mlm_probability, concept_window=3, span_length_distribution="poisson(3)",
-                  mask_replace="100"):
-    """Raises ValueError, naming what is allowed, for settings that no mask can be drawn from."""
+                  mask_replace="100", tok=None):
+    """Raises ValueError, naming what is allowed, for settings that no mask can be drawn from, or not with `tok`."""
+    if masking_type in MASKING_TYPES and tok and masking_type not in masking_types(tok):
+        raise ValueError(f"masking_type={masking_type!r} hides words, and tokenizer {tok.name} knows ids only, not "
+                         "where words begin: use --masking_type=token, or prepare the data with its own --tokenizer")
     if masking_type not in MASKING_TYPES:
         raise ValueError(f"masking_type={masking_type!r}: expected one of {', '.join(MASKING_TYPES)}")
     if not 0 < mlm_probability < 1:
@@ -111,6 +114,11 @@ def check_masking(masking_type, mlm_probability, concept_window=3, span_length_d
     if mask_replace not in ("100", "80/10/10"):
         raise ValueError(f"mask_replace={mask_replace!r}: expected '100' or '80/10/10'")
     span_law(span_length_distribution)
+
+
+def masking_types(tok):
+    """The strategies that a tokenizer allows: without text there are no words."""
+    return MASKING_TYPES if getattr(tok, "has_text", True) else MASKING_TYPES[:1]
 
 
 def slots(T, masking_type, mlm_probability):

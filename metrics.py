@@ -189,7 +189,7 @@ def evaluation_fields(summary, arch):
                  unigram_entropy=result["unigram_entropy"],
                  loss_copy_in_row=parts["copy in the row"]["loss"], loss_no_copy=parts["no copy"]["loss"],
                  loss_frequent=parts["frequent, over 1e-3"]["loss"], loss_rare=parts["rare, under 1e-4"]["loss"])
-    found |= {f"loss_{masking}": result[masking]["loss"] for masking in MASKING_TYPES}
+    found |= {f"loss_{masking}": result[masking]["loss"] for masking in filter(result.get, MASKING_TYPES)}
     if split in ("val", "test"):
         found |= {f"{split}_{key}": token[key] for key in SPLIT_FIELDS}
     health = summary.get("health", {}).get("trained", {})
@@ -272,7 +272,7 @@ def page(out_dir, fields, summary, glue):
              f"measured {fields['timestamp']}. Losses are nats a predicted token, on the same masks for every model; a "
              "dash is what was not measured.", "", "## data sets", ""]
     rows = [[name, masking, *(shown(r[masking][key]) for key in SPLIT_FIELDS), shown(r["unigram_entropy"])]
-            for name, r in summary["data"].items() for masking in MASKING_TYPES]
+            for name, r in summary["data"].items() for masking in filter(r.get, MASKING_TYPES)]
     lines += table([f"{summary['split']} split", "masking", "loss, nats", "accuracy", "perplexity", "bits a byte",
                     "unigram entropy, nats"], "llrrrrr", rows)
     for section, units in FIELDS.items():

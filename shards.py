@@ -3,16 +3,15 @@
 bins.py says what the files are and how they are written.
 """
 
-import bisect
 import copy
-import itertools
 import math
 import os
 from fractions import Fraction
 
 import numpy as np
 
-from bins import DataError, check_files, load_meta
+from bins import DataError, load_meta
+from manifest import Tokens
 from rows import DocumentRows
 from tokenizer import Tokenizer
 
@@ -73,9 +72,9 @@ class TokenData:
 
     def __init__(self, data_dir, split, block_size, seed=0, rows="block"):
         self.meta, self.data_dir, self.split = load_meta(data_dir), data_dir, split
-        files = check_files(data_dir, self.meta, split)
+        self.tokens = Tokens(data_dir, self.meta, split)
         self.dtype, self.eot_id, self.seed = np.dtype(self.meta["dtype"]), self.meta["eot_id"], seed
-        self.n_tokens = sum(n for _, n in files)
+        self.n_tokens, self.files = self.tokens.n_tokens, self.tokens.paths
         if not 1 <= block_size <= self.n_tokens:
             raise DataError(f"block_size = {block_size}, but the {split} split of {data_dir} holds {self.n_tokens:,} "
                             f"tokens: the largest usable block_size is {self.n_tokens}")
@@ -85,12 +84,10 @@ class TokenData:
         if tok.fingerprint != self.meta["fingerprint"]:
             raise DataError(f"{folder} has fingerprint {tok.fingerprint[:12]}, the bins were written with "
                             f"{self.meta['fingerprint'][:12]}: another tokenizer. Restore the folder or prepare again")
-        for path, _ in files:
+        for path in () if "sources" in self.meta else self.files:  # those of a split are as they were when it was made
             if (highest := highest_id(path, self.dtype)) >= self.meta["n_vocab"]:
                 raise DataError(f"{path} contains id {highest:,}, meta.json says {self.meta['n_vocab']:,} ids: not the "
                                 f"file it describes. python prepare.py validate --data_dir={data_dir} tells more")
-        self.starts = list(itertools.accumulate((n for _, n in files), initial=0))
-        self.files = [open(path, "rb", buffering=0) for path, _ in files]
         self.set_rows(block_size, rows)
 
     def set_rows(self, block_size, rows):
@@ -106,13 +103,7 @@ class TokenData:
 
     def read(self, start, out):
         """Fills `out` (dtype of the bins) with the tokens from number `start` on, as far as there are any."""
-        while len(out) and start < self.n_tokens:
-            shard = bisect.bisect_right(self.starts, start) - 1
-            n = min(len(out), self.starts[shard + 1] - start)
-            offset, file = (start - self.starts[shard]) * self.dtype.itemsize, self.files[shard]
-            if os.preadv(file.fileno(), [out[:n]], offset) != n * self.dtype.itemsize:
-                raise DataError(f"{file.name} was cut while in use: prepare it again")
-            out, start = out[n:], start + n
+        self.tokens.read(start, out)
 
     def block(self, indices):
         """Rows by their number in file order, for evaluation -> ids int64 tensor (len(indices), T)."""

@@ -147,7 +147,7 @@ def table():
         total = mine[0]["tokens"] * arm["mflop_per_token"] * 1e6
         cells = [name, f"{arm['params']:,}", f"{arm['mflop_per_token']:.2f}", f"{mine[0]['tokens']:,}", f"{total:.2e}",
                  spread([r["loss"] for r in mine], 3), spread([r["bits_per_byte"] for r in mine], 3)]
-        cells += [spread([r["maskings"][m] for r in mine], 3) for m in MASKING_TYPES if evaluate]
+        cells += [spread([r["maskings"].get(m) for r in mine], 3) for m in MASKING_TYPES if evaluate]
         cells += [spread([r["health"][key] for r in mine], 1 if key == "concept_rank" else 3) for key in HEALTH]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -162,6 +162,7 @@ class Tokenizer:
     starts_word   bool   a word begins here whatever came before: white space, punctuation, a symbol, a character of a
                          script without spaces, or the lead byte of a 3- or 4-byte character comes first; True where
                          is_special. Letters and digits without a space continue a word, so do 't and other fragments.
+    has_text      False where only ids are known (`of_ids`): no bytes, no words; encode() and masks of words are refused
     starts_punct, ends_punct  bool  the first / last character is punctuation or a symbol. Masking keeps "...)" whole:
                          a word starts at i where starts_word[i] and not (starts_punct[i] and ends_punct[i-1]).
     """
@@ -172,25 +173,28 @@ class Tokenizer:
         self.bpe = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
         self.special_names = {i: special for special, i in sorted(specials.items(), key=lambda x: x[1])}
         self.pad_id, self.mask_id, self.cls_id, self.sep_id, self.eot_id = (specials[special] for special in SPECIALS)
-        self.n_vocab = self.bpe.max_token_value + 1
+        self.has_text, self.n_vocab = bool(pattern), self.bpe.max_token_value + 1
         self.vocab_size = -(-self.n_vocab // 64) * 64  # tensor cores want it (nanoGPT pads 50257 to 50304)
 
         self.n_bytes = np.zeros(self.vocab_size, dtype=np.int64)
         self.starts_word = np.ones(self.vocab_size, dtype=bool)
         self.starts_punct, self.ends_punct = np.zeros((2, self.vocab_size), dtype=bool)
-        for token, i in ranks.items():
+        self.is_special = np.ones(self.vocab_size, dtype=bool)
+        self.is_special[list(ranks.values())] = False
+        for token, i in ranks.items() if self.has_text else ():
             self.n_bytes[i] = len(token)
             self.starts_word[i], self.starts_punct[i], self.ends_punct[i] = word_flags(token)
-        self.is_special = self.n_bytes == 0
 
     @classmethod
     def load(cls, dir_or_name: str) -> "Tokenizer":
-        """byte, gpt2, cl100k_base, o200k_base, or a folder written by save(). ValueError if there is no such thing."""
+        """byte, gpt2, cl100k_base, o200k_base, a folder written by save(), ids:N:EOT for of_ids(N, EOT). ValueError."""
         name, names = str(dir_or_name), ("byte", *TIKTOKEN_NAMES)
         if name == "byte":
             return cls(name, BYTE_PATTERN, {bytes([byte]): byte for byte in range(256)}, with_specials({}, 256))
         if name in TIKTOKEN_NAMES:
             return cls(name, *published_vocabulary(name))
+        if re.fullmatch(r"ids:\d+(:-?\d+)?", name):
+            return cls.of_ids(*map(int, name.split(":")[1:]))
         if os.path.isfile(os.path.join(name, META_FILE)):
             return cls(*read_folder(name))
         if name.startswith("bpe:"):
@@ -199,6 +203,18 @@ class Tokenizer:
         there = f"a folder without {META_FILE}" if os.path.isdir(name) else "neither a known name nor a folder"
         raise ValueError(f"tokenizer {name!r} is {there}. Expected {', '.join(names)}, or a folder written by "
                          "python prepare.py --input=GLOB --out_dir=DIR --tokenizer=bpe:16000")
+
+    @classmethod
+    def of_ids(cls, n_ids: int, eot_id: int = -1) -> "Tokenizer":
+        """For data of unknown origin: ids 0 to n_ids - 1, of which eot_id ends a document (-1: none does).
+
+        Token i reads "<i>". Special ids that the data lacks follow n_ids. ValueError for numbers that do not fit.
+        """
+        if not (1 < n_ids <= 2**24 and -1 <= eot_id < n_ids):
+            raise ValueError(f"vocab_size = {n_ids:,} ids, eot_id = {eot_id:,}: expected 2 to {2**24:,} ids, eot_id "
+                             "below vocab_size, or -1 where no id ends a document")
+        ranks = {b"<%d>" % i: i for i in range(n_ids) if i != eot_id}
+        return cls(f"ids:{n_ids}", "", ranks, with_specials({SPECIALS[-1]: eot_id} if eot_id >= 0 else {}, n_ids))
 
     @classmethod
     def train(cls, texts, vocab_size: int) -> "Tokenizer":
@@ -227,6 +243,9 @@ class Tokenizer:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Texts -> one uint32 array of ids each; no special ids, nothing added."""
         assert not isinstance(texts, str), "encode takes a list of texts, not one text"
+        if not self.has_text:
+            raise ValueError(f"tokenizer {self.name} knows ids only, not which text they stand for; prepare the data "
+                             "with its tokenizer (--tokenizer=) to read and write text")
         per_text = ([self.bpe.encode_ordinary(piece) for piece in bounded_pieces(text, self.pattern)] for text in texts)
         return [np.concatenate([np.array(ids, dtype=np.uint32) for ids in pieces]) for pieces in per_text]
 

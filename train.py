@@ -161,6 +161,7 @@ with common.user_mistakes():
     data = Batches(data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size, max_steps, max_tokens)
     val_sets = {name: TokenData(name, "val", block_size, seed) for name in data.names}
     tok, max_steps = Tokenizer.load(os.path.join(data.names[0], "tokenizer")), data.n_steps
+    check_masking(masking_type, mlm_probability, tok=tok)
     dtype, dtype_reason = hardware.choose_dtype(dtype, machine.device)
     torch.manual_seed(seed)
     model = common.build_model(model_settings())
@@ -247,8 +248,7 @@ if machine.world_size > 1:
 
 # ---- what the run is, on screen and in out_dir --------------------------------
 flops_per_token = data.flops_per_token(model, mlm_probability, micro_batch)  # {row length: FLOPs}
-peak = hardware.matmul_peak(machine.device, dtype)
-git = common.git_state()
+peak, git = hardware.matmul_peak(machine.device, dtype), common.git_state()
 changed = ", ".join(f"{name}={value}" for name, value in config.items() if value != defaults[name])
 unused = ", ".join(sorted(set(config) & set().union(*map(common.fields_of, common.ARCHS)) - common.fields_of(arch)))
 before = defaults | resumed["settings"] if resumed else config  # an older run had fewer settings

@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,13 @@ from bins import DataError
 
 PIECE_CHARS = 1_000_000  # longer documents are tokenised in pieces, so that memory is bounded
 ROOT = os.path.dirname(os.path.abspath(__file__))
+
+
+class Ids(NamedTuple):
+    """A document that comes as token ids, uint32 (n,), without eot_id; of none, only what was left out counts."""
+    ids: np.ndarray
+    n_bytes: int  # of its text; 0 when unknown
+    left_out: dict  # {what: how much} that came before or in it
 
 
 def cut(text, size):
@@ -32,10 +40,11 @@ def cut(text, size):
 
 
 def encode_texts(tokenizer, dtype, texts):
-    """Texts -> (number of ids of each, all ids one after the other in `dtype`); each text ends in eot_id."""
+    """Texts or Ids -> (number of ids of each, all ids one after the other in `dtype`); each text ends in eot_id."""
     lengths, parts = [], [np.zeros(0, dtype)]
     for text in texts:
-        ids = [*tokenizer.encode(cut(text, PIECE_CHARS)), np.array([tokenizer.eot_id])]
+        parts_of = [text.ids] if isinstance(text, Ids) else tokenizer.encode(cut(text, PIECE_CHARS))
+        ids = [*parts_of, np.array([tokenizer.eot_id])]
         lengths.append(sum(map(len, ids)))
         parts += [part.astype(dtype) for part in ids]
     return np.array(lengths, np.int64), np.concatenate(parts)

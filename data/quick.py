@@ -25,7 +25,7 @@ size = "micro"  # micro | tiny | small | base | large | xlarge, or another name 
 name = ""  # of the bins, data/NAME, and of the run, out/NAME_SIZE; empty: from data
 nproc = 1  # processes that train, one a GPU
 args = ""  # further settings of train.py, spaces between
-prepare_args = ""  # of prepare.py, for text
+prepare_args = ""  # of prepare.py, for text; of its validate and split, for token files: --tokenizer=gpt2
 eval_args = ""  # of eval.py
 config = configure(globals())
 
@@ -90,9 +90,10 @@ def main():
     if whole is None and not is_tokens(folder):
         do("prepare.py", f"--input={data}", f"--out_dir={bins}", *shlex.split(prepare_args))
         folder, whole = bins, True
-    do("prepare.py", "validate", f"--data_dir={folder}")
+    of_ids = shlex.split(prepare_args) if whole is None else []
+    do("prepare.py", "validate", f"--data_dir={folder}", *of_ids)
     if not whole:
-        do("prepare.py", "split", f"--data_dir={folder}", f"--out_dir={bins}", "--val_ratio=0.01")
+        do("prepare.py", "split", f"--data_dir={folder}", f"--out_dir={bins}", "--val_ratio=0.01", *of_ids)
         folder = bins
     out_dir = f"out/{os.path.basename(bins)}_{size}"
     launcher = ("--standalone", f"--nproc_per_node={nproc}") if nproc > 1 else ()

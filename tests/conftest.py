@@ -23,6 +23,11 @@ from unittest import mock
 import pytest
 import torch
 
+try:
+    from compression import zstd  # noqa: F401, Python 3.14
+except ImportError:
+    from backports import zstd  # noqa: F401
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real data; tests that need it skip where it is not
 

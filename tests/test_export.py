@@ -15,7 +15,7 @@ from conftest import ROOT, SHARED, call, refused, result
 from test_tokenizer import ODD, needs_gpt2, random_texts, read_texts
 
 from common import build_model, model_state, save_checkpoint
-from heads import Classifier, encode_texts, padded
+from heads import Classifier, encode_texts, keep_concepts, padded
 from tokenizer import Tokenizer, with_specials
 from tuning import predict
 
@@ -71,17 +71,19 @@ def make_run(folder, tok, settings, seed=0, **more):
 
 
 def make_task(folder, model, tok, labels, n_texts=1, **more):
-    """A model.pt as finetune_glue.py leaves it -> its Classifier."""
+    """A model.pt as finetune_glue.py leaves it, with half the concepts -> its Classifier."""
     torch.manual_seed(1)
-    classifier = Classifier(model, max(1, len(labels)), n_texts).eval()
+    settings, weights = keep_concepts(dict(arch=model.arch) | vars(model.cfg), model.state_dict(), 4)
+    classifier = Classifier(build_model(settings), max(1, len(labels)), n_texts).eval()
+    classifier.encoder.load_state_dict(weights)
     with torch.no_grad():
         classifier.segments.normal_()
         classifier.out.weight.normal_()
         classifier.out.bias.normal_()
     folder.mkdir(exist_ok=True)
     torch.save(dict(
-        model_settings=dict(arch=model.arch) | vars(model.cfg), model=model.state_dict(),
-        segments=classifier.segments.detach(), out=[p.detach() for p in (classifier.out.weight, classifier.out.bias)],
+        model_settings=settings, model=weights,
+        head={name: t for name, t in classifier.state_dict().items() if not name.startswith("encoder.")},
         task="mine", labels=labels, n_texts=n_texts, scale=[0.0, 1.0] if labels else [2.5, 1.5],
         tokenizer_fingerprint=tok.fingerprint) | more,
         folder / "model.pt")
@@ -305,7 +307,7 @@ def test_a_fine_tuned_model_answers_as_it_did(kind, labels, n_texts, tmp_path, b
 def test_a_fresh_head_learns_and_is_saved_and_loaded(exported, tmp_path):
     _, to = exported("open")
     auto = transformers.AutoModelForSequenceClassification
-    assert auto.from_pretrained(to, n_texts=2, **LOCAL).out.in_features == 5 * 64
+    assert auto.from_pretrained(to, n_texts=2, **LOCAL).out.in_features == 2 * 64
     model = auto.from_pretrained(to, num_labels=3, **LOCAL)
     tok = transformers.AutoTokenizer.from_pretrained(to, **LOCAL)
     assert 0.01 < model.out.weight.std() < 0.03 and not model.out.bias.any() and not model.segments.any()

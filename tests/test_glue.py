@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import resource
+import shutil
 import zipfile
 
 import numpy as np
@@ -15,13 +17,14 @@ from conftest import SHARED, call, refused, result, run
 import glue
 from common import build_model
 from hardware import find_machine
-from heads import Classifier, cut_lengths, encode_texts, padded
+from heads import Classifier, cut_lengths, encode_texts, keep_concepts, padded
 from leaderboard import cell, markdown, write_submission
 from tokenizer import Tokenizer
 from tuning import in_batches, predict
 
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48", "--grid_seeds=0"]
+SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48", "--grid_seeds=0",
+         "--n_concept=2"]
 
 
 def write(path, text):
@@ -247,6 +250,21 @@ def test_padding_and_batch_do_not_change_an_answer(arch, n_texts):
     assert not np.allclose(swapped.detach().numpy(), together, atol=1e-4), "segments matter"
 
 
+def test_kept_concepts_keep_their_words_and_take_over_those_of_the_others():
+    settings = dict(vocab_size=64, block_size=16, n_layer=2, n_head=2, ffn_dim=32, token_dim=64, n_concept=4,
+                    concept_dim=32, n_mixer=0)
+    torch.manual_seed(0)
+    whole = build_model(settings)
+    part_settings, weights = keep_concepts(settings, whole.state_dict(), 2)
+    part = build_model(part_settings)
+    part.load_state_dict(weights)
+    for n, same in ((4, True), (2, False)):  # ids of concepts 0 and 1 alone; even ids, half of which were concept 2's
+        ids = torch.tensor([[0, 1, 4, 5, 20, 21, 40, 41]]) if n == 4 else 2 * torch.arange(8)[None]
+        assert torch.allclose(whole.encode(ids)[0][:, :2], part.encode(ids)[0], atol=1e-6) == same
+    assert keep_concepts(settings, weights, 0)[0] == keep_concepts(settings, weights, 9)[0] == settings
+    assert keep_concepts(dict(arch="transformer"), weights, 2) == (dict(arch="transformer"), weights)
+
+
 def test_batches_hold_every_row_once_and_little_padding():
     rng = np.random.default_rng(0)
     rows = [np.zeros(n, dtype=int) for n in rng.integers(5, 100, 1000)]
@@ -297,6 +315,20 @@ def test_a_killed_run_goes_on_and_nothing_finished_is_run_again(tuned):
     assert again["mood"]["median"] == before["mood"]["median"] and kept.stat().st_mtime == time
     fresh, old = json.loads(lost.read_text()), json.loads(content)
     assert fresh["history"] == old["history"], "the same seed gives the same run"
+
+
+def test_a_full_disk_is_one_message_and_the_same_command_goes_on(trained, own_task, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
+    args = ["finetune_glue.py", f"--out_dir={out}", f"--task={own_task}/mood", *SMALL, "--seeds=1", "--lrs=3e-3"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # stands in for the disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        done = call(*args, ok=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused(done, "could not be written", "the same command goes on")
+    assert not list(out.rglob("*.tmp")) and result(call(*args))["mood"]["median"]["accuracy"] > 0.9
 
 
 def test_another_task_starts_from_the_weights_of_the_first(tuned, own_task):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from masking import MASKING_TYPES, mask_batch, slots, span_law, word_flags, word_starts
+from masking import MASKING_TYPES, mask_batch, masking_types, slots, span_law, word_flags, word_starts
+from tokenizer import Tokenizer
 
 EOT, MASK, V = 99, 98, 100
 
@@ -224,3 +225,11 @@ def test_impossible_settings_are_refused_with_what_is_allowed(tok, wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*expected"):
         settings = {"masking_type": "span", "mlm_probability": 0.15, **wrong}
         mask_batch(rows(2, 8), torch.arange(2), tok=tok, **settings)
+
+
+def test_words_are_not_hidden_where_only_ids_are_known():
+    tok, ids = Tokenizer.load("ids:50:7"), rows(2, 16) % 50
+    assert mask_batch(ids, torch.arange(2), "token", 0.3, tok).weights.sum() > 0 and masking_types(tok) == ("token",)
+    for masking_type in MASKING_TYPES[1:]:
+        with pytest.raises(ValueError, match="knows ids only.*--masking_type=token"):
+            mask_batch(ids, torch.arange(2), masking_type, 0.3, tok)

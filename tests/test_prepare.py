@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import zstd
 
 import bins
 import documents
@@ -318,8 +319,7 @@ def test_packed_inputs_equal_jsonl(suffix, from_jsonl, tmp_path):
     elif suffix == ".jsonl.gz":
         path.write_bytes(gzip.compress(plain))
     else:
-        zstandard = pytest.importorskip("zstandard")
-        path.write_bytes(zstandard.compress(plain[:5000]) + zstandard.compress(plain[5000:]))  # two frames
+        path.write_bytes(zstd.compress(plain[:5000]) + zstd.compress(plain[5000:]))  # two frames
     prepare(f"--input={path}", f"--out_dir={tmp_path / 'out'}", "--tokenizer=byte", "--val_fraction=0.1")
     assert contents(tmp_path / "out", meta=False) == contents(from_jsonl / "out", meta=False)
 
@@ -373,7 +373,8 @@ BAD_INPUT = {
     "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20], "a.jsonl.gz: damaged or cut short"),
     "no gzip": ("a.txt.gz", b"plain text", "a.txt.gz: damaged or cut short"),
     "no zstd": ("a.txt.zst", b"plain text", "a.txt.zst: damaged or cut short"),
-    "no parquet": ("a.parquet", b"plain text", "a.parquet: not a whole .parquet file"),
+    "cut zstd": ("a.txt.zst", zstd.compress(b"some text " * 999)[:-5], "a.txt.zst: damaged or cut short"),
+    "no parquet": ("a.parquet", b"plain text", "a.parquet: damaged or cut short .not a whole .parquet file"),
 }
 
 

@@ -153,12 +153,17 @@ def test_imports_go_one_way():
     commands = {"train", "eval", "sample", "sweep", "bench", "prepare", "finetune_glue", "export"}
     below = {"loss": set(), "layers": {"loss"}, "model": {"layers"}, "baselines": {"layers"}, "masking": set(),
              "files": set(), "cooccurrence": set(), "configurator": set(), "report": {"files"},
-             "tokenizer": {"files"}, "bins": {"files"}, "rows": {"bins", "files"},
-             "shards": {"bins", "files", "rows", "tokenizer"}, "mixture": {"bins", "rows", "shards"},
+             "tokenizer": {"files"}, "bins": {"files"}, "manifest": {"bins"}, "rows": {"bins", "files"},
+             "shards": {"bins", "files", "manifest", "rows", "tokenizer"}, "mixture": {"bins", "rows", "shards"},
+             "formats": {"bins"},
              "workers": {"bins", "files"}, "documents": {"bins", "workers", "tokenizer", "files"}, "hardware": set(),
+             "hub": {"bins", "documents", "workers"}, "wikitext": {"bins", "documents", "hub"},
              "glue": {"files"}, "heads": set(),
              "leaderboard": {"glue", "files"}, "embed": {"files", "tokenizer"}, "pll": {"embed", "hardware", "masking"},
              "hub_model": {"heads", "model", "tokenizer"}}
+    below["pretokenised"] = {"bins", "documents", "formats", "tokenizer", "workers"}
+    below["splitting"] = below["pretokenised"] | below["shards"] | {"pretokenised", "shards"}
+    below["validation"] = below["pretokenised"] | {"configurator", "manifest", "pretokenised"}
     below["common"] = below["shards"] | {"baselines", "configurator", "hardware", "layers", "loss", "masking", "model",
                                          "shards"}
     below["health"] = below["common"] | {"common"}

@@ -143,9 +143,12 @@ def test_what_lacks_a_val_split_gets_one_and_a_run_that_was_stopped_is_not_evalu
     (tmp_path / "ids").mkdir()
     np.save(tmp_path / "ids/rows.npy", np.zeros((4, 8), np.uint16))
     answers |= {"prepare.py": answer(valid=True), "train.py": answer(stopped="SIGINT")}
-    refused(run(f"--data={tmp_path}/ids/", "--size=tiny", ok=False), "training was stopped (SIGINT) and saved")
-    assert commands == [["prepare.py", "validate", f"--data_dir={tmp_path}/ids"],
-                        ["prepare.py", "split", f"--data_dir={tmp_path}/ids", "--out_dir=data/ids", "--val_ratio=0.01"],
+    of_ids = ["--vocab_size=9", "--eot_id=8"]
+    refused(run(f"--data={tmp_path}/ids/", "--size=tiny", f"--prepare_args={' '.join(of_ids)}", ok=False),
+            "training was stopped (SIGINT) and saved")
+    assert commands == [["prepare.py", "validate", f"--data_dir={tmp_path}/ids", *of_ids],
+                        ["prepare.py", "split", f"--data_dir={tmp_path}/ids", "--out_dir=data/ids", "--val_ratio=0.01",
+                         *of_ids],
                         ["train.py", "config/tiny.py", "--data_dir=data/ids", "--out_dir=out/ids_tiny"]]
 
 

@@ -432,3 +432,19 @@ def test_a_download_that_is_not_the_vocabulary_is_refused(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="TIKTOKEN_CACHE_DIR"):
         Tokenizer.load("cl100k_base")
     assert not os.listdir(tmp_path)
+
+
+def test_ids_without_text_have_a_place_for_specials_and_no_words(tmp_path):
+    tok = Tokenizer.load("ids:100:7")
+    assert (tok.eot_id, tok.pad_id, tok.mask_id, tok.n_vocab, tok.vocab_size) == (7, 100, 101, 104, 128)
+    assert tok.is_special[7] and not tok.is_special[[*range(7), *range(8, 100)]].any() and tok.is_special[100:].all()
+    assert tok.decode([5, 99, 7, 101]) == "<5><99><|endoftext|>[MASK]" and not tok.n_bytes.any() and not tok.has_text
+    tok.save(str(tmp_path))
+    again = Tokenizer.load(str(tmp_path))
+    assert again.fingerprint == tok.fingerprint and not again.has_text and again.eot_id == 7
+    with pytest.raises(ValueError, match="knows ids only"):
+        again.encode(["5"])
+    assert Tokenizer.load("ids:100").eot_id == 104 and Tokenizer.load("byte").has_text
+    for wrong in ("ids:100:100", "ids:1:0", "ids:100:-2"):
+        with pytest.raises(ValueError, match="eot_id below vocab_size"):
+            Tokenizer.load(wrong)

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 import glue
+from common import build_model, model_state
 from hardware import autocast, choose_dtype, find_machine
-from heads import Classifier, encode_texts, padded
+from heads import Classifier, encode_texts, keep_concepts, padded
 from model import ConceptEncoder
 from peers import OURS, PEERS, VOCABULARY
 from tokenizer import Tokenizer
@@ -33,7 +34,8 @@ rows, segments, _ = encode_texts(texts, tok, 128)
 answers = torch.as_tensor(labels, dtype=torch.int64)
 batches = in_batches(rows, 32, np.random.default_rng(0))
 torch.manual_seed(0)
-models = {name: Classifier(OURS[name](512), 2, 2) for name in ("strict", "open")}
+models = {name: Classifier(build_model(keep_concepts(*model_state(OURS[name](512)), glue.TASKS["mrpc"].n_concept)[0]), 2, 2)
+          for name in ("strict", "open")}
 bert = PEERS["hf_bert"](512).config
 models["hf_bert"] = BertForSequenceClassification(BertConfig(**bert.to_dict() | dict(num_labels=2)))
 
