@@ -215,10 +215,11 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
         batch = mask_batch(ids, index, masking_type, mlm_probability, tok, seed=EVAL_SEED)
         inputs, positions, targets, weights = machine.take(batch)
         with autocast(machine.device, dtype):
-            concepts, tokens = model.encode(inputs)
+            is_real = inputs != tok.pad_id if getattr(data, "padded", False) else None
+            concepts, tokens = model.encode(inputs, is_real)
             nats, hits, at_once = [], [], max(1, MOST_LOGITS // (len(inputs) * tok.vocab_size))
             for place, target in zip(positions.split(at_once, 1), targets.split(at_once, 1)):
-                logits = model.logits(model.decode(concepts, tokens, place, model.documents(inputs))).float()
+                logits = model.logits(model.decode(concepts, tokens, place, model.documents(inputs), is_real)).float()
                 nats.append(F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target))
                 hits.append(logits.argmax(-1) == target)
         nats, hits = (torch.cat(parts, dim=1) * weights for parts in (nats, hits))

@@ -7,6 +7,7 @@ Nothing is copied, so a file that is gone or another one is noticed: its size an
 only the time differs.
 """
 
+import bisect
 import functools
 import hashlib
 import os
@@ -114,7 +115,7 @@ class Tokens:
     def read(self, start, out):
         """Fills `out`, of any integer type, with the tokens from number `start` on, as far as there are any."""
         while len(out) and start < self.n_tokens:
-            run = int(np.searchsorted(self.starts, start, "right")) - 1
+            run = bisect.bisect_right(self.starts, start) - 1  # for one number faster than searchsorted
             number, n = int(self.number[run]), min(len(out), int(self.starts[run + 1]) - start)
             dtype, file = self.dtypes[number], self.file(number)
             offset = int(self.offset[run]) + (start - int(self.starts[run])) * dtype.itemsize

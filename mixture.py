@@ -92,7 +92,8 @@ class Batches:
     "128:0.9,512:0.1" takes nine tenths of the steps with rows of 128 tokens, four times as many as there are later; "":
     all of block_size. Raises ValueError or FileNotFoundError with what to do.
 
-    block, n_blocks and block_size are those of a TokenData: packed rows of all sources by weight, for statistics.
+    padded: rows may hold padding. block, n_blocks and block_size are those of a TokenData: packed rows of all sources
+    by weight, for statistics.
     """
 
     def __init__(self, data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size, max_steps,
@@ -126,6 +127,7 @@ class Batches:
         self.sha256 = [file["sha256"] for source in self.packed for file in source.meta["splits"]["train"]["files"]]
         self.unigram_entropy = sum(share * source.meta["unigram_entropy"]
                                    for share, source in zip(self.shares, self.packed))
+        self.padded = any(source.padded for part in mixtures for source in part.sources)
         self.n_blocks = sum(source.n_blocks for source in self.packed)
         self.bounds = np.rint(np.cumsum([0, *self.shares]) * self.n_blocks).astype(np.int64)
 

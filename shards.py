@@ -64,7 +64,8 @@ class TokenData:
     """One split as `n_blocks` rows of `block_size` tokens (T).
 
     rows="block": packed, cut every T tokens, the last one filled up with eot_id. "document": each begins a document or
-    goes on with one longer than T, and is filled up with pad_id (rows.py). Sample number n of a run is row
+    goes on with one longer than T, and is filled up with pad_id (rows.py); padding that the files hold becomes pad_id
+    in either. `padded`: rows may hold some, which no model is to read. Sample number n of a run is row
     n % batch_size of step n // batch_size. Epoch n // n_blocks visits each row once, in an order keyed by (seed,
     epoch). Files are read, not mapped: memory stays small, and a file that is cut while in use is an error instead of a
     crash. ValueError or FileNotFoundError when the folder is not whole.
@@ -80,7 +81,7 @@ class TokenData:
                             f"tokens: the largest usable block_size is {self.n_tokens}")
         folder = os.path.join(data_dir, self.meta["tokenizer"])
         tok = Tokenizer.load(folder)
-        self.pad_id = tok.pad_id
+        self.pad_id, self.stored_pad = tok.pad_id, self.meta.get("pad_id", self.eot_id)  # of files that others made
         if tok.fingerprint != self.meta["fingerprint"]:
             raise DataError(f"{folder} has fingerprint {tok.fingerprint[:12]}, the bins were written with "
                             f"{self.meta['fingerprint'][:12]}: another tokenizer. Restore the folder or prepare again")
@@ -92,6 +93,7 @@ class TokenData:
 
     def set_rows(self, block_size, rows):
         self.block_size, self.documents = block_size, DocumentRows(self, block_size) if rows == "document" else None
+        self.padded = rows == "document" or self.stored_pad != self.eot_id
         self.n_blocks = self.documents.n_rows if self.documents else -(-self.n_tokens // block_size)
         self.row_tokens = Fraction(self.documents.n_tokens, self.n_blocks) if self.documents else Fraction(block_size)
 
@@ -114,6 +116,8 @@ class TokenData:
         out = np.full((len(indices), T), self.pad_id if self.documents else self.eot_id, self.dtype)
         for row, start, length in zip(out, starts.tolist(), lengths.tolist()):
             self.read(start, row[:length])
+        if self.stored_pad not in (self.eot_id, self.pad_id):
+            out[out == self.stored_pad] = self.pad_id
         return torch.from_numpy(out.astype(np.int64))
 
     def samples(self, n):

@@ -309,7 +309,7 @@ def forward_backward(batch, total):
     loss = torch.zeros((), device=machine.device)
     parts = list(zip(*(t.split(micro_batch * block_size // batch.inputs.shape[1]) for t in batch)))
     for i, part in enumerate(parts):
-        is_real = part[0] != tok.pad_id if rows == "document" else None
+        is_real = part[0] != tok.pad_id if data.padded else None
         with nullcontext() if i == len(parts) - 1 or machine.world_size == 1 else net.no_sync():
             with hardware.autocast(machine.device, dtype):
                 share = net(*part, total, is_real)
@@ -340,7 +340,7 @@ def update(lr):
 
 
 def validate():
-    """Validation loss on fixed masks (single tokens, 15 %), the same for every masking strategy."""
+    """Validation loss on fixed masks (single tokens, 15 %) of packed rows, whatever this run trains on."""
     global best_loss, bad_evals, evaluated_at
     result, losses = common.evaluate_all(model, val_sets, data.shares, tok, machine, dtype, rows=eval_rows,
                                          micro_batch=micro_batch)

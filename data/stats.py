@@ -48,33 +48,35 @@ COLOURS = ("#2a6f97", "#d1495b", "#3d8b6e", "#c98a1b", "#7b5ea7", "#5c6b73")
 
 
 def scan(data, tok):
-    """A split -> (first token, tokens, bytes of every document, without their ends), counts of each id."""
-    parts, counts, begin, text, before = [], np.zeros(tok.n_vocab, np.int64), 0, 0, 0
+    """A split -> (first token, tokens, bytes of every document, without its end and padding), counts of each id."""
+    parts, counts = [], np.zeros(tok.n_vocab, np.int64)
+    total = before = np.zeros((2, 1), np.int64)  # tokens and bytes of text so far, and until the last end of document
     for at in range(0, data.n_tokens, CHUNK):
         ids = np.empty(min(CHUNK, data.n_tokens - at), data.dtype)
         data.read(at, ids)
         counts += np.bincount(ids, minlength=tok.n_vocab)
-        ends, n_bytes = np.flatnonzero(ids == data.eot_id), before + np.cumsum(tok.n_bytes[ids])
-        if at + len(ids) == data.n_tokens and ids[-1] != data.eot_id:
-            ends = np.append(ends, len(ids))  # the text goes on to the end of the split
-        until, total = ends + at, n_bytes[np.minimum(ends, len(ids) - 1)]
-        begins = np.concatenate([[begin], until + 1])
-        parts.append((begins[:-1], until - begins[:-1], np.diff(total, prepend=text)))
-        begin, text, before = begins[-1], total[-1] if len(total) else text, n_bytes[-1]
-    return [np.concatenate(column) for column in zip(*parts)], counts
+        is_text = (ids != data.eot_id) & (ids != data.stored_pad)
+        so_far = total + np.cumsum([is_text, tok.n_bytes[ids]], axis=1)
+        ends = np.flatnonzero(ids == data.eot_id)
+        if at + len(ids) == data.n_tokens and is_text[-1]:
+            ends = np.append(ends, len(ids) - 1)  # the text goes on to the end of the split
+        sizes = np.diff(so_far[:, ends], prepend=before)
+        parts.append(np.concatenate([at + ends[None] + is_text[ends] - sizes[:1], sizes]))  # padding comes in front
+        total, before = so_far[:, -1:], so_far[:, ends[-1:]] if len(ends) else before
+    return np.concatenate(parts, axis=1), counts
 
 
 def sample(data, tok, found, max_bytes):
     """Texts of documents in random order, about max_bytes of them together -> list of str."""
-    starts, lengths, n_bytes = found
     texts, size = [], 0
-    for i in np.random.default_rng(0).permutation(len(starts)):
+    for i in np.random.default_rng(0).permutation(found.shape[1]):
         if size >= max_bytes:
             break
-        ids = np.empty(min(int(lengths[i]), MOST_OF_A_DOCUMENT), data.dtype)
-        data.read(int(starts[i]), ids)
+        start, length, n_bytes = found[:, i].tolist()
+        ids = np.empty(min(length, MOST_OF_A_DOCUMENT), data.dtype)
+        data.read(start, ids)
         texts.append(tok.decode(ids))
-        size += int(n_bytes[i]) * len(ids) // max(1, int(lengths[i]))
+        size += n_bytes * len(ids) // max(1, length)
     return texts
 
 
@@ -85,9 +87,9 @@ def measure(name):
     found, counts = scan(data["train"], tok)
     val_found, val_counts = scan(data["val"], tok)
     _, lengths, n_bytes = found
-    words = np.delete(counts, data["train"].eot_id)
+    words = np.delete(counts, [data["train"].eot_id, data["train"].stored_pad])
     rare = val_counts * (counts < ENOUGH)
-    rare[data["val"].eot_id] = 0
+    rare[[data["val"].eot_id, data["val"].stored_pad]] = 0
     covered = np.cumsum(np.sort(words)[::-1]) / max(1, words.sum())
     padding = {}
     for T in ROW_LENGTHS if counts[data["train"].eot_id] else ():
@@ -103,8 +105,9 @@ def measure(name):
         covered_by={str(k): float(covered[k - 1]) for k in (100, 1000, 4000, 16000) if k < len(words)},
         val_tokens_seldom_trained=float(rare.sum() / max(1, val_counts.sum())))
     share = {"train": sample_mb * 1e6 / len(names), "val": val_mb * 1e6 / len(names)}
-    texts = [sample(data[split], tok, part, share[split]) for split, part in (("train", found), ("val", val_found))]
-    return numbers, *texts, (lengths[lengths > 0], n_bytes[lengths > 0], covered)
+    texts = [sample(data[split], tok, part, share[split]) if tok.has_text else []
+             for split, part in (("train", found), ("val", val_found))]
+    return numbers, *texts, (lengths[lengths > 0], n_bytes[n_bytes > 0], covered)
 
 
 # ---- vocabularies -----------------------------------------------------------
@@ -177,7 +180,8 @@ def tell(sets, rows, line):
     """Prints the tables."""
     for name, n in sets.items():
         print(f"\n{name}: {n['documents']:,} documents, {n['tokens']:,} tokens of {n['tokenizer']}, "
-              f"{n['bytes'] / 1e6:,.1f} MB of text, {n['bytes_per_token']:.2f} bytes a token")
+              + (f"{n['bytes'] / 1e6:,.1f} MB of text, {n['bytes_per_token']:.2f} bytes a token" if n["bytes"] else
+                 "no text"))
         print(f"  {'length of a document':<28}{'5 %':>10}{'median':>10}{'95 %':>12}{'longest':>14}")
         for what in ("tokens", "bytes"):
             print(f"  {what:<28}" + "".join(f"{value:>{width},.0f}" for value, width in
@@ -219,7 +223,7 @@ def draw(path, drawn, rows, line):
         panel.grid(axis="y", lw=0.8)
         panel.set_axisbelow(True)
     for panel, column, unit in ((panels[0, 0], 0, "tokens"), (panels[0, 1], 1, "bytes")):
-        draw_lengths(panel, {name: curves[column] for name, curves in drawn.items()}, unit)
+        draw_lengths(panel, {name: curves[column] for name, curves in drawn.items() if len(curves[column])}, unit)
     draw_coverage(panels[1, 0], {name: curves[2] for name, curves in drawn.items()})
     draw_vocabularies(panels[1, 1], rows)
     figure.get_layout_engine().set(w_pad=0.14, h_pad=0.14, wspace=0.04, hspace=0.05)
@@ -230,6 +234,8 @@ def draw(path, drawn, rows, line):
 
 def draw_lengths(panel, lengths, unit):
     """Share of the documents by length, in bins of a quarter of an octave."""
+    if not lengths:
+        return nothing(panel, f"Documents by length in {unit}", "only ids are known")
     low, high = min(v.min() for v in lengths.values()), max(v.max() for v in lengths.values())
     edges = 2.0 ** np.arange(np.floor(np.log2(low) * 4) / 4, np.log2(high) + 0.5, 0.25)
     for colour, (name, values) in zip(itertools.cycle(COLOURS), lengths.items()):
@@ -260,13 +266,11 @@ def draw_coverage(panel, coverage):
 def draw_vocabularies(panel, rows):
     """A bar each: bytes a token; in it, how many of its ids are seen often; under it, what its table costs."""
     tried = [r for r in rows if r["bytes_per_token"]]
-    panel.set(ylabel="bytes a token")
-    head(panel, "Vocabularies: how much text a token of val holds",
-         note=f"in each: how many of its ids come {ENOUGH} times or more; dark: {SHARE_OF_IDS:.0%} do")
+    title = "Vocabularies: how much text a token of val holds"
     if not tried:
-        panel.set_axis_off()
-        panel.text(0.5, 0.5, "none tried", transform=panel.transAxes, ha="center", color=MUTED)
-        return
+        return nothing(panel, title, "none tried")
+    panel.set(ylabel="bytes a token")
+    head(panel, title, note=f"in each: how many of its ids come {ENOUGH} times or more; dark: {SHARE_OF_IDS:.0%} do")
     for x, r in enumerate(tried):
         learned = r["ids_seen_often"] >= SHARE_OF_IDS
         bar = panel.bar(x, r["bytes_per_token"], width=0.7, color=COLOURS[0] if learned else "#b9c8d4")
@@ -288,6 +292,13 @@ def head(panel, title, entries=0, note=""):
     if entries:
         legend = panel.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, fontsize=9, frameon=False)
         legend.set_in_layout(False)
+
+
+def nothing(panel, title, why):
+    """A panel without a picture."""
+    head(panel, title)
+    panel.set_axis_off()
+    panel.text(0.5, 0.5, why, transform=panel.transAxes, ha="center", color=MUTED)
 
 
 def compact(x):
@@ -316,7 +327,9 @@ with one_message():
         sets[name], some, others, curves = measure(name)
         train, val, drawn = train + some, val + others, [*drawn, curves]
     total_bytes = sum(n["bytes"] for n in sets.values())
-    if sizes:
+    if sizes and not (train and val):
+        print("no vocabulary is tried: only ids of this data are known, no text", flush=True)
+    elif sizes:
         print(f"training vocabularies on {sum(map(len, train)) / 1e6:,.1f} M characters", flush=True)
         rows = try_vocabularies(sizes, train, val, total_bytes)
     line = advice(rows, total_bytes) if rows else ""

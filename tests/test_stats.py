@@ -53,6 +53,45 @@ def test_the_numbers_are_those_of_a_plain_count(made, stats):
     assert json.loads((made / "out/stats.json").read_text()) == stats
 
 
+def test_a_chunk_may_end_anywhere(made, stats, monkeypatch):
+    """The same documents when 97 tokens are read at a time, and text that no end of document follows is one too."""
+    monkeypatch.setattr("sys.argv", ["stats.py", f"--data_dir={made}/bins", "--vocabularies=", f"--out_dir={made}/no"])
+    scan = runpy.run_path(str(ROOT / "data/stats.py"))["scan"]
+    tok = Tokenizer.load(str(made / "bins/tokenizer"))
+    ids = np.fromfile(made / "bins/train.bin", "<u2")[:5001]
+    ids = ids[: -1 - (ids[-2] == tok.eot_id)]  # ends in text
+    whole, counts = scan(array_as_data(ids, tok), tok)
+    scan.__globals__["CHUNK"] = 97
+    for again, n in zip(scan(array_as_data(ids, tok), tok), (whole, counts)):
+        assert np.array_equal(again, n)
+    documents = np.split(ids, np.flatnonzero(ids == tok.eot_id) + 1)
+    documents = [d[d != tok.eot_id] for d in documents if len(d)]
+    assert whole[1].tolist() == [len(d) for d in documents] and whole[1, -1] > 0
+    assert whole[2].tolist() == [tok.n_bytes[d].sum() for d in documents]
+    assert all(np.array_equal(ids[at : at + len(d)], d) for at, d in zip(whole[0], documents))
+
+
+def array_as_data(ids, tok):
+    def read(at, out):
+        out[:] = ids[at : at + len(out)]
+    return SimpleNamespace(n_tokens=len(ids), dtype=ids.dtype, eot_id=tok.eot_id, stored_pad=tok.eot_id, read=read)
+
+
+def test_ids_without_text_have_lengths_and_no_vocabularies(tmp_path):
+    """Token files padded with 0: what stands between padding and an end is a document."""
+    (tmp_path / "ids").mkdir()
+    rows = np.zeros((50, 32), np.uint16)
+    for n, row in enumerate(rows, 4):
+        row[: n % 20 + 2] = [*range(1, n % 20 + 2), 98]
+    np.save(tmp_path / "ids/rows.npy", rows)
+    call("prepare.py", "split", f"--data_dir={tmp_path}/ids", f"--out_dir={tmp_path}/split", "--val_ratio=0.2",
+         "--vocab_size=99", "--eot_id=98", "--pad_id=0")
+    done = call("data/stats.py", f"--data_dir={tmp_path}/split", f"--out_dir={tmp_path}/out")
+    [found] = result(done)["data"].values()
+    assert found["documents"] == 40 and 1 <= found["document_tokens"]["p5"] < found["document_tokens"]["longest"] <= 20
+    assert found["ids_seen"] == found["document_tokens"]["longest"] and "only ids of this data are known" in done.stdout
+
+
 def test_vocabularies_are_those_that_prepare_would_train(made, stats):
     """Trained one at a time on the documents of train, their bytes a token on val; too large a one is left out."""
     tok, texts = Tokenizer.load(str(made / "bins/tokenizer")), {}
@@ -131,7 +170,8 @@ def test_text_becomes_an_evaluated_model_in_one_command(made, quick, tmp_path):
     assert [command[0] for command in commands] == ["prepare.py", "prepare.py", "train.py", "eval.py"]
     assert commands[1] == ["prepare.py", "validate", "--data_dir=data/texts"]
     assert f"$ python train.py config/mini.py --data_dir=data/texts --out_dir=out/texts_mini {SMALL}" in done.stdout
-    assert result(done)["step"] == 2 and (tmp_path / "out/texts_mini/summary.md").exists()
+    assert '"stopped": "max_steps"' in done.stdout and result(done)["rows"] == {"data/texts": 16}
+    assert (tmp_path / "out/texts_mini/summary.md").exists()
 
 
 def answer(code=0, **line):
