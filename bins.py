@@ -185,7 +185,8 @@ def within_budget(out_dir, state, rows, itemsize, n_bands=()):
     """How many of the next ROWs the budgets allow, and the name of the budget that ends with them or "".
 
     max_tokens and max_bytes take whole documents up to the one that reaches them; max_disk_gb stops before the
-    document with which all files in out_dir would be larger. Shards take everything: merge stops where one machine does.
+    document with which all files in out_dir would be larger. Shards take everything: merge stops where one machine
+    does.
     """
     settings, ends = state["settings"], [(len(rows) + 1, "")]
     for name, done in (("max_tokens", state["tokens"]), ("max_bytes", state["bytes"])):

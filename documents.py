@@ -186,8 +186,8 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
         if state is None:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
-        tok = make_tokenizer(tokenizer, sample or (documents, sample_bytes or input_bytes), out_dir, val_fraction, state,
-                             sample_bytes, filters)
+        sample = sample or (documents, sample_bytes or input_bytes)
+        tok = make_tokenizer(tokenizer, sample, out_dir, val_fraction, state, sample_bytes, filters)
         dtype, unit = dtype_of(tok), "tokens" if input_tokens else "bytes"
         before, budget = sum(state[unit].values()), smallest(max_tokens, max_disk_gb * 1e9 / dtype.itemsize)  # tokens
         usual, least = (1, 1) if tokenizer == "byte" or input_tokens else (4, 3)  # bytes of text a token
@@ -301,7 +301,8 @@ def progress(total, start, unit, what_for=""):
         if bar.disable and now - last > 10:
             rate, last = (done - start) / (now - began), now
             left = f", about {max(0, total - done) / rate / 60:.0f} min left" if total else ""
-            print(f"{what_for}{done / 1e6:,.0f} M{what}, {rate / 1e6:.1f} M{short}/s{left}", file=sys.stderr, flush=True)
+            print(f"{what_for}{done / 1e6:,.0f} M{what}, {rate / 1e6:.1f} M{short}/s{left}", file=sys.stderr,
+                  flush=True)
 
     return show
 

@@ -34,8 +34,10 @@ def identifier():
     On 4,543 sentences and 746 paragraphs of 31 languages it was right in 98.6 % and 100 % (lingua 2.1: 97.0 and 99.2 %
     with 1.2 GB of memory, CLD2: 94.2 and 97 %, 15 times as fast), in 0.8 ms for LANGUAGE_CHARS.
     """
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # 0.6 s and 90 MB, needed for --language only
-
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier  # 0.6 s and 90 MB, needed for --language only
+    except ImportError:
+        raise DataError("--language needs py3langid: pip install -r requirements-extra.txt") from None
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 

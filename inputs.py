@@ -1,25 +1,33 @@
 """Files, folders and standard input -> documents, and the settings of prepare.py -> a data set.
 
-A damaged file ends the run with its name, or is skipped from the damage on and counted (on_bad_file=skip); what was
-read before stays. Text is kept as it is: NUL bytes, Windows line ends, decomposed accents. Only a byte order mark goes.
+A damaged file ends the run with its name, or is skipped from the damage on, named and counted (on_bad_file=skip); what
+was read before stays. Text is kept as it is: NUL bytes, Windows line ends, decomposed accents. Only a byte
+order mark goes.
 """
 
 import codecs
+import collections
 import glob
 import gzip
 import hashlib
 import io
 import json
 import os
+import re
 import sys
 import zlib
 
 import numpy as np
-import zstandard
+
+try:
+    from compression import zstd  # Python 3.14
+except ImportError:
+    from backports import zstd
 
 from bins import DataError
-from documents import utf8, write_dataset
+from documents import BAD_FILE, utf8, write_dataset
 from filters import Filters
+from formats import ID_SUFFIXES, links_stay
 from workers import cut
 
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -27,66 +35,72 @@ UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}  # usual bytes of text per
 MAX_LINE = 32_000_000  # bytes; a longer .jsonl line is a bad line: it would not fit the memory promise
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}  # first bytes
 STDIN = "standard input"  # in place of a path
-DECIDES = ("text_key", "cut_chars", "on_bad_utf8", "on_bad_line", "on_bad_file")
-
-
-class BadFile(DataError):
-    """Damage in a file, which on_bad_file may skip."""
+DECIDES = ("text_key", "cut_chars", "on_bad_utf8")  # the bytes; after a refusal the others may be changed to skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what there is
 
+Files = collections.namedtuple("Files", "paths sizes named")  # sorted; int64 (n,) bytes; what tells other files
+
 
 def kind(path):
-    """Suffix of a path without .gz or .zst, "" when it is not an input."""
+    """Suffix of a path without .gz or .zst, "" when it is no text."""
     stem = path.lower().removesuffix(".gz").removesuffix(".zst")
     return ".parquet" if path.lower().endswith(".parquet") else next((s for s in SUFFIXES if stem.endswith(s)), "")
 
 
-def walk(folder):
-    """Yields (path, size) of the inputs in a folder and its folders, hidden ones left out; one stat each.
+def walk(folder, follow_links):
+    """Yields (path, size) of the texts and token ids in a folder and its folders, hidden ones left out; one stat each.
 
     A link is followed inside the folder only: a data set from elsewhere must not read the rest of the disk.
     """
-    root, pending = os.path.realpath(folder), [folder]
+    pending, visited = [folder], set()
     while pending:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                is_input = kind(entry.name) or entry.name.lower().endswith(ID_SUFFIXES)
+                if entry.name.startswith(".") or not is_input and not entry.is_dir():
                     continue
-                if entry.is_symlink() and (kind(entry.name) or entry.is_dir()):
-                    if os.path.commonpath([root, target := os.path.realpath(entry.path)]) != root:
-                        raise DataError(f"{entry.path} is a link to {target}, outside of --input={folder}: name that "
-                                        "too, or the links themselves by a glob")
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                elif kind(entry.name) and entry.is_file():
+                if entry.is_symlink():
+                    links_stay(folder, [entry.path], follow_links)
+                if entry.is_dir(follow_symlinks=bool(follow_links)):
+                    if (key := (entry.stat().st_dev, entry.stat().st_ino)) not in visited:  # links can go in circles
+                        pending.append(entry.path)
+                    visited.add(key)
+                elif is_input and entry.is_file():
                     yield entry.path, entry.stat().st_size
 
 
-def find_inputs(patterns):
-    """Comma-separated files, globs and folders -> (sorted paths, their sizes int64 (n,)).
+def find_inputs(patterns, follow_links=0):
+    """Comma-separated files, globs and folders -> Files; of a folder the texts, or its token ids where it has no text.
 
-    DataError for a pattern that finds nothing usable.
+    DataError for a pattern that finds nothing usable, and for empty files only.
     """
-    found, expected = {}, f"expected {', '.join(SUFFIXES)} (also .gz, .zst) or .parquet"
+    found, expected = {}, (f"expected {', '.join(SUFFIXES)} (also .gz, .zst), .parquet, or token ids: "
+                           f"{', '.join(ID_SUFFIXES)}")
     for pattern in filter(None, patterns.split(",")):
         paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
         if not paths:
             raise DataError(f"--input={pattern}: no such file or folder, and as a glob it matches nothing")
-        for path in paths:
-            n_before = len(found)
+        base = pattern if os.path.exists(pattern) else os.path.dirname(re.split(r"[*?\[]", pattern)[0]) or "."
+        for path in links_stay(base, paths, follow_links):
             if os.path.isdir(path):
-                found.update(walk(path))
-                if len(found) == n_before and next(walk(path), None) is None:
+                there = dict(walk(path, follow_links))
+                if not there:
                     raise DataError(f"--input={path}: no text in this folder, {expected}")
-            elif not kind(path):
+                found.update({name: size for name, size in there.items() if kind(name)} or there)
+            elif not kind(path) and not path.lower().endswith((*ID_SUFFIXES, ".idx")):
                 raise DataError(f"{path}: unknown kind of file, {expected}")
-            else:
+            elif not path.lower().endswith(".idx"):  # of Megatron-LM, read with its .bin
                 found[path] = os.path.getsize(path)
-    paths = sorted(found)
-    return paths, np.fromiter(map(found.__getitem__, paths), np.int64, len(paths))
+    if not any(found.values()):
+        raise DataError(f"--input={patterns}: {'the file is' if len(found) == 1 else 'all files are'} empty")
+    paths, names = sorted(found), hashlib.sha256()
+    for path in paths:
+        names.update(f"{path}\0{found[path]}\0".encode("utf-8", "surrogateescape"))
+    return Files(paths, np.fromiter(map(found.__getitem__, paths), np.int64, len(paths)),
+                 f"{len(paths)} files, names and sizes {names.hexdigest()[:16]}")
 
 
 def part_of(sizes, shard):
@@ -108,29 +122,8 @@ def part_of(sizes, shard):
 # a file -> texts
 
 
-class Unzstd(io.RawIOBase):
-    """Unpacks the frames of a .zst file; a cut one is an EOFError, where zstandard's own reader just ends."""
-
-    def __init__(self, file):
-        self.file, self.frame, self.packed, self.text = file, None, b"", b""
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        while not self.text:
-            self.packed = self.packed or self.file.read(1024)  # which may unpack to 32 MB
-            if not self.packed:
-                if self.frame:
-                    raise EOFError("it ends in the middle")
-                return 0
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
-            self.text = self.frame.decompress(self.packed)
-            self.packed = self.frame.unused_data
-            self.frame = None if self.frame.eof else self.frame
-        n = min(len(buffer), len(self.text))
-        buffer[:n], self.text = self.text[:n], self.text[n:]
-        return n
+class BadFile(DataError):
+    """Damage in a file, which on_bad_file may skip."""
 
 
 def open_binary(path):
@@ -144,7 +137,7 @@ def open_binary(path):
     if path.lower().endswith(".gz"):
         return io.BufferedReader(gzip.open(path), 2**20)
     if path.lower().endswith(".zst"):
-        return io.BufferedReader(Unzstd(open(path, "rb")), 2**20)
+        return io.BufferedReader(zstd.open(path), 2**20)
     return open(path, "rb")
 
 
@@ -152,7 +145,8 @@ class Reader:
     """Reads texts as the settings (those of prepare.py) say."""
 
     def __init__(self, settings):
-        self.text_key, self.cut_chars, self.bad_utf8, self.bad_line, self.bad_file = map(settings.get, DECIDES)
+        self.text_key, self.cut_chars, self.bad_utf8, self.bad_line, self.bad_file = map(
+            settings.get, (*DECIDES, "on_bad_line", "on_bad_file"))
         if (self.bad_utf8 not in ("replace", "refuse") or self.bad_line not in ("refuse", "skip")
                 or self.bad_file not in ("refuse", "skip") or self.cut_chars < 100):
             raise DataError("expected --on_bad_utf8=replace or refuse, --on_bad_line and --on_bad_file=refuse or skip, "
@@ -161,15 +155,16 @@ class Reader:
         self.errors = "strict" if self.bad_utf8 == "refuse" else "replace"
 
     def texts(self, path, suffix):
-        """Yields the texts of a file, None for a bad line; ends with a BadFile if it is damaged and to be skipped."""
+        """Yields the texts of a file, None for a bad line; ends with BAD_FILE if it is damaged and to be skipped."""
         read = {".jsonl": self.jsonl, ".parquet": self.parquet}.get(suffix, self.plain)
         try:
             yield from read(path)
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, OSError, BadFile) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError, OSError, BadFile) as error:
             what = str(error) if isinstance(error, BadFile) else f"{path}: damaged or cut short ({error}); get it again"
             if self.bad_file == "refuse":
-                raise DataError(f"{what}, or give --on_bad_file=skip") from None
-            yield BadFile(what)
+                raise DataError(f"{what}, or go on without the rest of it by --on_bad_file=skip") from None
+            print(f"{what}. The rest of it is skipped", file=sys.stderr, flush=True)
+            yield BAD_FILE
 
     def not_utf8(self, path, offset):
         return DataError(f"{path}: not UTF-8 at byte {offset:,}; convert the file, or give --on_bad_utf8=replace")
@@ -283,11 +278,15 @@ def from_stream(reader, suffix):
     return documents
 
 
-def prepare_text(settings):
-    """Settings of prepare.py -> the data set in out_dir, or the shard of one; returns the summary."""
+def prepare_text(settings, files):
+    """Settings of prepare.py, Files (None for standard input) -> the data set in out_dir, or the shard of one.
+
+    Returns the summary.
+    """
     reader, filters, shard = Reader(settings), Filters(settings), settings["shard"]
     decides = {name: settings[name] for name in DECIDES} | ({"shard": shard} if shard else {})
-    about = {name: settings[name] for name in ("tokenizer", "val_fraction", "max_tokens", "num_proc", "licence")}
+    about = {name: settings[name] for name in ("tokenizer", "val_fraction", "max_tokens", "max_bytes", "max_disk_gb",
+                                               "fraction", "num_proc", "licence")}
     about |= {"out_dir": settings["out_dir"], "source": settings["source"] or settings["input"], "filters": filters}
     if settings["input"] == "-":
         if shard or settings["tokenizer"].startswith("bpe:"):
@@ -297,15 +296,9 @@ def prepare_text(settings):
             raise DataError(f"--input_format={settings['input_format']}: expected text or jsonl")
         decides |= {"input": f"standard input, {settings['input_format']}"}
         return write_dataset(from_stream(reader, "." + settings["input_format"]), settings=decides, **about)
-    paths, sizes = find_inputs(settings["input"])
-    if not sizes.any():
-        raise DataError(f"--input={settings['input']}: {'the file is' if len(paths) == 1 else 'all files are'} empty")
-    first, last = part_of(sizes, shard) if shard else (0, len(paths))
-    names, texts = hashlib.sha256(), np.zeros(len(paths))
-    for number, (path, size) in enumerate(zip(paths, sizes.tolist())):
-        names.update(f"{path}\0{size}\0".encode("utf-8", "surrogateescape"))
-        texts[number] = size * UNPACKED.get(os.path.splitext(path)[1].lower(), 1)
-    decides |= {"input": f"{len(paths)} files, names and sizes {names.hexdigest()[:16]}"}
-    return write_dataset(from_files(reader, paths, first, last), settings=decides,
+    first, last = part_of(files.sizes, shard) if shard else (0, len(files.paths))
+    texts = np.array([size * UNPACKED.get(os.path.splitext(path)[1].lower(), 1)
+                      for path, size in zip(files.paths, files.sizes.tolist())])
+    return write_dataset(from_files(reader, files.paths, first, last), settings=decides | {"input": files.named},
                          input_bytes=int(texts[first:last].sum()),
-                         sample=(from_files(reader, paths, 0, len(paths)), int(texts.sum())), **about)
+                         sample=(from_files(reader, files.paths, 0, len(files.paths)), int(texts.sum())), **about)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 import bins
-from bins import KEPT, KINDS, ROW, SPLITS, DataError, check_files, load_meta, load_state, locked, open_bins, read_ids
+from bins import KEPT, ROW, SPLITS, DataError, check_files, load_meta, load_state, locked, open_bins
 from documents import (
     Chunk,
     call_tokenizer,
@@ -25,7 +25,8 @@ from documents import (
     write_chunks,
     writing,
 )
-from duplicates import drop, seen_texts
+from duplicates import drop, read_ids, seen_texts
+from files import file_hash
 from tokenizer import Tokenizer
 
 MERGE_ROWS, MERGE_TOKENS = 50_000, 4_000_000  # of one commit, whichever comes first
@@ -76,7 +77,7 @@ def check_hashes(parts):
     for folder, meta in parts:
         files = {file["name"]: file["sha256"] for split in SPLITS for file in meta["splits"][split]["files"]}
         for name, sha256 in (files | {name: sha256 for name, (_, sha256) in meta["logs"].items()}).items():
-            if bins.file_hash(os.path.join(folder, name)) != sha256:
+            if file_hash(os.path.join(folder, name)) != sha256:
                 raise DataError(f"{os.path.join(folder, name)} has changed since it was written: copy the shard again, "
                                 f"or make it again: {meta['command']}")
 
@@ -109,7 +110,7 @@ def part_chunks(parts, position, seen, dtype, n_bands):
                 rows["kind"][again] = bins.DUPLICATE
                 shown = [(row, samples[start + row]) for row in np.flatnonzero(rows["kind"] != KEPT).tolist()
                          if start + row in samples and not again[row]]
-                yield Chunk(rows, [], [number, start + len(rows)], int(rows["bytes"].sum()), shown), ids, bands
+                yield Chunk(rows, [], [number, start + len(rows)], shown, []), ids, bands
             for split, chosen in zip(SPLITS, (~is_val, is_val)):
                 at[split] += int(lengths[chosen].sum())
             n_kept += int(kept.sum())
@@ -124,7 +125,7 @@ def merge_parts(patterns, out_dir):
     settings = {name: value for name, value in meta["settings"].items() if name != "shard"}
     with locked(out_dir):
         with writing(out_dir):
-            state = load_state(out_dir, settings, (*KINDS, *meta["dropped"]))
+            state = load_state(out_dir, settings, meta.get("dropped", ()))
         if state is None:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
@@ -137,12 +138,12 @@ def merge_parts(patterns, out_dir):
         if tok.fingerprint != meta["fingerprint"]:
             raise DataError(f"{folder} is another tokenizer than its shard.json says: copy the shard again")
         tok = save_tokenizer(tok, folder, out_dir, state)
-        dtype, before = dtype_of(tok), state["text_bytes"]
+        dtype, before = dtype_of(tok), sum(state["bytes"].values())
         with writing(out_dir):
             open_bins(out_dir, state, dtype)
             seen = seen_texts(out_dir, state)
         chunks = part_chunks(parts, state["position"], seen, dtype, settings.get("minhash", [0])[0])
         total = sum(meta["splits"][split]["bytes"] for _, meta in parts for split in SPLITS)
-        write_chunks(out_dir, state, chunks, tok, dtype, progress(total, before),
+        write_chunks(out_dir, state, chunks, tok, dtype, progress(total, before, "bytes"), "bytes",
                      {name: meta[name] for name in ("source", "licence")})
-        return summary(out_dir, time.perf_counter() - start_s, 0.0, state["text_bytes"] - before)
+        return summary(out_dir, time.perf_counter() - start_s, 0.0, sum(state["bytes"].values()) - before)

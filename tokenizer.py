@@ -148,14 +148,14 @@ def read_folder(folder):
         with open(path, encoding="utf-8") as file:
             meta = json.load(file)
         name, pattern, specials, expected = (meta[key] for key in ("name", "pattern", "specials", "fingerprint"))
-        ranks, others = {}, [meta.get("normalizer", ""), ""]
-        path = os.path.join(folder, RANKS_FILE if pattern else LIBRARY_FILE)
+        ranks, others, is_library = {}, [meta.get("normalizer", ""), ""], meta.get("file") == LIBRARY_FILE
+        path = os.path.join(folder, LIBRARY_FILE if is_library else RANKS_FILE)
         with open(path, encoding="utf-8") as file:
-            if pattern:
+            if is_library:
+                others[1] = file.read()
+            else:
                 rows = (row.split(" ") for row in file)
                 ranks = {base64.b64decode(token, validate=True): int(i) for token, i in rows}
-            else:
-                others[1] = file.read()
         found = fingerprint_of(pattern, ranks, specials, *others)  # before tiktoken sees them: it panics on nonsense
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is missing or damaged ({type(error).__name__}: {error}). {remedy}") from error
@@ -213,32 +213,25 @@ class Tokenizer:
             self.bpe = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
         self.special_names = {i: special for special, i in sorted(specials.items(), key=lambda x: x[1])}
         self.pad_id, self.mask_id, self.cls_id, self.sep_id, self.eot_id = (specials[special] for special in SPECIALS)
-        self.has_text, self.n_vocab = bool(pattern), self.bpe.max_token_value + 1
+        self.has_text, self.n_vocab = bool(pattern or library), self.bpe.max_token_value + 1
         self.vocab_size = -(-self.n_vocab // 64) * 64  # tensor cores want it (nanoGPT pads 50257 to 50304)
 
         self.n_bytes = np.zeros(self.vocab_size, dtype=np.int64)
         self.starts_word = np.ones(self.vocab_size, dtype=bool)
         self.starts_punct, self.ends_punct = np.zeros((2, self.vocab_size), dtype=bool)
-<<<<<<< HEAD
-        for i, token in self.bpe.tokens.items() if library else ((i, token) for token, i in ranks.items()):
-=======
         self.is_special = np.ones(self.vocab_size, dtype=bool)
-        self.is_special[list(ranks.values())] = False
-        for token, i in ranks.items() if self.has_text else ():
->>>>>>> main
+        texts = self.bpe.tokens if library else {i: token for token, i in ranks.items()}
+        self.is_special[list(texts)] = False
+        for i, token in texts.items() if self.has_text else ():
             self.n_bytes[i] = len(token)
             self.starts_word[i], self.starts_punct[i], self.ends_punct[i] = word_flags(token)
 
     @classmethod
     def load(cls, dir_or_name: str) -> "Tokenizer":
-<<<<<<< HEAD
         """byte, gpt2, cl100k_base, o200k_base, a folder written by save(), a tokenizer.json or a folder with one.
 
-        ValueError if there is no such thing.
+        ids:N:EOT stands for of_ids(N, EOT). ValueError if there is no such thing.
         """
-=======
-        """byte, gpt2, cl100k_base, o200k_base, a folder written by save(), ids:N:EOT for of_ids(N, EOT). ValueError."""
->>>>>>> main
         name, names = str(dir_or_name), ("byte", *TIKTOKEN_NAMES)
         if name == "byte":
             return cls(name, BYTE_PATTERN, {bytes([byte]): byte for byte in range(256)}, with_specials({}, 256))
@@ -295,19 +288,16 @@ class Tokenizer:
         replace_file(os.path.join(folder, name), lambda file: file.write(text.encode()))
         meta = {key: getattr(self, key) for key in ("name", "pattern", "specials", "fingerprint")}
         meta |= {"normalizer": self.normalizer} if self.normalizer else {}
+        meta |= {"file": name} if self.library else {}
         write_json(os.path.join(folder, META_FILE), meta)  # last: it vouches for the ranks
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Texts -> one uint32 array of ids each; no special ids, nothing added."""
         assert not isinstance(texts, str), "encode takes a list of texts, not one text"
-<<<<<<< HEAD
-        per_text = ([self.bpe.encode_ordinary(piece) for piece in self.pieces(mended(text))] for text in texts)
-=======
         if not self.has_text:
             raise ValueError(f"tokenizer {self.name} knows ids only, not which text they stand for; prepare the data "
                              "with its tokenizer (--tokenizer=) to read and write text")
-        per_text = ([self.bpe.encode_ordinary(piece) for piece in bounded_pieces(text, self.pattern)] for text in texts)
->>>>>>> main
+        per_text = ([self.bpe.encode_ordinary(piece) for piece in self.pieces(mended(text))] for text in texts)
         return [np.concatenate([np.array(ids, dtype=np.uint32) for ids in pieces]) for pieces in per_text]
 
     def pieces(self, text):

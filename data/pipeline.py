@@ -54,10 +54,11 @@ class Shard(PipelineStep):
         self.settings, self.parts_dir = settings, parts_dir
 
     def run(self, data=None, rank=0, world_size=1):
-        from inputs import prepare_text
+        from inputs import find_inputs, prepare_text
 
         part = {"shard": f"{rank}/{world_size}", "out_dir": f"{self.parts_dir}/shard_{rank:05d}"}
-        done = prepare_text({**self.settings, **part})
+        files = find_inputs(self.settings["input"], self.settings["follow_links"])
+        done = prepare_text({**self.settings, **part}, files)
         counts = {name: count for name, count in done.items() if isinstance(count, int) and name != "n_vocab"}
         for name, count in {**counts, **done.get("dropped", {})}.items():
             self.stat_update(name, value=count, unit="shard")
@@ -104,7 +105,7 @@ def check(settings, tasks):
     if not settings["input"] or not settings["out_dir"] or settings["shard"] or settings["input"] == "-":
         raise DataError("expected: python data/pipeline.py --input=GLOB[,GLOB] --out_dir=DIR --tasks=N, no --shard")
     Filters(settings)
-    part_of(find_inputs(settings["input"])[1], f"0/{tasks}")
+    part_of(find_inputs(settings["input"], settings["follow_links"]).sizes, f"0/{tasks}")
 
 
 if __name__ == "__main__":

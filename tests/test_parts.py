@@ -45,7 +45,8 @@ FILTERS = {"min_words": 10, "minhash_bands": 14, "on_bad_line": "skip", "val_fra
 
 
 def prepare(input, out_dir, **changes):
-    return inputs.prepare_text(settings(**{**FILTERS, "input": str(input), "out_dir": str(out_dir), **changes}))
+    asked = settings(**{**FILTERS, "input": str(input), "out_dir": str(out_dir), **changes})
+    return inputs.prepare_text(asked, inputs.find_inputs(str(input)) if str(input) != "-" else None)
 
 
 def shards(input, folder, n, **changes):

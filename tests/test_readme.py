@@ -153,21 +153,16 @@ def test_imports_go_one_way():
     commands = {"train", "eval", "sample", "sweep", "bench", "prepare", "finetune_glue", "export"}
     below = {"loss": set(), "layers": {"loss"}, "model": {"layers"}, "baselines": {"layers"}, "masking": set(),
              "files": set(), "cooccurrence": set(), "configurator": set(), "report": {"files"},
-<<<<<<< HEAD
              "tokenizer_json": set(), "tokenizer": {"files", "tokenizer_json"}, "bins": {"files"}, "seen": set(),
-             "shards": {"bins", "files", "tokenizer"}, "workers": {"bins", "files"}, "ngrams": {"shards", "tokenizer"},
-             "quality": {"bins", "ngrams"}, "filters": {"bins", "ngrams", "quality", "shards", "tokenizer", "workers"},
+             "manifest": {"bins", "files"}, "rows": {"bins", "files"}, "formats": {"bins"},
+             "shards": {"bins", "files", "manifest", "rows", "tokenizer"}, "mixture": {"bins", "rows", "shards"},
+             "workers": {"bins", "files"}, "ngrams": {"shards", "tokenizer"}, "quality": {"bins", "ngrams"},
+             "filters": {"bins", "ngrams", "quality", "shards", "tokenizer", "workers"},
              "duplicates": {"bins", "seen", "workers"}, "hardware": set(),
              "documents": {"bins", "duplicates", "files", "tokenizer", "workers"},
-             "inputs": {"bins", "documents", "filters", "workers"},
-             "parts": {"bins", "documents", "duplicates", "tokenizer"},
-=======
-             "tokenizer": {"files"}, "bins": {"files"}, "manifest": {"bins"}, "rows": {"bins", "files"},
-             "shards": {"bins", "files", "manifest", "rows", "tokenizer"}, "mixture": {"bins", "rows", "shards"},
-             "formats": {"bins"},
-             "workers": {"bins", "files"}, "documents": {"bins", "workers", "tokenizer", "files"}, "hardware": set(),
+             "inputs": {"bins", "documents", "filters", "formats", "workers"},
+             "parts": {"bins", "documents", "duplicates", "files", "tokenizer"},
              "hub": {"bins", "documents", "workers"}, "wikitext": {"bins", "documents", "hub"},
->>>>>>> main
              "glue": {"files"}, "heads": set(),
              "leaderboard": {"glue", "files"}, "embed": {"files", "tokenizer"}, "pll": {"embed", "hardware", "masking"},
              "hub_model": {"heads", "model", "tokenizer"}}
