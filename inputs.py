@@ -241,7 +241,7 @@ class Reader:
                 for batch in file.iter_batches(64, columns=[self.text_key], use_threads=False):
                     yield from (value.as_py() for value in batch.column(0))
         except (pyarrow.ArrowException, OSError) as error:
-            raise BadFile(f"{path}: not a whole .parquet file ({error})") from None
+            raise EOFError(f"not a whole .parquet file: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
