@@ -27,6 +27,7 @@ FAST = {  # what makes a README command quick enough for a test; everything else
     "sweep.py": ["--base=config/mini.py --n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2",
                  "--arms=open --ffn_dim=592\nmixers --arch=transformer --n_layer=0 --ffn_dim=1760", "--flops=1e9"],
     "sample.py": [],
+    "data/stats.py": ["--vocabularies=600"],
     "export.py": [],
     "finetune_glue.py": ["--seeds=1", "--grid_seeds=0", "--epochs=1"],
 }
@@ -43,7 +44,7 @@ def clone(tmp_path_factory):
     (clone / "texts").mkdir()
     for i, path in enumerate(sorted(ROOT.glob("*.py"))):
         (clone / "texts" / f"{i}.txt").write_text(path.read_text())
-    for folder, header, row in (("glue/MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "{}\t1\t2\ta cat\ta dog"),
+    for folder, header, row in (("glue/MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", f"{{}}\t1\t2\ta cat\t{'a dog and ' * 5}a cat"),
                                 ("my_task", "question\treply\tverdict", "who?\tme\t{}")):
         (clone / folder).mkdir(parents=True)
         for split in ("train", "dev"):
@@ -60,7 +61,7 @@ def quick(command):
         words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533", *words[2:]]
     words = [sys.executable if w == "python" else w for w in words]
     script = next((w for w in words if w.endswith(".py") and not w.startswith("config/") and w != sys.executable), None)
-    if "validate" in words or script is None:
+    if {"validate", "split", "merge"} & {*words} or script is None:
         return words
     assert script in FAST, f"the test does not know how to run {command!r}"
     if script == "train.py":
