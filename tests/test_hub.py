@@ -281,7 +281,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def committed(out):
     """Documents that progress.json vouches for, -1 without one."""
     try:
-        return json.loads((out / "progress.json").read_text())["n_digests"]
+        return json.loads((out / "progress.json").read_text())["n_rows"]
     except FileNotFoundError:
         return -1
 
@@ -703,14 +703,17 @@ def test_budgets_end_exactly_and_resume_to_the_same_bytes(name, tmp_path, monkey
 
 
 def test_disk_is_counted_with_the_width_of_the_ids():
-    """What 0.8 GB hold of OpenWebText: documents of 1,128 tokens, and 8 bytes for the digest of each."""
-    state = {"settings": {"max_disk_gb": 0.8}, "tokens": {"train": 10**8, "val": 0}, "bytes": {}, "n_digests": 10**5}
-    chunk = mock.Mock(n_bytes=np.full(800_000, 4963))
+    """What 0.8 GB hold of OpenWebText: documents of 1,128 tokens, and a row for each."""
+    a_row = bins.ROW.itemsize
+    state = {"settings": {"max_disk_gb": 0.8}, "tokens": {"train": 10**8, "val": 0}, "bytes": {}, "rules": {},
+             "logs": {"rows.bin": a_row * 10**5, "bands.bin": 0}}
+    rows = np.zeros(800_000, bins.ROW)
+    rows["bytes"], rows["tokens"] = 4963, 1128
     for itemsize in (2, 4):
         with mock.patch("os.scandir", return_value=[]):
-            n, name = bins.within_budget("", state, chunk, np.full(800_000, 1128), itemsize)
-        left = 8 * 10**8 - bins.SMALL_FILES - 10**8 * itemsize - 8 * 10**5
-        assert name == "max_disk_gb" and n == left // (1128 * itemsize + 8)
+            n, name = bins.within_budget("", state, rows, itemsize)
+        left = 8 * 10**8 - bins.SMALL_FILES - 10**8 * itemsize - a_row * 10**5
+        assert name == "max_disk_gb" and n == left // (1128 * itemsize + a_row)
 
 
 def test_a_budget_too_small_for_both_splits_is_one_message(tmp_path):

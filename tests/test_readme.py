@@ -44,7 +44,8 @@ def clone(tmp_path_factory):
     (clone / "texts").mkdir()
     for i, path in enumerate(sorted(ROOT.glob("*.py"))):
         (clone / "texts" / f"{i}.txt").write_text(path.read_text())
-    for folder, header, row in (("glue/MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", f"{{}}\t1\t2\ta cat\t{'a dog and ' * 5}a cat"),
+    for folder, header, row in (("glue/MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+                                 f"{{}}\t1\t2\ta cat\t{'a dog and ' * 5}a cat"),
                                 ("my_task", "question\treply\tverdict", "who?\tme\t{}")):
         (clone / folder).mkdir(parents=True)
         for split in ("train", "dev"):
