@@ -102,7 +102,7 @@ class Tokens:
             raise DataError(f"{data_dir}/meta.json is damaged ({type(error).__name__}: {error}); make it again with "
                             f"{meta['command']}") from None
         self.starts, self.open = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), {}
-        self.n_tokens = int(self.starts[-1])
+        self.n_tokens, self.itemsize = int(self.starts[-1]), np.array([dtype.itemsize for dtype in self.dtypes])
 
     def file(self, number):
         """An open file; the one opened first is closed when there are too many."""
@@ -111,6 +111,27 @@ class Tokens:
                 self.open.pop(next(iter(self.open))).close()
             self.open[number] = open(self.paths[number], "rb", buffering=0)
         return self.open[number]
+
+    def read_rows(self, starts, lengths, out):
+        """Fills row i of `out`, (B, T) of any integer type, with lengths[i] tokens from number starts[i] on, int64 (B,).
+
+        The disk is told of all rows before the first is read: rows from all over a file then wait for it together.
+        """
+        run = np.searchsorted(self.starts, starts, "right") - 1
+        begins = self.offset[run] + (starts - self.starts[run]) * self.itemsize[self.number[run]]
+        in_one = (starts + lengths <= self.starts[run + 1]).tolist()
+        places = list(zip(self.number[run].tolist(), begins.tolist(), lengths.tolist()))
+        for number, begin, n in places if hasattr(os, "posix_fadvise") else ():  # macOS has none
+            os.posix_fadvise(self.file(number).fileno(), begin, n * out.itemsize, os.POSIX_FADV_WILLNEED)
+        for row, start, simple, (number, begin, n) in zip(out, starts.tolist(), in_one, places):
+            part = row[:n]
+            if not simple or self.dtypes[number] != out.dtype:
+                self.read(start, part)
+            elif os.preadv(self.file(number).fileno(), [part], begin) != part.nbytes:
+                raise self.was_cut(number)
+
+    def was_cut(self, number):
+        return DataError(f"{self.paths[number]} was cut while in use: prepare it again")
 
     def read(self, start, out):
         """Fills `out`, of any integer type, with the tokens from number `start` on, as far as there are any."""
@@ -121,7 +142,7 @@ class Tokens:
             offset = int(self.offset[run]) + (start - int(self.starts[run])) * dtype.itemsize
             part = out[:n] if out.dtype == dtype else np.empty(n, dtype)
             if os.preadv(file.fileno(), [part], offset) != part.nbytes:
-                raise DataError(f"{file.name} was cut while in use: prepare it again")
+                raise self.was_cut(number)
             if out.dtype != dtype:
                 out[:n] = part
             out, start = out[n:], start + n

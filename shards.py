@@ -114,8 +114,7 @@ class TokenData:
         T, indices = self.block_size, np.asarray(indices, dtype=np.int64)
         starts, lengths = self.documents.at(indices) if self.documents else (indices * T, np.full(len(indices), T))
         out = np.full((len(indices), T), self.pad_id if self.documents else self.eot_id, self.dtype)
-        for row, start, length in zip(out, starts.tolist(), lengths.tolist()):
-            self.read(start, row[:length])
+        self.tokens.read_rows(starts, lengths, out)
         if self.stored_pad not in (self.eot_id, self.pad_id):
             out[out == self.stored_pad] = self.pad_id
         return torch.from_numpy(out.astype(np.int64))
