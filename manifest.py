@@ -113,7 +113,7 @@ class Tokens:
         return self.open[number]
 
     def read_rows(self, starts, lengths, out):
-        """Fills row i of `out`, (B, T) of any integer type, with lengths[i] tokens from number starts[i] on, int64 (B,).
+        """Fills row i of `out` (B, T) with lengths[i] tokens from number starts[i] on; both int64 (B,).
 
         The disk is told of all rows before the first is read: rows from all over a file then wait for it together.
         """

@@ -6,6 +6,7 @@
 Source: HuggingFaceFW/fineweb-edu on the Hugging Face hub. Licence: ODC-By 1.0. Download 28 GB; text 47 GB, 9.67 M
 documents, 9.95 B tokens (gpt2); disk 20.0 GB; 10 minutes on 8 cores, or what the download takes. sample-100BT and
 sample-350BT are 10 and 35 times as large, default is all of it, 1.3 T tokens. There is no official validation part.
+Sizes are those of the set's card, or estimated from them.
 """
 
 import json
