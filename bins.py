@@ -197,7 +197,8 @@ def within_budget(out_dir, state, rows, itemsize, n_bands=()):
     if settings.get("max_disk_gb") and "shard" not in settings:
         used = written_bytes(state, itemsize) + SMALL_FILES + N_SAMPLES * SHOWN_BYTES * len(state["rules"]) + sum(
             entry.stat().st_size for entry in os.scandir(os.path.join(out_dir, "tokenizer")))
-        room, a_row = int(settings["max_disk_gb"] * 1e9) - used, ROW.itemsize + 8 * sum(n_bands)
+        room = int(settings["max_disk_gb"] * 1e9) - used - 2 * state["logs"]["bands.bin"]
+        a_row = ROW.itemsize + 3 * 8 * sum(n_bands)  # seen.py sorts them in files of its own, two copies at most
         sizes = np.cumsum(rows["tokens"].astype(np.int64) * itemsize + a_row)
         n = int(np.searchsorted(sizes, room, side="right"))
         ends.append((n if n < len(rows) else n + 1, "max_disk_gb"))

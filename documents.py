@@ -235,8 +235,9 @@ def writing(out_dir):
     try:
         yield
     except OSError as error:
-        raise DataError(f"{out_dir}: {error.strerror} while writing. What was committed is kept: make room, and the "
-                        "same command goes on from there") from None
+        what = error.strerror or f"no space left ({error})"  # numpy gives no number
+        raise DataError(f"{out_dir}: {what} while writing. What was committed is kept: make room, and the same command "
+                        "goes on from there") from None
 
 
 def make_tokenizer(spec, sample, out_dir, val_fraction, state, sample_bytes=0, filters=None):

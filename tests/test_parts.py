@@ -13,6 +13,7 @@ import documents
 import duplicates
 import inputs
 import parts
+import seen
 from bins import DataError
 from tokenizer import Tokenizer
 from workers import EXCERPT_CHARS
@@ -311,3 +312,17 @@ def test_what_cannot_be_sharded_is_one_message(corpus, tmp_path):
         bins.load_meta(str(shards(corpus / "in", tmp_path / "parts", 1)).replace("*", "0"))
     done = call("prepare.py", "merge", "--input=x", "--out_dir=y", "--num_proc=2", ok=False)
     refused(done, "no other setting")
+
+
+def test_a_disk_that_fills_up_while_hashes_are_sorted_is_one_message(corpus, tmp_path, monkeypatch):
+    """numpy's error has no number and no reason."""
+    def write(self, blocks):
+        raise OSError("512 requested and 100 written")
+
+    monkeypatch.setattr(seen, "IN_MEMORY", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(seen.Seen, "write", write)
+        with pytest.raises(DataError, match="no space left.* while writing.*the same command"):
+            prepare(corpus / "in", tmp_path / "out")
+    prepare(corpus / "in", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(corpus / "whole")
