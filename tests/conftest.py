@@ -50,43 +50,62 @@ def without_main(name):
     return {key: value for key, value in preparation_data(name).items() if not key.startswith("init_main")}
 
 
-def forked(cwd, args, output, errors):
-    """In a fresh fork of SERVER: becomes `python args...`."""
-    for number, path in ((0, os.devnull), (1, output), (2, errors)):
-        os.dup2(os.open(path, os.O_RDWR), number)
-    sys.stdin, sys.stdout, sys.stderr = (open(n, mode, closefd=False) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
+def forked(cwd, args, output, errors, env=()):
+    """In a fresh fork of SERVER: becomes `python args...`; output and errors are paths or the end of a Pipe."""
+    os.environ.update(env)
+    for number, place in ((0, os.devnull), (1, output), (2, errors)):
+        os.dup2(place.fileno() if hasattr(place, "fileno") else os.open(place, os.O_RDWR | os.O_APPEND), number)
+    sys.stdin, sys.stdout, sys.stderr = (open(n, mode, 1, closefd=False) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
     os.chdir(cwd)
-    sys.argv, sys.path[0] = list(args), str(cwd)
-    runpy.run_path(args[0], run_name="__main__")
+    sys.path[:1] = [str(cwd), *filter(None, dict(env).get("PYTHONPATH", "").split(os.pathsep))]
+    if args[0] == "-c":
+        sys.argv = ["-c", *args[2:]]
+        exec(args[1], {"__name__": "__main__"})
+    else:
+        sys.argv = list(args)
+        runpy.run_path(args[0], run_name="__main__")
 
 
-def run_script(args, cwd=ROOT, timeout=240):
-    """As subprocess.run([python, *args]) of a script, without the seconds that importing torch takes."""
+def fork(*args):
+    """Starts `forked(*args)` -> multiprocessing.Process."""
+    process = SERVER.Process(target=forked, args=args)
+    with STARTING, mock.patch("multiprocessing.spawn.get_preparation_data", without_main):
+        process.start()
+    return process
+
+
+def run_script(args, cwd=ROOT, timeout=240, env=(), nproc=1):
+    """As subprocess.run([python, *args]) of a script or of -c, without the seconds that importing torch takes.
+
+    nproc: so many processes that find each other as those of torchrun do.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, name) for name in ("out", "err")]
+        paths, port = [Path(folder, name) for name in ("out", "err")], random.randint(20000, 60000)
         for path in paths:
             path.touch()
-        process = SERVER.Process(target=forked, args=(cwd, args, *paths))
-        with STARTING, mock.patch("multiprocessing.spawn.get_preparation_data", without_main):
-            process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": nproc}
+        ranks = [{**group, "RANK": rank, "LOCAL_RANK": rank} if nproc > 1 else {} for rank in range(nproc)]
+        processes = [fork(cwd, args, *paths, {**dict(env), **{k: str(v) for k, v in rank.items()}}) for rank in ranks]
+        for process in processes:
+            process.join(timeout)
+        if None in (codes := [process.exitcode for process in processes]):
+            for process in processes:
+                process.kill()
             raise subprocess.TimeoutExpired(args, timeout)
-        return subprocess.CompletedProcess(args, process.exitcode, *(path.read_text() for path in paths))
+        return subprocess.CompletedProcess(args, max(codes, key=abs), *(path.read_text() for path in paths))
 
 
-def run(*args, ok=True, env=None, nproc=0, timeout=240):
-    """Runs `python args...` (with nproc: under torchrun) in the repository's folder -> CompletedProcess."""
+def run(*args, ok=True, env=None, nproc=1, timeout=240, fresh=False):
+    """Runs `python args...` (with nproc: as torchrun does) in the repository's folder -> CompletedProcess.
+
+    fresh: by a new interpreter, whose outputs are pipes and no files.
+    """
     args = [str(arg) for arg in args]
-    if args[0].endswith(".py") and args[0] != "bench.py" and not env and not nproc:
-        done = run_script(args, timeout=timeout)
-        assert not ok or done.returncode == 0, done.stdout + done.stderr
-        return done
-    launcher = [sys.executable] + (["-m", "torch.distributed.run", f"--nproc_per_node={nproc}", "--master_port",
-                                    str(random.randint(20000, 60000))] if nproc else [])
-    done = subprocess.run([*launcher, *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, **(env or {})})
+    if args[0] != "bench.py" and not fresh:
+        done = run_script(args, timeout=timeout, env=env or {}, nproc=nproc)
+    else:
+        done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+                              env={**os.environ, **(env or {})})
     assert not ok or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -116,10 +135,24 @@ def call(script, *args, ok=True):
     return done
 
 
-def start(*args):
-    """Starts `python args...` -> Popen; the caller reads its output and stops it."""
-    return subprocess.Popen([sys.executable, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+class start:
+    """Starts `python args...`, both outputs in one; used like a subprocess.Popen, without the seconds of torch."""
+
+    def __init__(self, *args):
+        receive, send = SERVER.Pipe(duplex=False)
+        self.process = fork(ROOT, list(map(str, args)), send, send)
+        send.close()
+        self.stdout, self.kill = open(os.dup(receive.fileno())), self.process.kill
+
+    def send_signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def communicate(self, timeout=60):
+        """-> (the rest of the output, None), when the process has ended."""
+        rest = self.stdout.read()
+        self.process.join(timeout)
+        self.returncode = self.process.exitcode
+        return rest, None
 
 
 def wait_for(process, text):

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, SERVER, STARTING, call, forked, refused, result, without_main, zstd
+from conftest import ROOT, call, fork, refused, result, zstd
 from datasets.packaged_modules.parquet import parquet as parquet_module
 
 import bins
@@ -295,9 +295,7 @@ def test_kill_9_at_random_commits_then_the_same_bytes(tmp_path, monkeypatch):
     script.write_text(SMALL_CHUNKS)
     for last in (False, False, True):
         args = [str(script), *map(str, arguments(name, tmp_path / "hub", out))]
-        process = SERVER.Process(target=forked, args=(ROOT, args, os.devnull, os.devnull))
-        with STARTING, mock.patch("multiprocessing.spawn.get_preparation_data", without_main):
-            process.start()
+        process = fork(ROOT, args, os.devnull, os.devnull)
         goal = kills[-1] + int(rng.integers(1, 60))
         while process.exitcode is None and (last or committed(out) < goal):
             process.join(0.02)

@@ -20,7 +20,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for l
             if line.strip() and not line.startswith("#")]
 FAST = {  # what makes a README command quick enough for a test; everything else in it runs as written
     "train.py": ["--max_steps=2", "--n_layer=1", "--batch_size=4", "--micro_batch=2", "--warmup_steps=1",
-                 "--eval_rows=2", "--max_minutes=0"],
+                 "--concept_dim=64", "--ffn_dim=128", "--eval_rows=2", "--max_minutes=0"],
     "data/pydocs/prepare.py": ["--max_bytes=700000", "--tokenizer=bpe:2000"],
     "prepare.py": ["--tokenizer=bpe:1000", "--val_fraction=0.2"],
     "eval.py": ["--rows=4", "--health_rows=4"],
@@ -74,6 +74,7 @@ def quick(command):
 def test_every_command_of_the_readme_runs(clone):
     """In order, in one fresh copy, with settings added only to make them quick. make targets are checked by make -n."""
     assert len(COMMANDS) >= 8
+    done_before = []
     for command in COMMANDS:
         if command.startswith(("git clone", "cd ")):
             continue
@@ -84,6 +85,9 @@ def test_every_command_of_the_readme_runs(clone):
         if "bench.py" in command or command.startswith("until"):
             command = command.replace("bench.py", "bench.py --help").removesuffix("; do sleep 5; done")
         words = quick(command)
+        if words in done_before:  # the loop around a command that has ended well
+            continue
+        done_before.append(words)
         if words[0] == sys.executable and words[1].endswith(".py"):
             done = run_script(words[1:], cwd=clone)
         else:

@@ -20,10 +20,10 @@ TINY = ["--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=8", "--conc
         "--eval_interval=10", "--eval_rows=16", "--log_interval=1", "--dtype=fp32", "--learning_rate=3e-3"]
 
 
-def train(data_dir, out_dir, *args, ok=True, nproc=0, fresh=False):
+def train(data_dir, out_dir, *args, ok=True, nproc=1, fresh=False):
     """Runs train.py on the tiny model; in a process of its own where that is the promise (fresh) or needed (nproc)."""
     args = [f"--data_dir={data_dir}", f"--out_dir={out_dir}", *TINY, *args]
-    return run("train.py", *args, ok=ok, nproc=nproc) if fresh or nproc else call("train.py", *args, ok=ok)
+    return run("train.py", *args, ok=ok, nproc=nproc) if fresh or nproc > 1 else call("train.py", *args, ok=ok)
 
 
 def losses(out_dir):
@@ -72,7 +72,7 @@ def test_logging_and_evaluation_do_not_change_training(trained, data_dir, tmp_pa
 def test_micro_batches_and_processes_give_the_same_losses(data_dir, tmp_path):
     """1 x 8 == 4 micro-batches x 2 == 2 processes x 2 micro-batches x 2, to 1e-5, also padded and as rows grow."""
     expected, grow = None, ["--rows=document", "--block_schedule=16:0.5,64:0.5"]
-    for name, args, nproc in (("one", [], 0), ("micro", ["--micro_batch=2"], 0), ("ddp", ["--micro_batch=2"], 2)):
+    for name, args, nproc in (("one", [], 1), ("micro", ["--micro_batch=2"], 1), ("ddp", ["--micro_batch=2"], 2)):
         train(data_dir, tmp_path / name, *args, *grow, nproc=nproc)
         now = losses(tmp_path / name)
         expected = expected or now
@@ -150,12 +150,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(data_dir, tmp_path):
             "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " \
             "sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py')"
     done = run("-c", limit.format(len(before) // 2), f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY,
-               env={"PYTHONPATH": str(ROOT)})
+               fresh=True)
     assert "was not written" in done.stdout and result(done)["step"] == 20
     assert (tmp_path / "ckpt.pt").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
     for size, message in ((20_000, "cannot write a first checkpoint"), (1_000, "File too large")):
         refused(run("-c", limit.format(size), f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'new'}", *TINY,
-                    env={"PYTHONPATH": str(ROOT)}, ok=False), message)
+                    fresh=True, ok=False), message)
 
 
 NAN_AT = """
@@ -173,10 +173,9 @@ runpy.run_path("train.py")
 
 def test_a_non_finite_gradient_is_skipped_and_ten_in_a_row_stop(data_dir, tmp_path):
     args = [f"--data_dir={data_dir}", *TINY]
-    done = run("-c", NAN_AT.format(steps={4, 5}), f"--out_dir={tmp_path / 'a'}", *args, env={"PYTHONPATH": str(ROOT)})
+    done = run("-c", NAN_AT.format(steps={4, 5}), f"--out_dir={tmp_path / 'a'}", *args)
     assert result(done)["skipped"] == 2 and "update skipped (2 in a row)" in done.stdout
-    done = run("-c", NAN_AT.format(steps=set(range(8, 99))), f"--out_dir={tmp_path / 'b'}", *args, ok=False,
-               env={"PYTHONPATH": str(ROOT)})
+    done = run("-c", NAN_AT.format(steps=set(range(8, 99))), f"--out_dir={tmp_path / 'b'}", *args, ok=False)
     refused(done, "10 updates in a row", "ckpt.pt")
     assert read_checkpoint(tmp_path / "b" / "ckpt.pt")["step"] == 10
 
@@ -197,8 +196,8 @@ runpy.run_path("train.py")
 @pytest.mark.parametrize("rows, message", [(3, "8 rows of 64 tokens do not fit into memory; --micro_batch=2 does"),
                                            (0, "nor does a single row")])
 def test_a_batch_that_does_not_fit_names_one_that_does(rows, message, data_dir, tmp_path):
-    refused(run("-c", FITS.format(rows=rows), f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, ok=False,
-                env={"PYTHONPATH": str(ROOT)}), message)
+    refused(run("-c", FITS.format(rows=rows), f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, ok=False),
+            message)
 
 
 def test_exploding_weights_are_never_saved_as_nan(data_dir, tmp_path):
@@ -398,8 +397,8 @@ def test_the_transformer_trains_in_the_same_loop_and_says_what_it_does_not_use(d
 @pytest.mark.parametrize("arch", ["concept", "transformer"])
 def test_a_table_from_word_statistics_learns_faster_and_reaches_every_process(arch, data_dir, tmp_path):
     final = {}
-    for name, args, nproc in (("random", ["--init_table=random"], 0), ("one", ["--init_table=cooccurrence"], 0),
-                              ("two", ["--init_table=cooccurrence"], 2 * (arch == "concept"))):
+    for name, args, nproc in (("random", ["--init_table=random"], 1), ("one", ["--init_table=cooccurrence"], 1),
+                              ("two", ["--init_table=cooccurrence"], 1 + (arch == "concept"))):
         final[name] = result(train(data_dir, tmp_path / name, f"--arch={arch}", *args, nproc=nproc))["val_loss"]
     assert final["one"] < final["random"] - 0.02
     assert final["two"] == pytest.approx(final["one"], abs=1e-4)
