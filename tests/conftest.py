@@ -52,6 +52,7 @@ def without_main(name):
 
 def forked(cwd, args, output, errors, env=()):
     """In a fresh fork of SERVER: becomes `python args...`; output and errors are paths or the end of a Pipe."""
+    gc.freeze()  # collecting would copy the pages of torch that forks share
     os.environ.update(env)
     for number, place in ((0, os.devnull), (1, output), (2, errors)):
         os.dup2(place.fileno() if hasattr(place, "fileno") else os.open(place, os.O_RDWR | os.O_APPEND), number)
@@ -130,6 +131,7 @@ def call(script, *args, ok=True):
         for number, handler in handlers.items():
             signal.signal(number, handler)
         gc.collect()  # closes the lock of the run's folder
+        gc.freeze()  # half a second less for each later collect(): torch and others are not looked at again
     done = subprocess.CompletedProcess(sys.argv, code, out.getvalue(), "")
     assert not ok or code == 0, done.stdout
     return done

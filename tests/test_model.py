@@ -271,7 +271,8 @@ def test_loss_is_the_weighted_mean_and_adds_up_over_micro_batches(bottleneck):
 def test_compiles_as_one_graph(variant):
     model, args = small(**variant), batch()
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    backend = "aot_eager" if variant == VARIANTS[0] else "eager"  # with the backward pass, which takes far longer
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert torch.allclose(model(*args), compiled(*args), atol=1e-5)
 
 
