@@ -1,5 +1,5 @@
 # make demo    text -> tokens -> training -> filled masks, about five minutes on two cores, no network data
-# make train   your own: DATA=folder, files or globs; SIZE=micro, tiny, small; ARGS="--max_steps=1000": README, your own text
+# make train   your own: DATA=folder, files or globs; SIZE=micro, tiny, small; ARGS="--max_steps=1000" PREPARE_ARGS="--tokenizer=gpt2": README
 # make test    lint and every test, CPU only
 # make bench   speed and memory side by side with BERT, ModernBERT and Perceiver of equal size
 PY = .venv/bin/python
@@ -25,7 +25,8 @@ demo: .venv/core
 	$(PY) sample.py --out_dir=out/demo < config/demo_sentences.txt
 
 train: .venv/core
-	$(PY) data/quick.py '--data=$(DATA)' --size=$(SIZE) --nproc=$(NPROC) '--args=$(ARGS)'
+	$(PY) data/quick.py '--data=$(DATA)' --size=$(SIZE) --nproc=$(NPROC) '--args=$(ARGS)' \
+		'--prepare_args=$(PREPARE_ARGS)' '--eval_args=$(EVAL_ARGS)'
 
 test: .venv/extra
 	.venv/bin/ruff check .
