@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads; the models are tiny: 
 import contextlib
 import gc
 import io
+import itertools
 import json
 import multiprocessing
 import multiprocessing.spawn
@@ -165,6 +166,42 @@ def wait_for(process, text):
         if text in line:
             return seen
     raise AssertionError(f"{text!r} never came:\n{seen}")
+
+
+class Crash(BaseException):
+    """Stands for the end of the process."""
+
+
+def crashed(work, folder, *steps, moments=("before", "after")):
+    """Yields the folders of work(folder / ...) that was broken off at a call of `steps`, (owner, name), and done again.
+
+    Before the first call, before the second and so on, as long as there is one; then the same after a call.
+    """
+    for moment in moments:
+        for at in itertools.count():
+            out, calls = folder / f"{moment}_{at}", itertools.count()
+
+            def breaking(real, moment=moment, at=at, calls=calls):
+                def step(*args):
+                    n = next(calls)
+                    if n == at and moment == "before":
+                        raise Crash
+                    value = real(*args)
+                    if n == at:
+                        raise Crash
+                    return value
+                return step
+
+            with pytest.MonkeyPatch.context() as patch:
+                for owner, name in steps:
+                    patch.setattr(owner, name, breaking(getattr(owner, name)))
+                try:
+                    work(out)
+                    break
+                except Crash:
+                    pass
+            work(out)
+            yield out
 
 
 def result(done):

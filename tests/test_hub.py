@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, call, fork, refused, result, zstd
+from conftest import ROOT, call, crashed, fork, refused, result, zstd
 from datasets.packaged_modules.parquet import parquet as parquet_module
 
 import bins
@@ -678,26 +678,10 @@ def test_budgets_end_exactly_and_resume_to_the_same_bytes(name, tmp_path, monkey
         assert max(largest, folder_bytes(tmp_path / "whole")) <= budgets["max_disk_gb"] * 1e9
     assert result(call("prepare.py", "validate", f"--data_dir={tmp_path / 'whole'}"))["valid"]
 
-    class Crash(BaseException):
-        pass
-
-    for at in range(1, 100):
-        commits = iter(range(1, 1000))
-
-        def crash(*args, commits=commits, at=at):
-            real(*args)
-            if next(commits) == at:
-                raise Crash
-
-        monkeypatch.setattr(documents, "commit", crash)
-        try:
-            write(tmp_path / f"{at}", some, **budgets)
-            break
-        except Crash:
-            monkeypatch.setattr(documents, "commit", real)
-            write(tmp_path / f"{at}", some, **budgets)
-            assert contents(tmp_path / f"{at}") == contents(tmp_path / "whole"), at
-    assert at > 3
+    outs = list(crashed(lambda out: write(out, some, **budgets), tmp_path, (documents, "commit"), moments=["after"]))
+    assert len(outs) >= 3
+    for out in outs:
+        assert contents(out) == contents(tmp_path / "whole"), out.name
 
 
 def test_disk_is_counted_with_the_width_of_the_ids():

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import zstd
+from conftest import crashed, zstd
 
 import bins
 import documents
@@ -152,42 +152,17 @@ def test_kill_9_at_any_moment_then_the_same_bytes(corpus, tmp_path):
     assert contents(tmp_path) == contents(whole)
 
 
-class Crash(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.parametrize("where", ["append", "write_json", "scan", "os.replace", "os.remove"])
 def test_a_crash_before_or_after_any_step_then_the_same_bytes(where, tmp_path, monkeypatch):
     """Every single call of the functions that touch the disk, the last renames included."""
     monkeypatch.setattr(documents, "CHUNK_BYTES", 20_000)
     settings, some = {"shard_tokens": 15_000, "val_fraction": 0.3}, texts() + texts()[:20]
     assert small(tmp_path / "whole", some, **settings)["duplicates"] == 20
-    owner, name = (os, where[3:]) if where.startswith("os.") else (bins, where)
-    real, crashes = getattr(owner, name), 0
-    for after in (False, True):
-        for at in range(1000):
-            calls = iter(range(1000))
-
-            def step(*args, calls=calls, at=at, after=after):
-                n = next(calls)
-                if n == at and not after:
-                    raise Crash
-                result = real(*args)
-                if n == at:
-                    raise Crash
-                return result
-
-            out = tmp_path / f"{after}{at}"
-            with monkeypatch.context() as patch:
-                patch.setattr(owner, name, step)
-                try:
-                    small(out, some, **settings)
-                    break
-                except Crash:
-                    crashes += 1
-            small(out, some, **settings)
-            assert contents(out) == contents(tmp_path / "whole"), (after, at)
-    assert crashes >= 2
+    step = (os, where[3:]) if where.startswith("os.") else (bins, where)
+    outs = list(crashed(lambda out: small(out, some, **settings), tmp_path, step))
+    assert len(outs) >= 2
+    for out in outs:
+        assert contents(out) == contents(tmp_path / "whole"), out.name
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])

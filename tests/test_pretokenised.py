@@ -11,9 +11,8 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import call, refused, result
+from conftest import call, crashed, refused, result
 
-import bins
 import documents
 import pretokenised
 from bins import DataError
@@ -230,10 +229,6 @@ def test_documents_are_cut_at_the_same_places_wherever_blocks_begin(eot_id, monk
         assert [(part.tolist(), end) for part, end in pieces(blocks(end, 60), eot_id, PAD)] == whole[n + 1:]
 
 
-class Crash(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.parametrize("name", ["npy, a document a row", "llm.c", "Megatron", "arrow", "parquet"])
 def test_killed_after_any_chunk_then_the_same_bytes(name, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "CHUNK_BYTES", 1500)
@@ -250,25 +245,12 @@ def test_killed_after_any_chunk_then_the_same_bytes(name, tmp_path, monkeypatch)
         return {path.name: path.read_bytes() for path in out.glob("*.bin")} | {
             "counts": {k: v for k, v in json.loads((out / "meta.json").read_text()).items() if k != "command"}}
 
-    whole, real = prepared(tmp_path / "whole"), bins.commit
+    whole = prepared(tmp_path / "whole")
     assert whole["counts"]["duplicates"] >= 3 and whole["counts"]["documents_cut"] > 3
-    for survived in range(1, 100):
-        calls = iter(range(1000))
-
-        def commit(*args, calls=calls, survived=survived):
-            if next(calls) == survived:
-                raise Crash
-            real(*args)
-
-        out = tmp_path / str(survived)
-        monkeypatch.setattr(documents, "commit", commit)
-        try:
-            prepared(out)
-            break
-        except Crash:
-            monkeypatch.setattr(documents, "commit", real)
-            assert prepared(out) == whole, survived
-    assert survived > 5
+    outs = list(crashed(prepared, tmp_path, (documents, "commit"), moments=["before"]))
+    assert len(outs) > 5
+    for out in outs:
+        assert prepared(out) == whole, out.name
 
 
 # ---------------------------------------------------------------------------------------------------------------------

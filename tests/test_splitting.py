@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import call, refused, result, run
+from conftest import call, crashed, refused, result, run
 from test_pretokenised import (
     EOT,
     IDS,
@@ -343,10 +343,6 @@ def test_folders_that_cannot_be_split_say_what_to_do(raw, tmp_path):
         make_split(str(raw[0]), str(tmp_path / "out"), OPTIONS, val_ratio=0.2)
 
 
-class Crash(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_killed_at_any_step_then_the_same_split(raw, tmp_path, monkeypatch):
     def contents(folder):
         return {str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
@@ -354,27 +350,11 @@ def test_killed_at_any_step_then_the_same_split(raw, tmp_path, monkeypatch):
 
     settings = dict(val_ratio=0.4, symlink=1)
     make_split(str(raw[0]), str(tmp_path / "whole"), OPTIONS, **settings)
-    real_replace, real_link = os.replace, os.symlink
-    for at in range(100):
-        calls = iter(range(100))
-
-        def step(*args, real, calls=calls, at=at):
-            if next(calls) == at:
-                raise Crash
-            real(*args)
-
-        out = tmp_path / f"out{at}"
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", lambda *args: step(*args, real=real_replace))
-            patch.setattr(os, "symlink", lambda *args: step(*args, real=real_link))
-            try:
-                make_split(str(raw[0]), str(out), OPTIONS, **settings)
-                break
-            except Crash:
-                pass
-        make_split(str(raw[0]), str(out), OPTIONS, **settings)
-        assert contents(out) == contents(tmp_path / "whole"), at
-    assert at == 8  # two files of the tokenizer, two lists, three links, meta.json
+    outs = list(crashed(lambda out: make_split(str(raw[0]), str(out), OPTIONS, **settings), tmp_path,
+                        (os, "replace"), (os, "symlink"), moments=["before"]))
+    for out in outs:
+        assert contents(out) == contents(tmp_path / "whole"), out.name
+    assert len(outs) == 8  # two files of the tokenizer, two lists, three links, meta.json
 
 
 def test_a_full_disk_is_one_message(raw, tmp_path):
