@@ -253,7 +253,11 @@ def make_tokenizer(spec, sample, out_dir, val_fraction, state, sample_bytes=0, f
         print(f"training a vocabulary of {vocab_size} on {part} of the text", flush=True)
         show = progress(int(sample[1]), 0, "bytes", "looking for a sample: ")
         sample = training_sample(sample[0], val_fraction, sample_bytes, filters, show)
-        tok = call_tokenizer(Tokenizer.train, sample, int(vocab_size))
+        try:
+            tok = call_tokenizer(Tokenizer.train, sample, int(vocab_size))
+        except DataError as error:
+            rules = f". It is what these rules keep: {', '.join(filters.names)}" if filters and filters.names else ""
+            raise DataError(f"{error}{rules}") from None
     return save_tokenizer(tok if vocab_size == spec or not os.path.isdir(folder) else None, spec, out_dir, state)
 
 

@@ -288,6 +288,11 @@ def test_what_cannot_be_sharded_is_one_message(corpus, tmp_path):
     refused(done, "no other setting")
 
 
+def test_a_vocabulary_too_large_for_what_the_filters_keep_names_them(corpus, tmp_path):
+    with pytest.raises(DataError, match="give more text.*what these rules keep: words, near_duplicates"):
+        prepare(corpus / "in", tmp_path / "out", tokenizer="bpe:5000", min_words=75)
+
+
 def test_a_disk_that_fills_up_while_hashes_are_sorted_is_one_message(corpus, tmp_path, monkeypatch):
     """numpy's error has no number and no reason."""
     def write(self, blocks):
