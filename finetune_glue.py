@@ -100,7 +100,8 @@ def run_one(job, splits, init, lr, seed):
         glue.write_predictions(f"{path}.{split}.tsv", job, dict(prediction=values) | (
             {} if labels is None else dict(label=labels)))
     save_model(f"{path}.pt", model, job, tok, scale)
-    write_json(f"{path}.json", dict(seed=seed, lr=lr) | found | dict(recipe=recipe_of(job), started_from=origin(init)))
+    write_json(f"{path}.json", dict(seed=seed, lr=lr) | found | dict(
+        recipe=recipe_of(job), started_from=origin(init), data=glue.fingerprint(job, splits)))
 
 
 def save_model(path, model, job, tok, scale):
@@ -149,19 +150,21 @@ def origin(init):
     return digest.hexdigest()[:16]
 
 
-def finished(job, init, lr, seed):
-    """The result of a run that was made before with the same recipe from the same weights, or None."""
+def finished(job, data, init, lr, seed):
+    """The result of a run that was made before with the same recipe and data from the same weights, or None."""
     try:
         with open(run_path(job, init, lr, seed) + ".json", encoding="utf-8") as file:
             found = json.load(file)
     except (OSError, ValueError):
         return None
-    return found if (found["recipe"], found["started_from"]) == (recipe_of(job), origin(init)) else None
+    wanted = dict(recipe=recipe_of(job), started_from=origin(init), data=data)
+    return found if {key: found.get(key) for key in wanted} == wanted else None
 
 
 def run_all(job, splits, todo):
     """[(init, lr, seed)] -> their results; what is missing is run, `jobs` at a time. A failure ends the program."""
-    missing = [run for run in todo if not finished(job, *run)]
+    data = glue.fingerprint(job, splits)
+    missing = [run for run in todo if not finished(job, data, *run)]
     n_gpu, failed = torch.cuda.device_count(), []
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
     bar = tqdm(total=len(missing), desc=job.name, unit="run", disable=not sys.stderr.isatty())
@@ -183,7 +186,7 @@ def run_all(job, splits, todo):
                     f"--task={job.folder if os.path.isabs(job.folder) else job.name}", f"--one_run={init}|{lr}|{seed}"]
                 code = subprocess.run([sys.executable, os.path.join(HERE, "finetune_glue.py"), *arguments], env=env,
                                       stdout=output, stderr=subprocess.STDOUT).returncode
-        found = None if code else finished(job, init, lr, seed)
+        found = None if code else finished(job, data, init, lr, seed)
         if not found:
             with open(path + ".log", errors="replace") as output:
                 failed.append(f"{path}.log ends with: {(output.read().strip().splitlines() or ['nothing'])[-1]}")
@@ -202,7 +205,7 @@ def run_all(job, splits, todo):
     bar.close()
     if failed:
         sys.exit("error: " + "\n       ".join(failed) + "\n       what was finished is kept; the same command goes on")
-    return [finished(job, *run) for run in todo]
+    return [finished(job, data, *run) for run in todo]
 
 
 def fine_tune(job, splits, notes):

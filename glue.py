@@ -5,9 +5,11 @@
 
 A folder of one's own is a task too: train.tsv and dev.tsv (test.tsv if there is one), tab-separated with a header, and
 task.json: {"text": ["question", "reply"], "label": "verdict", "labels": ["no", "yes"], "metrics": ["accuracy"]}.
-Without "labels" it is a regression. Quotes are plain characters in all of these files.
+Without "labels" it is a regression, with "limits": [0, 5] if no answer lies beyond. It may also say epochs, batch_size,
+max_tokens, lrs and swap, see Task. Quotes are plain characters in all of these files.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -38,6 +40,7 @@ class Task:
     test: tuple = ("test",)
     hub_text: tuple = ()  # column names on the hub where they differ
     submission: tuple = ()  # file names in the GLUE submission
+    limits: tuple = ()  # of a regression: the smallest and largest answer there is; answers beyond count as these
     epochs: int = 10
     batch_size: int = 32
     max_tokens: int = 128
@@ -53,12 +56,12 @@ PAIR = ("sentence1", "sentence2")
 TASKS = {task.name: task for task in (
     Task("cola", "CoLA", ("sentence",), metrics=("mcc",), sizes=dict(train=8551, dev=1043, test=1063), columns=(3, 1),
          submission=("CoLA",), max_tokens=64),
-    Task("sst2", "SST-2", ("sentence",), sizes=dict(train=67349, dev=872, test=1821), submission=("SST-2",), epochs=3,
+    Task("sst2", "SST-2", ("sentence",), sizes=dict(train=67349, dev=872, test=1821), submission=("SST-2",), epochs=2,
          max_tokens=128),
     Task("mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", metrics=("accuracy", "f1"), hub_text=PAIR, swap=True,
          sizes=dict(train=3668, dev=408, test=1725), submission=("MRPC",)),
     Task("stsb", "STS-B", PAIR, "score", (), ("pearson", "spearman"), dict(train=5749, dev=1500, test=1379), swap=True,
-         submission=("STS-B",)),
+         submission=("STS-B",), limits=(0.0, 5.0)),
     Task("qqp", "QQP", ("question1", "question2"), "is_duplicate", metrics=("accuracy", "f1"), swap=True, epochs=3,
          sizes=dict(train=363846, dev=40430, test=390965), submission=("QQP",)),
     Task("mnli", "MNLI", PAIR, "gold_label", THREE_WAY, dev=("dev_matched", "dev_mismatched"), epochs=3,
@@ -67,17 +70,19 @@ TASKS = {task.name: task for task in (
     Task("qnli", "QNLI", ("question", "sentence"), labels=ENTAILED, sizes=dict(train=104743, dev=5463, test=5463),
          submission=("QNLI",), epochs=3, max_tokens=256),
     Task("rte", "RTE", PAIR, labels=ENTAILED, sizes=dict(train=2490, dev=277, test=3000), submission=("RTE",),
-         max_tokens=256),
+         epochs=6, max_tokens=256),
     Task("wnli", "WNLI", PAIR, sizes=dict(train=635, dev=71, test=146), submission=("WNLI",), epochs=5),
     Task("ax", "AX", PAIR, labels=THREE_WAY, sizes=dict(test=1104), dev=(), submission=("AX",)),
     Task("boolq", "BoolQ", ("question", "passage"), "answer", ("false", "true"), sizes=dict(train=9427, dev=3270),
-         max_tokens=256, test=()),
+         epochs=3, max_tokens=256, test=()),
 )}
 GROUPS = {"smallbench": ("sst2", "rte", "boolq", "mrpc"), "all": tuple(name for name in TASKS if name != "boolq")}
 HUB = {"boolq": ("google/boolq", None)}  # all others are in the GLUE repository
 METRICS = {"accuracy": accuracy_score, "f1": f1_score, "mcc": matthews_corrcoef,
            "pearson": lambda y, p: pearsonr(y, p)[0], "spearman": lambda y, p: spearmanr(y, p)[0]}
 AT_ONCE = ("accuracy", "f1", "mcc", "pearson")
+OWN = dict(text=list, label=str, labels=list, metrics=list, limits=list, swap=bool, epochs=int, batch_size=int,
+           max_tokens=int, lrs=list)  # what a task.json may say, see Task
 
 
 # ---- files -------------------------------------------------------------------
@@ -93,16 +98,29 @@ def find_task(name):
     try:
         with open(path, encoding="utf-8-sig") as file:
             given = json.load(file)
-        text, labels = tuple(given.pop("text")), tuple(map(str, given.pop("labels", ()) or ()))
-        task = Task(os.path.basename(os.path.abspath(name)), os.path.abspath(name), text, given.pop("label"), labels,
-                    tuple(given.pop("metrics", ("accuracy",) if labels else ("pearson",))), **given)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: {type(error).__name__} {error}; expected an object with text (list of one or two "
-                         "columns), label (column), labels (list; none: regression), metrics (list)") from None
+        wrong = [f"{key}={value!r}" for key, value in given.items() if type(value) is not OWN.get(key)
+                 or type(value) is int and value < (8 if key == "max_tokens" else 1)]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}; expected an object such as the one glue.py shows") from None
+    wrong += [f"no {key}" for key in ("text", "label") if key not in given]
+    if wrong:
+        raise ValueError(f"{path}: found {', '.join(wrong)}; expected text and label, and of these what is needed: "
+                         f"{', '.join(f'{key} ({kind.__name__})' for key, kind in OWN.items())}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    given["labels"] = labels = tuple(map(str, given.get("labels", ())))
+    task = Task(os.path.basename(os.path.abspath(name)), os.path.abspath(name),
+                **{"metrics": ("accuracy",) if labels else ("pearson",)} | given)
     may = ("accuracy", "mcc") + ("f1",) * (len(labels) == 2) if labels else ("pearson", "spearman")
-    if not (0 < len(text) < 3 and len(labels) != 1 and task.metrics and set(task.metrics) <= set(may)):
-        raise ValueError(f"{path}: found text={list(text)}, labels={list(labels)}, metrics={list(task.metrics)}; "
-                         f"expected one or two text columns, no or several labels, metrics out of {', '.join(may)}")
+    if not (0 < len(task.text) < 3 and all(isinstance(column, str) for column in task.text)
+            and len(set(labels)) == len(labels) != 1 and task.metrics and set(map(str, task.metrics)) <= set(may)):
+        raise ValueError(f"{path}: found text={list(task.text)}, labels={list(labels)}, metrics={list(task.metrics)}; "
+                         "expected one or two text columns, no or several different labels, metrics out of "
+                         f"{', '.join(may)}")
+    numbers = [number for number in task.limits + task.lrs if type(number) in (int, float)]
+    if len(numbers) < len(task.limits + task.lrs) or not task.lrs or min(task.lrs) <= 0 or task.limits and (
+            labels or len(task.limits) != 2 or not task.limits[0] < task.limits[1]):
+        raise ValueError(f"{path}: found limits={list(task.limits)}, lrs={list(task.lrs)}; expected the smallest and "
+                         "largest answer of a regression, such as [0, 5], and learning rates, such as [1e-4, 3e-4]")
     return task
 
 
@@ -254,6 +272,14 @@ def load_hub(task, hub):
     return splits, []
 
 
+def fingerprint(task, splits):
+    """16 hex digits that change with any example, label, metric or limit: no results of other data are taken."""
+    digest = hashlib.sha256(repr((task.labels, task.metrics, task.limits, task.swap)).encode())
+    for split, (texts, labels) in sorted(splits.items()):
+        digest.update(repr((split, list(map(tuple, texts)), None if labels is None else labels.tolist())).encode())
+    return digest.hexdigest()[:16]
+
+
 # ---- scores ------------------------------------------------------------------
 
 def score(task, labels, predictions):
@@ -299,7 +325,7 @@ def label_text(task, prediction):
     """A prediction as GLUE's server and the files write it."""
     if task.labels:
         return task.labels[int(prediction)]
-    return f"{min(5.0, max(0.0, prediction)) if task.name == 'stsb' else prediction:.3f}"
+    return repr(float(prediction))
 
 
 def write_predictions(path, task, columns):

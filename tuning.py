@@ -68,7 +68,8 @@ def tune(model, tok, machine, dtype, job, splits, recipe, lr, seed):
         outputs = sum(predict(model, encoded[split, turned], tok.pad_id, machine, dtype) for turned in orders)
         if job.labels:
             return outputs.argmax(1).astype(float)
-        return np.nan_to_num(outputs[:, 0] / len(orders)) * spread + mean
+        found = np.nan_to_num(outputs[:, 0] / len(orders)) * spread + mean
+        return np.clip(found, *job.limits) if job.limits else found  # scored as they are written
 
     groups = [dict(params=[p for p in model.parameters() if p.ndim >= 2], weight_decay=recipe["weight_decay"]),
               dict(params=[p for p in model.parameters() if p.ndim < 2], weight_decay=0.0)]

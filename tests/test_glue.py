@@ -62,7 +62,7 @@ def own_task(tmp_path_factory):
               + "odd\tbad\n" * (split == "dev"))
     write(root / "same" / "task.json", json.dumps(dict(text=["line"], label="verdict", labels=["bad", "good"])))
     write(root / "mood" / "task.json", json.dumps(dict(text=["line"], label="verdict", labels=["bad", "good"])))
-    write(root / "alike" / "task.json", json.dumps(dict(text=["a", "b"], label="score")))
+    write(root / "alike" / "task.json", json.dumps(dict(text=["a", "b"], label="score", limits=[1.5, 4.5])))
     return root
 
 
@@ -164,7 +164,10 @@ def test_the_hub_gives_the_same_examples_as_the_files(tmp_path):
 def test_a_task_of_ones_own_must_make_sense(tmp_path):
     for broken in ("{", '{"text": ["a"]}', '{"text": [], "label": "b"}',
                    '{"text": ["a"], "label": "b", "labels": ["x"]}',
-                   '{"text": ["a"], "label": "b", "metrics": ["f1"]}', '{"text": ["a"], "label": "b", "typo": 1}'):
+                   '{"text": ["a"], "label": "b", "metrics": ["f1"]}', '{"text": ["a"], "label": "b", "typo": 1}',
+                   '{"text": ["a"], "label": "b", "limits": [5, 0]}', '{"text": ["a"], "label": "b", "limits": 5}',
+                   '{"text": ["a"], "label": "b", "epochs": 0}', '{"text": ["a"], "label": "b", "lrs": ["x"]}',
+                   '{"text": ["a"], "label": "b", "labels": [1, 1]}', "[]"):
         write(tmp_path / "task.json", broken)
         with pytest.raises(ValueError, match="task.json"):
             glue.find_task(str(tmp_path))
@@ -297,7 +300,8 @@ def test_written_predictions_give_the_reported_scores(tuned):
     for run_ in alike["runs"]:
         rows = read_tsv(out / f"glue/alike/pretrained_lr0.003_seed{run_['seed']}.dev.tsv")
         y, p = ([float(row[name]) for row in rows] for name in ("label", "prediction"))
-        assert scipy.stats.pearsonr(y, p)[0] == pytest.approx(run_["metrics"]["pearson"], abs=1e-3)
+        assert scipy.stats.pearsonr(y, p)[0] == run_["metrics"]["pearson"]
+        assert min(p) == 1.5 and max(p) == 4.5, "answers beyond the task's limits are scored as they are written"
     assert mood["median"]["accuracy"] > 0.9 > mood["majority"]["accuracy"], "the task can be learned"
     assert mood["min"]["accuracy"] <= mood["median"]["accuracy"] <= mood["max"]["accuracy"]
     assert set(mood["controls"]) == {"untrained"} and len(mood["controls"]["untrained"]["runs"]) == 2
@@ -329,6 +333,11 @@ def test_a_full_disk_is_one_message_and_the_same_command_goes_on(trained, own_ta
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     refused(done, "could not be written", "the same command goes on")
     assert not list(out.rglob("*.tmp")) and result(call(*args))["mood"]["median"]["accuracy"] > 0.9
+    shutil.copytree(own_task / "mood", tmp_path / "mood")
+    dev = tmp_path / "mood" / "dev.tsv"
+    dev.write_text(dev.read_text().replace("bad", "?").replace("good", "bad").replace("?", "good"))
+    args[2] = f"--task={tmp_path}/mood"
+    assert result(call(*args))["mood"]["median"]["accuracy"] < 0.5, "results of other data are not taken for its own"
 
 
 def test_another_task_starts_from_the_weights_of_the_first(tuned, own_task):
@@ -385,7 +394,7 @@ def test_the_submission_has_eleven_files_as_the_server_wants_them(tmp_path):
     for name, task in glue.TASKS.items():
         runs[name] = str(tmp_path / name)
         for split in task.test + (("ax",) if name == "mnli" else ()):
-            values = [0.0, 1.0] if task.labels else [-0.5, 7.25]
+            values = [0.0, 1.0] if task.labels else [0.0, 4.125]
             glue.write_predictions(f"{runs[name]}.{split}.tsv", task, dict(prediction=values))
     assert write_submission(str(tmp_path / "s.zip"), {k: v for k, v in runs.items() if k != "rte"}) == ["RTE.tsv"]
     assert not (tmp_path / "s.zip").exists(), "never an incomplete one"
@@ -395,7 +404,7 @@ def test_the_submission_has_eleven_files_as_the_server_wants_them(tmp_path):
     assert sorted(files) == sorted(f"{name}.tsv" for name in (
         "CoLA SST-2 MRPC STS-B QQP MNLI-m MNLI-mm QNLI RTE WNLI AX").split())
     assert all(lines[0] == "index\tprediction" for lines in files.values())
-    assert files["STS-B.tsv"][1:] == ["0\t0.000", "1\t5.000"], "scores stay within 0 to 5"
+    assert files["STS-B.tsv"][1:] == ["0\t0.0", "1\t4.125"]
     assert files["CoLA.tsv"][1:] == ["0\t0", "1\t1"] and files["RTE.tsv"][1:] == ["0\tentailment", "1\tnot_entailment"]
     assert files["MNLI-mm.tsv"][1:] == files["AX.tsv"][1:] == ["0\tentailment", "1\tneutral"]
 
