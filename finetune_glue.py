@@ -248,7 +248,11 @@ def check():
         raise ValueError("expected seeds and jobs of 1 or more, all other numbers of 0 or more")
     if not 0 <= warmup < 1 or not 0 <= dropout < 1:
         raise ValueError(f"warmup={warmup}, dropout={dropout}: expected 0 or more and below 1")
-    if lrs and not all(part.replace(".", "").replace("-", "").replace("e", "").isdigit() for part in lrs.split(",")):
+    try:
+        wrong = lrs and not all(0 < float(part) < 1 for part in lrs.split(","))
+    except ValueError:
+        wrong = True
+    if wrong:
         raise ValueError(f"lrs={lrs!r}: expected learning rates with commas between, such as 1e-4,3e-4")
     if max_tokens and max_tokens < 8:
         raise ValueError(f"max_tokens={max_tokens}: expected 8 or more")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import resource
 import shutil
@@ -357,6 +358,21 @@ def test_a_constant_answer_is_called_one(trained, own_task):
         trained / "glue.md").read_text()
 
 
+def test_a_loss_that_is_not_a_number_stops_the_run_and_is_counted(trained, own_task, monkeypatch):
+    forward, calls = Classifier.forward, []
+
+    def breaks(self, *batch):
+        calls.append(self.training)
+        return forward(self, *batch) * (math.nan if self.training and sum(calls) == 15 else 1)  # in the second epoch
+    monkeypatch.setattr(Classifier, "forward", breaks)
+    call("finetune_glue.py", f"--out_dir={trained}", f"--task={own_task}/mood", "--seeds=1", "--lrs=2e-3", *SMALL)
+    (run_,) = json.loads((trained / "glue.json").read_text())["mood"]["runs"]
+    assert run_["diverged"] and run_["epochs"] == 2 and "diverged 1" in (trained / "glue.md").read_text()
+    assert 0 <= run_["metrics"]["accuracy"] <= 1 and run_["interval"][0] <= run_["interval"][1]
+    model = torch.load(trained / "glue/mood/model.pt", weights_only=True)["model"]
+    assert all(tensor.isfinite().all() for tensor in model.values()), "the update was left out"
+
+
 def test_memory_that_runs_out_names_a_batch_size_that_fits(trained, own_task, monkeypatch):
     forward = Classifier.forward
 
@@ -375,6 +391,8 @@ def test_memory_that_runs_out_names_a_batch_size_that_fits(trained, own_task, mo
     (["--task=mrpc", "--glue_dir=nowhere"], ("nowhere/MRPC/train.tsv is missing",)),
     (["--task=mrpc", "--glue_dir=nowhere", "--seeds=0"], ("seeds",)),
     (["--task=mrpc", "--glue_dir=nowhere", "--lrs=fast"], ("lrs='fast'", "1e-4,3e-4")),
+    (["--task=mrpc", "--glue_dir=nowhere", "--lrs=-1e-3"], ("lrs='-1e-3'",)),
+    (["--task=mrpc", "--glue_dir=nowhere", "--lrs=1-4"], ("lrs='1-4'",)),
     (["--task=mrpc", "--init_from_task=nowhere"], ("no model.pt there", "--task=mnli")),
     (["--task=mrpc", "--learning_rate=1"], ("unknown setting 'learning_rate'",)),
 ])
