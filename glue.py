@@ -117,7 +117,7 @@ def find_task(name):
                          "expected one or two text columns, no or several different labels, metrics out of "
                          f"{', '.join(may)}")
     numbers = [number for number in task.limits + task.lrs if type(number) in (int, float)]
-    if len(numbers) < len(task.limits + task.lrs) or not task.lrs or min(task.lrs) <= 0 or task.limits and (
+    if len(numbers) < len(task.limits + task.lrs) or not task.lrs or not min(task.lrs) > 0 or task.limits and (
             labels or len(task.limits) != 2 or not task.limits[0] < task.limits[1]):
         raise ValueError(f"{path}: found limits={list(task.limits)}, lrs={list(task.lrs)}; expected the smallest and "
                          "largest answer of a regression, such as [0, 5], and learning rates, such as [1e-4, 3e-4]")
