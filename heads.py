@@ -49,7 +49,8 @@ class Classifier(nn.Module):
         found_BF = states_B1D[:, 0].float()
         if self.compare is not None:
             one, other = (real & (segments == n) for n in (1, 2))
-            u_BCD, v_BCD = self.read(torch.cat((ids, ids)), torch.cat((one, other))).chunk(2)
+            both = self.read(torch.cat((ids, ids)), torch.cat((one, other)))
+            u_BCD, v_BCD = both.unflatten(0, (2, ids.shape[0]))
             pair_BCF = torch.cat((u_BCD, v_BCD, (u_BCD - v_BCD).abs(), u_BCD * v_BCD), dim=-1)  # 1705.02364, figure 1
             compared_BCD = F.gelu(self.compare(self.drop(pair_BCF)))  # 1606.01933, section 3.2
             found_BF = torch.cat((found_BF, compared_BCD.float().mean(1)), dim=-1)

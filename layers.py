@@ -316,6 +316,11 @@ def init_matrix(name, p, n_layer):
         p.zero_()
 
 
+def or_else(mask, wider):
+    """Bool (..., T) both: rows of `mask` that show nothing show what `wider` does."""
+    return mask | (wider & ~mask.any(-1, keepdim=True))
+
+
 def gather_rows(x_BTd, positions_BK):
     """-> (B,K,d), the rows of x at the positions."""
     return x_BTd.gather(1, positions_BK[..., None].expand(-1, -1, x_BTd.shape[-1]))

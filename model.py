@@ -39,6 +39,7 @@ from layers import (
     gather_rows,
     init_matrix,
     norm,
+    or_else,
     sinusoids,
     table_std,
     too_small,
@@ -399,20 +400,20 @@ class ConceptEncoder(MaskedEncoder):
         """Masks for concepts reading tokens, (B,1,1 or C,T), and reading each other, (B,1,C,C); None where all may.
 
         No query is ever left without a key (its softmax would be NaN on some back-ends): a row in which everything is
-        hidden is read as it is.
+        hidden is read as it is, without its padding.
         """
         visible_BT = real_BT
         if self.cfg.hide_masked:
             shown_BT = ids != self.cfg.mask_id
-            visible_BT = shown_BT if real_BT is None else shown_BT & real_BT
+            visible_BT = shown_BT if real_BT is None else or_else(shown_BT & real_BT, real_BT)
         if visible_BT is not None:
             visible_BT = visible_BT | ~visible_BT.any(1, keepdim=True)
         if documents_BT is None:
             return None if visible_BT is None else visible_BT[:, None, None], None
         read_BCT = own_BCT = self.serves(documents_BT, documents_BT)
         if visible_BT is not None:
-            read_BCT = own_BCT & visible_BT[:, None]
-            read_BCT = read_BCT | (own_BCT & ~read_BCT.any(-1, keepdim=True))
+            present_BCT = own_BCT if real_BT is None else own_BCT & real_BT[:, None]
+            read_BCT = or_else(or_else(own_BCT & visible_BT[:, None], present_BCT), own_BCT)
         number_C = torch.arange(self.cfg.n_concept, device=ids.device).expand(ids.shape[0], -1)
         return read_BCT[:, None], self.serves(documents_BT, number_C)[:, None]
 

@@ -159,6 +159,9 @@ def test_padding_changes_nothing(variant):
     assert torch.allclose(logits(model, ids, positions), logits(model, padded, positions, real), atol=1e-5)
     assert torch.allclose(logits(model, ids, positions), logits(model, padded, positions, real.long()), atol=1e-5)
     assert not torch.allclose(logits(model, ids, positions), logits(model, padded, positions), atol=1e-3)
+    ids, padded = ids.fill_(MASK), padded.index_fill_(1, torch.arange(16), MASK)
+    hidden = logits(model, ids, positions)
+    assert torch.allclose(hidden, logits(model, padded, positions, real), atol=1e-5), "nor where all else is hidden"
 
 
 @variants
