@@ -65,6 +65,8 @@ class Classifier(nn.Module):
         longest = ids.shape[1] if torch.compiler.is_exporting() else max(1, int(n_B1.max()))  # a graph knows no max
         place_T = torch.arange(longest, device=ids.device)
         ids, real = ids.gather(1, (first_B1 + place_T).clamp(max=ids.shape[1] - 1)), place_T < n_B1
+        if self.encoder.cfg.isolate_documents:  # what follows is no document of its own
+            ids = ids.masked_fill(~real, self.encoder.cfg.eot_id)
         concepts, tokens = self.encoder.encode(ids, real)
         if self.encoder.arch == "concept":
             return concepts.float() * (n_B1 > 0)[..., None]

@@ -93,7 +93,7 @@ class MaskedEncoder(nn.Module):
         if not self.cfg.isolate_documents:
             return None
         is_eot = ids == self.cfg.eot_id
-        return F.pad(is_eot[:, :-1] & ~is_eot[:, 1:], (1, 0)).cumsum(1)  # a run of EOT ends one document
+        return (F.pad(is_eot, (1, -1)) & ~is_eot).cumsum(1)  # a run of EOT ends one document
 
     def shift(self, T):
         """Where rows of T tokens begin, if an architecture learns absolute positions."""
