@@ -55,7 +55,7 @@ from tqdm import tqdm
 
 import glue
 from common import build_model, load_run, model_state, read_checkpoint, user_mistakes
-from files import remove_file, replace_file, write_json
+from files import FolderLock, remove_file, replace_file, write_json
 from hardware import choose_dtype, find_machine
 from heads import Classifier, keep_concepts
 from leaderboard import markdown, summary_of, write_submission
@@ -283,8 +283,11 @@ def main(found):
     """Fine-tunes on all that was found and writes the tables."""
     path, results = os.path.join(out_dir, "glue.json"), {}
     if os.path.exists(path):
-        with user_mistakes(), open(path, encoding="utf-8") as file:
-            results = json.load(file)
+        try:
+            with open(path, encoding="utf-8") as file:
+                results = dict(json.load(file))
+        except (ValueError, TypeError) as error:
+            sys.exit(f"error: {path} is damaged: {error}; rm {path}, and give its tasks again: finished runs are kept")
     encoder, _, checkpoint = load_run(out_dir, "cpu")
     for job, splits, notes in found:
         if not job.dev:
@@ -315,6 +318,10 @@ if __name__ == "__main__":
             init, lr, seed = one_run.split("|")
             run_one(*found[0][:2], init, float(lr), int(seed))
         else:
-            main(found)
+            with FolderLock(os.path.join(out_dir, "glue")):
+                main(found)
+    except BlockingIOError:
+        sys.exit(f"error: another run is fine-tuning in {out_dir}; wait for it: --task takes several tasks, --jobs "
+                 "runs several at a time")
     except OSError as error:
         sys.exit(f"error: {error}; what was finished is kept, and the same command goes on")

@@ -17,6 +17,7 @@ from conftest import SHARED, call, refused, result, run
 
 import glue
 from common import build_model
+from files import FolderLock
 from hardware import find_machine
 from heads import Classifier, cut_lengths, encode_texts, keep_concepts, padded
 from leaderboard import cell, markdown, write_submission
@@ -398,6 +399,21 @@ def test_memory_that_runs_out_names_a_batch_size_that_fits(trained, own_task, mo
 ])
 def test_bad_settings_are_refused(arguments, parts, trained):
     refused(call("finetune_glue.py", f"--out_dir={trained}", *arguments, ok=False), *parts)
+
+
+def test_two_runs_in_one_folder_are_refused(trained, own_task):
+    with FolderLock(trained / "glue"):  # each would write its own glue.json over the other's
+        refused(call("finetune_glue.py", f"--out_dir={trained}", f"--task={own_task}/mood", ok=False),
+                "another run is fine-tuning in", "--jobs")
+
+
+def test_a_damaged_table_is_named_and_its_runs_are_kept(tuned):
+    out, args, _ = tuned
+    before = (out / "glue.json").read_text()
+    for damage in (before[:100], "[1]", ""):
+        (out / "glue.json").write_text(damage)
+        refused(call(*args, ok=False), "glue.json is damaged", "rm ")
+    (out / "glue.json").write_text(before)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, own_task):
