@@ -27,7 +27,7 @@ ModernBERT-base | 149M | dev; MRPC, STS-B, RTE from MNLI | 2412.13663 | 65.1 96.
 Ettin 17M | 16.9M | dev | 2507.11412 | - 91.2 - - - 79.5 - -
 Ettin 68M | 68.5M | dev | 2507.11412 | - 94.4 - - - 87.0 - -
 Perceiver IO Base, SentencePiece | 223M | dev | 2107.14795, appendix | 47.1 94.4 -/87.25 88.2 -/90.2 84.5 92.1 65.2
-MrCogito, a concept encoder, best run of each task | 61M | dev | ksopyla/MrCogito | 13 77.8 82.7/73.3 65.0 73.4/- 59.8 - -
+MrCogito, concept encoders, best run a task | 61M | dev | ksopyla/MrCogito | 13 77.8 82.7/73.3 65.0 73.4/- 59.8 - -
 """
 
 
