@@ -21,8 +21,8 @@ NPROC = 1
 demo: .venv/core
 	$(PY) data/pydocs/prepare.py
 	$(PY) train.py config/demo.py
-	$(PY) eval.py --out_dir=out/demo
-	$(PY) sample.py --out_dir=out/demo < config/demo_sentences.txt
+	$(PY) tools/eval.py --out_dir=out/demo
+	$(PY) tools/sample.py --out_dir=out/demo < config/demo_sentences.txt
 
 train: .venv/core
 	$(PY) data/quick.py '--data=$(DATA)' --size=$(SIZE) --nproc=$(NPROC) '--args=$(ARGS)' \
@@ -34,7 +34,7 @@ test: .venv/extra
 
 bench: .venv/extra
 	$(PY) data/pydocs/prepare.py
-	$(PY) bench.py --peers=1
+	$(PY) tools/bench.py --peers=1
 
 clean:
 	rm -rf .venv out .pytest_cache .ruff_cache

@@ -53,13 +53,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import glue
-from common import build_model, load_run, model_state, read_checkpoint, user_mistakes
-from files import FolderLock, remove_file, replace_file, write_json
-from hardware import choose_dtype, find_machine
-from heads import Classifier, keep_concepts
-from leaderboard import markdown, summary_of, write_submission
-from tuning import tune
+from lib import glue
+from lib.files import FolderLock, remove_file, replace_file, write_json
+from lib.heads import Classifier, keep_concepts
+from lib.leaderboard import markdown, summary_of, write_submission
+from lib.machine import choose_dtype, find_machine
+from lib.run import build_model, load_run, model_state, read_checkpoint, user_mistakes
+from lib.tuning import tune
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 

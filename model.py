@@ -27,7 +27,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from layers import (
+from lib.layers import (
     Attention,
     GatedFFN,
     LocalMixer,

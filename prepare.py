@@ -103,14 +103,14 @@ command = sys.argv[1] if sys.argv[1:2] in (["validate"], ["split"], ["merge"]) e
 config = configure(globals(), sys.argv[1 + (command != "prepare") :])
 defaults = {name: value for name, (value, _) in read_settings(__file__).items()}
 
-from bins import DataError
-from documents import one_message, write_dataset
-from formats import files_of_ids, holds_ids
-from inputs import find_inputs, prepare_text
-from parts import merge_parts
-from pretokenised import open_input, read_documents
-from splitting import make_split
-from validation import validate_folder, validate_input
+from data.bins import DataError
+from data.documents import one_message, write_dataset
+from data.formats import files_of_ids, holds_ids
+from data.inputs import find_inputs, prepare_text
+from data.merge import merge_parts
+from data.pretokenised import open_input, read_documents
+from data.splitting import make_split
+from data.validation import validate_folder, validate_input
 
 OF_IDS = ("tokenizer", "vocab_size", "eot_id", "pad_id", "rows", "sequence_length", "token_dtype", "token_key")
 OF_SPLIT = ("data_dir", "tokens_per_s", "val_ratio", "by", "seed", "symlink")

@@ -95,15 +95,15 @@ from contextlib import nullcontext
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-import common
-import hardware
-import health
-from cooccurrence import token_vectors
-from files import FolderLock, write_json
+from data.mixture import Batches
+from data.reader import TokenData
+from data.tokenizer import Tokenizer
+from lib import health
+from lib import machine as hardware
+from lib import run as common
+from lib.files import FolderLock, write_json
+from lib.start import token_vectors
 from masking import MaskedBatch, check_masking, mask_batch
-from mixture import Batches
-from shards import TokenData
-from tokenizer import Tokenizer
 
 MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run gives up
 

@@ -38,10 +38,10 @@ try:
 except ImportError as error:
     sys.exit(f"{error}; pip install -r requirements-extra.txt, or use prepare.py --shard=i/n and merge without it")
 
-from bins import DataError
-from documents import one_message, summary
-from filters import Filters
-from inputs import find_inputs, part_of
+from data.bins import DataError
+from data.documents import one_message, summary
+from data.filters import Filters
+from data.inputs import find_inputs, part_of
 
 
 class Shard(PipelineStep):
@@ -54,7 +54,7 @@ class Shard(PipelineStep):
         self.settings, self.parts_dir = settings, parts_dir
 
     def run(self, data=None, rank=0, world_size=1):
-        from inputs import find_inputs, prepare_text
+        from data.inputs import find_inputs, prepare_text
 
         part = {"shard": f"{rank}/{world_size}", "out_dir": f"{self.parts_dir}/shard_{rank:05d}"}
         files = find_inputs(self.settings["input"], self.settings["follow_links"])
@@ -75,7 +75,7 @@ class Merge(PipelineStep):
         self.out_dir, self.parts_dir = out_dir, parts_dir
 
     def run(self, data=None, rank=0, world_size=1):
-        from parts import merge_parts
+        from data.merge import merge_parts
 
         merge_parts(f"{self.parts_dir}/shard_*", self.out_dir)
         yield from data or ()

@@ -29,8 +29,8 @@ prepare_args = ""  # of prepare.py, for text; of its validate and split, for tok
 eval_args = ""  # of eval.py
 config = configure(globals())
 
-from bins import DataError, load_meta
-from documents import one_message
+from data.bins import DataError, load_meta
+from data.documents import one_message
 
 TOKEN_FILES = (".npy", ".pt", ".bin", ".idx", ".arrow")
 TEXT_FILES = (".txt", ".md", ".jsonl", ".gz", ".zst", ".parquet")
@@ -100,7 +100,7 @@ def main():
     last = do("train.py", preset, f"--data_dir={folder}", f"--out_dir={out_dir}", *shlex.split(args), launcher=launcher)
     if (stopped := json.loads(last)["stopped"]) not in FINISHED:
         sys.exit(f"training was stopped ({stopped}) and saved; the same command goes on from there")
-    do("eval.py", f"--out_dir={out_dir}", *shlex.split(eval_args))
+    do("tools/eval.py", f"--out_dir={out_dir}", *shlex.split(eval_args))
 
 
 with one_message():

@@ -28,12 +28,12 @@ config = configure(globals())
 
 import numpy as np
 
-from bins import DataError
-from documents import one_message
-from files import write_json
-from rows import DocumentRows
-from shards import TokenData, folders
-from tokenizer import SPECIALS, VOCAB_SIZES, Tokenizer, with_specials
+from data.bins import DataError
+from data.documents import one_message
+from data.reader import TokenData, folders
+from data.rows import DocumentRows
+from data.tokenizer import SPECIALS, VOCAB_SIZES, Tokenizer, with_specials
+from lib.files import write_json
 
 CHUNK = 2**22  # tokens read at a time
 MOST_OF_A_DOCUMENT = 200_000  # tokens of one document in a sample: a book must not be all of it

@@ -103,7 +103,7 @@ def run(*args, ok=True, env=None, nproc=1, timeout=240, fresh=False):
     fresh: by a new interpreter, whose outputs are pipes and no files.
     """
     args = [str(arg) for arg in args]
-    if args[0] != "bench.py" and not fresh:
+    if args[0] != "tools/bench.py" and not fresh:
         done = run_script(args, timeout=timeout, env=env or {}, nproc=nproc)
     else:
         done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout,

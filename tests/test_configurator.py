@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from common import ARCHS, fields_of
 from configurator import configure, read_settings
+from lib.run import ARCHS, fields_of
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(p for p in [*ROOT.glob("*.py"), *ROOT.glob("data/*/prepare.py")]
+SCRIPTS = sorted(p for p in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("data/**/*.py")]
                  if "config = configure(globals())" in p.read_text())
 
 SCRIPT = '''"""A script.
@@ -113,15 +113,15 @@ def test_every_setting_has_a_comment(script):
     assert not [name for name, (_, text) in read_settings(script).items() if not text]
 
 
-@pytest.mark.parametrize("path", sorted(glob.glob(str(ROOT / "config" / "*.py"))), ids=lambda p: Path(p).name)
+@pytest.mark.parametrize("path", sorted(glob.glob(str(ROOT / "config" / "**/*.py"), recursive=True)), ids=lambda p: Path(p).name)
 def test_every_config_file_is_accepted(path):
     """By train.py; a sweep by sweep.py, and each of its arms by train.py."""
     def accept(script, arguments):
         return configure(dict(__file__=str(ROOT / script), __doc__=""), arguments)
-    if not Path(path).name.startswith("sweep_"):
+    if Path(path).parent.name != "sweeps":
         accept("train.py", [path])
         return
-    sweep = accept("sweep.py", [path])
+    sweep = accept("tools/sweep.py", [path])
     lines = [shlex.split(line, comments=True) for line in sweep["arms"].splitlines()]
     assert len([line for line in lines if line]) > 1
     for _, *arguments in filter(None, lines):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from test_model import small
 
-import health
+from lib import health
 
 WORDS, TOPICS, T, MASK = 32, 4, 24, 32
 LOCAL, NOISE = 0.5, 0.2

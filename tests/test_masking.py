@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from data.tokenizer import Tokenizer
 from masking import MASKING_TYPES, mask_batch, masking_types, slots, span_law, word_flags, word_starts
-from tokenizer import Tokenizer
 
 EOT, MASK, V = 99, 98, 100
 

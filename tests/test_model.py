@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines import Transformer, TransformerConfig
-from layers import Attention, DepthwiseConvolution, OwnWordReading, attend, dot_product_attention
+from lib.baselines import Transformer, TransformerConfig
+from lib.layers import Attention, DepthwiseConvolution, OwnWordReading, attend, dot_product_attention
 from model import ConceptConfig, ConceptEncoder
 
 ROOT = Path(__file__).parent.parent

@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 from conftest import crashed, zstd
 
-import bins
-import documents
-import shards
-import workers
-from tokenizer import Tokenizer
+from data import bins, documents, workers
+from data import reader as shards
+from data.tokenizer import Tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(ROOT, "..", "shared", "data")
@@ -26,7 +24,7 @@ DATA = os.path.join(ROOT, "..", "shared", "data")
 SMALL_CHUNKS = f"""
 import runpy, sys
 sys.path.insert(0, {ROOT!r})
-import documents
+from data import documents
 documents.CHUNK_BYTES = 20_000
 runpy.run_path({ROOT!r} + "/prepare.py", run_name="__main__")
 """

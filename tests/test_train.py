@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import ROOT, call, refused, result, run, start, wait_for
 
-from common import read_checkpoint, read_log
 from configurator import read_settings
+from lib.run import read_checkpoint, read_log
 
 TINY = ["--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=8", "--concept_dim=32", "--token_dim=32",
         "--ffn_dim=64", "--n_mixer=1", "--batch_size=8", "--micro_batch=8", "--max_steps=20", "--warmup_steps=5",
@@ -216,7 +216,7 @@ def test_overfit_batch_reaches_zero(data_dir, tmp_path):
 def test_texts_are_filled_alike_alone_and_in_batches(trained, monkeypatch):
     """Of all lengths, with one mask and with several, in the order they came."""
     texts = ["A [MASK].", "The [MASK] of the word [MASK] is [MASK].", "One [MASK].", "B [MASK].", "[MASK] ü [MASK]"]
-    args = ["sample.py", f"--out_dir={trained}", "--dtype=fp32"]
+    args = ["tools/sample.py", f"--out_dir={trained}", "--dtype=fp32"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
     together = json.loads(call(*args, "--batch_tokens=40").stdout.splitlines()[-1])
     for text, filled in zip(texts, together, strict=True):
@@ -319,8 +319,8 @@ def test_config_json_and_log_describe_the_run(trained):
 # ---- the commands that start from a run --------------------------------------------
 
 def test_eval_is_the_same_whatever_the_batch_and_draws_curves(trained):
-    a = result(call("eval.py", f"--out_dir={trained}", "--rows=24", "--dtype=fp32"))
-    b = result(call("eval.py", f"--out_dir={trained}", "--rows=24", "--micro_batch=5", "--dtype=fp32"))
+    a = result(call("tools/eval.py", f"--out_dir={trained}", "--rows=24", "--dtype=fp32"))
+    b = result(call("tools/eval.py", f"--out_dir={trained}", "--rows=24", "--micro_batch=5", "--dtype=fp32"))
     name = next(iter(a["data"]))
     for masking_type in ("token", "whole_word", "concepts", "span"):
         r, other = a["data"][name][masking_type], b["data"][name][masking_type]
@@ -345,7 +345,7 @@ def other_data(tmp_path_factory):
 
 
 def test_data_of_another_tokenizer_is_refused(trained, other_data, data_dir, tmp_path):
-    refused(call("eval.py", f"--out_dir={trained}", f"--data_dir={data_dir},{other_data}", ok=False),
+    refused(call("tools/eval.py", f"--out_dir={trained}", f"--data_dir={data_dir},{other_data}", ok=False),
             "another tokenizer", "--tokenizer=")
     out = tmp_path / "run"
     shutil.copytree(trained, out)
@@ -354,11 +354,11 @@ def test_data_of_another_tokenizer_is_refused(trained, other_data, data_dir, tmp
     refused(train(other_data, tmp_path / "new", f"--init_from={trained}", ok=False), "another tokenizer")
     shutil.rmtree(out / "tokenizer")
     shutil.copytree(other_data / "tokenizer", out / "tokenizer")
-    refused(call("sample.py", f"--out_dir={out}", "--text=a [MASK]", ok=False), "is not the one its checkpoint")
+    refused(call("tools/sample.py", f"--out_dir={out}", "--text=a [MASK]", ok=False), "is not the one its checkpoint")
 
 
 def test_commands_without_a_run_name_the_command_that_makes_one(tmp_path):
-    for script, extra in (("eval.py", []), ("sample.py", ["--text=a [MASK]"])):
+    for script, extra in (("tools/eval.py", []), ("tools/sample.py", ["--text=a [MASK]"])):
         refused(call(script, f"--out_dir={tmp_path}/none", *extra, ok=False), "holds no checkpoint", "python train.py")
 
 
@@ -368,18 +368,18 @@ def test_wandb_offline_records_without_network_or_account(data_dir, tmp_path):
 
 
 def test_sample_fills_masks(trained, tmp_path):
-    out = result(call("sample.py", f"--out_dir={trained}", "--text=The c[MASK]t reads the [MASK]iver.", "--top=3"))
+    out = result(call("tools/sample.py", f"--out_dir={trained}", "--text=The c[MASK]t reads the [MASK]iver.", "--top=3"))
     assert len(out["masks"]) == 2 and len(out["masks"][0]) == 3 and "[MASK]" not in out["filled"]
     assert sum(c["p"] for c in out["masks"][0]) <= 1.0001
-    refused(call("sample.py", f"--out_dir={trained}", "--text=no mask", ok=False), "no [MASK]")
-    refused(call("sample.py", f"--out_dir={trained}", "--text=" + "[MASK]" * 100, ok=False), "the model reads 64")
+    refused(call("tools/sample.py", f"--out_dir={trained}", "--text=no mask", ok=False), "no [MASK]")
+    refused(call("tools/sample.py", f"--out_dir={trained}", "--text=" + "[MASK]" * 100, ok=False), "the model reads 64")
 
 
 def test_sample_reads_standard_input(trained):
-    done = subprocess.run([sys.executable, "sample.py", f"--out_dir={trained}"], cwd=ROOT, text=True,
+    done = subprocess.run([sys.executable, "tools/sample.py", f"--out_dir={trained}"], cwd=ROOT, text=True,
                           capture_output=True, input="The c[MASK]t.\n\nA m\u00f6del \U0001f600 [MASK]\n")
     assert len(result(done)) == 2
-    done = subprocess.run([sys.executable, "sample.py", f"--out_dir={trained}"], cwd=ROOT, text=True,
+    done = subprocess.run([sys.executable, "tools/sample.py", f"--out_dir={trained}"], cwd=ROOT, text=True,
                           capture_output=True, input="\n")
     refused(done, "no text")
 
@@ -410,6 +410,6 @@ def test_weights_of_an_edited_model_are_refused_in_one_message(trained, data_dir
     checkpoint = read_checkpoint(tmp_path / "run" / "ckpt.pt")
     checkpoint["model"]["layers.0.extra.weight"] = torch.zeros(2)
     torch.save(checkpoint, tmp_path / "run" / "ckpt.pt")
-    refused(call("sample.py", f"--out_dir={tmp_path / 'run'}", "--text=a [MASK]", ok=False), "another model.py",
+    refused(call("tools/sample.py", f"--out_dir={tmp_path / 'run'}", "--text=a [MASK]", ok=False), "another model.py",
             "layers.0.extra.weight")
     refused(train(data_dir, tmp_path / "run", "--dropout=0.1", ok=False), "model.py: it has other weights")

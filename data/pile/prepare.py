@@ -29,8 +29,8 @@ num_proc = 0  # tokenising processes; 0: one per core, at most 8
 on_bad_file = "refuse"  # a damaged file: refuse, or skip the rest of it (counted)
 config = configure(globals())
 
-from documents import one_message
-from hub import prepare
+from data.documents import one_message
+from data.hub import prepare
 
 with one_message():
     parts = {"val": "validation", "train": "train"}

@@ -30,7 +30,7 @@ num_proc = 0  # tokenising processes; 0: one per core, at most 8
 val_fraction = 0.02  # share of the documents that goes to val.bin
 config = configure(globals())
 
-from documents import from_texts, one_message, write_dataset
+from data.documents import from_texts, one_message, write_dataset
 
 MARKUP = ((re.compile(r":[\w:+-]+:`~?([^`<]+?)(?: <[^`]*>)?`"), r"\1"),  # :class:`~io.Text` -> io.Text
           (re.compile(r"`+([^`]*?)(?: <[^`]*>)?`+_*"), r"\1"),  # ``code`` and `link <url>`_ -> their words

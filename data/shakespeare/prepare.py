@@ -24,9 +24,9 @@ num_proc = 1  # tokenising processes
 val_fraction = 0.1  # share of the documents that goes to val.bin
 config = configure(globals())
 
-from bins import DataError
-from documents import from_texts, one_message, write_dataset
-from workers import cut
+from data.bins import DataError
+from data.documents import from_texts, one_message, write_dataset
+from data.workers import cut
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 

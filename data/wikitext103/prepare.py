@@ -32,8 +32,8 @@ num_proc = 0  # tokenising processes; 0: one per core, at most 8
 on_bad_file = "refuse"  # a damaged file: refuse, or skip the rest of it (counted)
 config = configure(globals())
 
-from documents import one_message
-from wikitext import prepare_wikitext
+from data.documents import one_message
+from data.wikitext import prepare_wikitext
 
 with one_message():
     print(json.dumps(prepare_wikitext(

@@ -1,0 +1,14 @@
+"""Hypothesis 1, vocabulary: the same text cut by vocabularies of 4k, 16k and 64k. Compare bits a byte.
+
+    python prepare.py --input='texts/*' --out_dir=data/mine4k  --tokenizer=bpe:4000      and 16000, 64000
+    python tools/sweep.py config/sweeps/vocabulary.py
+"""
+base = "config/mini.py"
+arms = """
+v4k_t128    --data_dir=data/mine4k  --token_dim=128
+v16k_t128   --data_dir=data/mine16k --token_dim=128
+v64k_t128   --data_dir=data/mine64k --token_dim=128
+v64k_t16    --data_dir=data/mine64k --token_dim=16   # the hypothesis: tiny embeddings make large vocabularies cheap
+v16k_t16    --data_dir=data/mine16k --token_dim=16
+"""
+out_dir = "out/sweep_vocabulary"

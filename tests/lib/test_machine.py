@@ -1,0 +1,38 @@
+"""hardware.py: which data type a machine gets and why, and what it says to one that it cannot have."""
+
+import builtins
+import io
+
+import pytest
+import torch
+
+from lib.machine import choose_dtype
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("flags, dtype, why", [
+    ("flags : avx2 avx512f", "fp32", "no bf16 instructions"), ("flags : avx512_bf16", "bf16", "four times as fast")])
+def test_a_cpu_without_bf16_instructions_gets_fp32(flags, dtype, why, monkeypatch):
+    monkeypatch.setattr("os.path.exists", lambda path: True)
+    monkeypatch.setattr(builtins, "open", lambda path: io.StringIO(flags))
+    name, reason = choose_dtype("auto", CPU)
+    assert name == dtype and why in reason
+
+
+def test_a_gpu_without_bf16_gets_fp16_and_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    name, reason = choose_dtype("auto", CUDA)
+    assert name == "fp16" and "Tesla T4 has no bf16" in reason and "loss scaling" in reason
+    with pytest.raises(ValueError, match="Tesla T4 has no bf16; use --dtype=fp16"):
+        choose_dtype("bf16", CUDA)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert choose_dtype("auto", CUDA)[0] == choose_dtype("bf16", CUDA)[0] == "bf16"
+
+
+def test_a_data_type_that_is_none_or_needs_a_gpu_is_refused():
+    with pytest.raises(ValueError, match="expected auto, bf16, fp16, fp32"):
+        choose_dtype("float16", CPU)
+    with pytest.raises(ValueError, match="needs a CUDA GPU; use --dtype=bf16"):
+        choose_dtype("fp16", CPU)

@@ -1,0 +1,270 @@
+"""tools/sample.py --embed: the vectors are what the model's states say, in the order of the lines, whatever happens."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import ROOT, call, refused, result, run, start
+from test_eval import make_run
+
+from data.tokenizer import Tokenizer
+from lib import embed
+from lib.run import load_run, read_checkpoint
+
+TEXTS = ["The cat sees the river.", "", "  ", "a\u2028b\x85c\x0bd", "Z\u00fcrich \U0001f600\u200d\U0001f469",
+         "The cat sees the river.", "long " * 40, "x", "\x00"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder, tok = tmp_path_factory.mktemp("runs"), Tokenizer.load("byte")
+    return {arch: make_run(folder / arch, tok, arch=arch) for arch in ("concept", "transformer")}
+
+
+def sample(run, path, to, *args, ok=True):
+    return call("tools/sample.py", f"--out_dir={run}", f"--embed={path}", f"--to={to}", "--dtype=fp32", *args, ok=ok)
+
+
+# ---- what is in the file -----------------------------------------------------------
+
+@pytest.mark.parametrize("arch, pooling, pooled", [
+    ("concept", "auto", lambda c, x: c.amax(1)), ("concept", "max", lambda c, x: c.amax(1)),
+    ("concept", "concepts", lambda c, x: c.flatten(1)), ("concept", "mean", lambda c, x: x.mean(1)),
+    ("transformer", "auto", lambda c, x: x.mean(1)), ("transformer", "max", lambda c, x: x.amax(1))])
+def test_each_row_is_the_pooled_states_of_its_line_read_alone(arch, pooling, pooled, runs, tmp_path):
+    (tmp_path / "texts.txt").write_bytes("\n".join(TEXTS).encode())
+    done = sample(runs[arch], tmp_path / "texts.txt", tmp_path / "e.npy", f"--pooling={pooling}", "--batch_tokens=99")
+    model, tok, _ = load_run(runs[arch], "cpu")
+    found = np.load(tmp_path / "e.npy", mmap_mode="c")
+    assert found.dtype == np.float32 and len(found) == len(TEXTS)
+    for vector, text in zip(found, TEXTS):
+        ids = tok.encode([text])[0][:64].tolist() or [tok.eot_id]
+        with torch.no_grad():
+            assert torch.allclose(torch.from_numpy(vector), pooled(*model.encode(torch.tensor([ids])))[0], atol=1e-5)
+    assert np.abs(found[0] - found[4]).max() > 0.01, "texts differ"
+    assert result(done) == dict(to=f"{tmp_path}/e.npy", texts=9, width=found.shape[1], cut=1, replaced=0,
+                                pooling={"auto": "max" if arch == "concept" else "mean"}.get(pooling, pooling))
+    assert "1 texts longer than 64 tokens were cut" in done.stdout
+
+
+def test_lines_and_jsonl_give_the_same_and_broken_bytes_are_counted(runs, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode() + b"\r\n")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(text=text, id=3)) + "\n" for text in TEXTS))
+    first = result(sample(runs["concept"], tmp_path / "a.txt", tmp_path / "a.npy"))
+    sample(runs["concept"], tmp_path / "a.jsonl", tmp_path / "b.npy")
+    assert first["texts"] == 9 and first["replaced"] == 0
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    (tmp_path / "broken.txt").write_bytes(b"caf\xe9 \xff\nwhole\n\xed\xa0\x80\n" + "\ufffd is a character\n".encode())
+    (tmp_path / "mended.txt").write_text("caf\ufffd \ufffd\nwhole\n\ufffd\ufffd\ufffd\n\ufffd is a character\n")
+    assert result(sample(runs["concept"], tmp_path / "broken.txt", tmp_path / "c.npy"))["replaced"] == 2
+    assert result(sample(runs["concept"], tmp_path / "mended.txt", tmp_path / "d.npy"))["replaced"] == 0
+    assert (tmp_path / "c.npy").read_bytes() == (tmp_path / "d.npy").read_bytes()
+
+
+def test_what_eval_measures_is_what_sample_writes(runs, data_dir, tmp_path):
+    pairs = [("The cat sees it.", "A cat sees it.", 5), ("A stone.", "The river runs.", 1), ("Reader", "reads", 3),
+             ("The model keeps the stone.", "x", 0)]
+    lines = ["sentence1\tsentence2\tscore", *("\t".join(map(str, pair)) for pair in pairs)]
+    (tmp_path / "dev.tsv").write_text("\n".join(lines))
+    (tmp_path / "texts.txt").write_text("\n".join([a for a, *_ in pairs] + [b for _, b, _ in pairs]))
+    for arch, name in (("concept", "concepts, max"), ("transformer", "tokens")):
+        found = result(call("tools/eval.py", f"--out_dir={runs[arch]}", f"--data_dir={data_dir}", f"--sts={tmp_path}/dev.tsv",
+                            "--rows=2", "--health_rows=0", "--dtype=fp32"))["sts"]["trained"][name]
+        sample(runs[arch], tmp_path / "texts.txt", tmp_path / f"{arch}.npy")
+        first, second = np.split(np.load(tmp_path / f"{arch}.npy").astype(np.float64), 2)
+        cosine = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+        scores = [score for *_, score in pairs]
+        assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(cosine, scores)[0], abs=1e-4)
+
+
+def test_cutting_before_tokenising_changes_no_token(tmp_path):
+    tok = Tokenizer.train([path.read_text() + 300 * "=" for path in sorted(ROOT.glob("*.py"))], 600)
+    texts = ["word " * 9000, "=" * 30_000, " " * 30_000 + "x", "concept" * 5000, "the cat"]
+    rows, cut = embed.rows_of(texts, tok, 32)
+    assert cut == 4
+    for row, text in zip(rows, texts):
+        assert row.tolist() == tok.encode([text])[0][:32].tolist()
+
+
+# ---- whatever happens ----------------------------------------------------------------
+
+def numbers(texts):
+    """A stand-in for a model: numbers that the text alone decides, and which texts are long."""
+    return np.array([[len(t), sum(map(ord, t)) % 997, 1] for t in texts], np.float32), sum(len(t) > 9 for t in texts)
+
+
+KILLED = """  # in a process without threads, because it forks
+import os, signal, sys
+from lib import embed
+from tests.tools.test_sample import numbers
+
+folder, embed.CHUNK_TEXTS, embed.CHUNK_CHARS = sys.argv[1], 8, 90
+
+
+def job(to):
+    return embed.embed_file(f"{folder}/texts.txt", to, lambda texts: embed.numbers(texts), dict(model="a"))
+
+
+def killed(to, n):
+    # job(to) in a child that SIGKILLs itself instead of the n-th call of any of four functions -> whether it got there
+    child, calls = os.fork(), []
+    if child:
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+    def deadly(function):
+        def call(*args, **kwargs):
+            calls.append(function)
+            if len(calls) == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+    embed.numbers, embed.write_json = deadly(numbers), deadly(embed.write_json)
+    os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
+    job(to)
+    os._exit(0)
+
+
+embed.numbers = numbers
+expected, n = job(f"{folder}/whole.npy"), 1
+while killed(to := f"{folder}/{n}.npy", n):
+    assert not os.path.exists(to), "no half file under its name"
+    killed(to, 7)  # and once more while going on
+    assert job(to) == expected
+    assert open(to, "rb").read() == open(f"{folder}/whole.npy", "rb").read() and not os.path.exists(to + ".tmp")
+    n += 1
+print(n)
+"""
+
+
+def test_killed_at_any_moment_the_same_call_goes_on_and_gives_the_same_bytes(tmp_path):
+    """While a chunk is embedded, between it and its record, before the last rename; and killed again while going on."""
+    texts = [f"text {i} a" * (i % 4) for i in range(20)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    done = run("-c", KILLED, tmp_path, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT}/tests"})
+    assert int(done.stdout.splitlines()[-1]) > 20, "so many moments were tried"
+    assert np.array_equal(np.load(tmp_path / "whole.npy"), numbers(texts)[0])
+
+
+def test_a_killed_command_goes_on_to_the_same_bytes(runs, tmp_path):
+    path, to, n = tmp_path / "texts.txt", tmp_path / "e.npy", 3 * embed.CHUNK_TEXTS
+    path.write_text("".join(f"{i % 31} reads {i % 7}\n" for i in range(n)))
+    command = [f"--out_dir={runs['concept']}", f"--embed={path}", "--dtype=fp32"]
+    process = start("tools/sample.py", *command, f"--to={to}")
+    end = time.monotonic() + 60
+    while not (state := state_of(to)).get("done") and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < state_of(to)["done"] < n and not to.exists(), state
+    first = call("tools/sample.py", *command, f"--to={to}")
+    assert "going on after" in first.stdout
+    call("tools/sample.py", *command, f"--to={tmp_path}/whole.npy")
+    assert to.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    again = call("tools/sample.py", *command, f"--to={to}")
+    assert "is complete" in again.stdout and result(again) == result(first)
+
+
+def state_of(to):
+    try:
+        return json.loads((to.parent / (to.name + ".json")).read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def stopped(tmp_path, done=2, size=None):
+    """What a job over four texts leaves when it is killed after `done` of them -> its path, where it writes."""
+    path, to = tmp_path / "texts.txt", str(tmp_path / "e.npy")
+    for old in tmp_path.glob("e.npy*"):
+        old.unlink()
+    path.write_text("a\nbb\nccc\ndddd\n")
+    embed.embed_file(str(path), to, numbers, dict(model="a"))
+    state = state_of(tmp_path / "e.npy")
+    os.replace(to, to + ".tmp")
+    os.truncate(to + ".tmp", len(embed.npy_header(4, 3)) + 12 * done if size is None else size)
+    (tmp_path / "e.npy.json").write_text(json.dumps(state | dict(done=done, offset=sum(range(2, 2 + done)))))
+    return str(path), to
+
+
+def test_another_input_model_or_writer_is_refused_and_nothing_is_lost(tmp_path):
+    path, to = stopped(tmp_path)
+    before = (tmp_path / "e.npy.tmp").read_bytes()
+    with pytest.raises(ValueError, match="made from something else: model is a there and b now; give another --to, or"):
+        embed.embed_file(path, to, numbers, dict(model="b"))
+    with open(path, "a") as file:
+        file.write("more\n")
+    with pytest.raises(ValueError, match="texts is 4 there and 5 now; input_sha256 is"):
+        embed.embed_file(path, to, numbers, dict(model="a"))
+    path, to = stopped(tmp_path)
+    with open(to + ".tmp", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another run is writing"):
+            embed.embed_file(path, to, numbers, dict(model="a"))
+    assert (tmp_path / "e.npy.tmp").read_bytes() == before
+    embed.embed_file(path, to, numbers, dict(model="a"))
+    with pytest.raises(ValueError, match="e.npy was made from something else"):
+        embed.embed_file(path, to, numbers, dict(model="b"))
+    os.remove(to + ".json")
+    with pytest.raises(ValueError, match="e.npy exists, and no"):
+        embed.embed_file(path, to, numbers, dict(model="a"))
+    assert np.array_equal(np.load(to)[:, 0], [1, 2, 3, 4])
+    path, to = stopped(tmp_path, done=0)
+    embed.embed_file(path, to, numbers, dict(model="b"))  # nothing was done, so nothing is lost
+
+
+def test_a_damaged_or_full_disk_is_named(tmp_path, monkeypatch):
+    path, to = stopped(tmp_path, size=len(embed.npy_header(4, 3)) + 13)
+    with pytest.raises(ValueError, match="e.npy.tmp holds 141 bytes, .*e.npy.json says 152: damaged. Start"):
+        embed.embed_file(path, to, numbers, dict(model="a"))
+    path, to = stopped(tmp_path)
+    monkeypatch.setattr(embed.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3))
+    with pytest.raises(ValueError, match="are free there; give another --to"):
+        embed.embed_file(path, to, numbers, dict(model="a"))
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    peaks = []
+    for n in (20_000, 80_000):
+        path = tmp_path / f"{n}.txt"
+        path.write_text("".join(f"text number {i}, {'x' * 80}\n" for i in range(n)))
+        tracemalloc.start()
+        embed.embed_file(str(path), str(tmp_path / f"{n}.npy"), numbers, {})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_mistakes_end_in_one_message(runs, tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "none.txt").write_text("")
+    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"body": "two"}\n')
+    for args, parts in (
+            ([f"--embed={tmp_path}/no.txt"], ["no.txt: no such file", "a text a line"]),
+            ([f"--embed={tmp_path}/none.txt"], ["none.txt is empty"]),
+            ([f"--embed={tmp_path}/bad.jsonl"], ["bad.jsonl, line 2", '{"body": "two"}', 'field "text"']),
+            ([f"--embed={tmp_path}/a.txt", "--text=a [MASK]", "--top=3"], ["text, top: filling masks only"]),
+            ([f"--to={tmp_path}/e.npy", "--text=a [MASK]"], ["to: embedding only", "--embed=FILE"]),
+            ([f"--embed={tmp_path}/a.txt", "--pooling=cls"], ["auto or, for arch=concept, max, concepts, mean"]),
+            ([f"--embed={tmp_path}/a.txt", f"--to={tmp_path}/no/e.npy"], ["No such file or directory", "no/e.npy"])):
+        refused(call("tools/sample.py", f"--out_dir={runs['concept']}", *args, ok=False), *parts)
+    refused(sample(runs["transformer"], tmp_path / "a.txt", tmp_path / "e.npy", "--pooling=concepts", ok=False),
+            "for arch=transformer, mean, max")
+    assert not (tmp_path / "e.npy").exists()
+
+
+def test_broken_weights_are_named_not_embedded(runs, tmp_path):
+    run = shutil.copytree(runs["concept"], tmp_path / "run")
+    checkpoint = read_checkpoint(run / "best.pt")
+    checkpoint["model"]["layers.0.ffn.out.weight"][0, 0] = float("nan")
+    torch.save(checkpoint, run / "best.pt")
+    (tmp_path / "a.txt").write_text("one\n")
+    refused(sample(run, tmp_path / "a.txt", tmp_path / "e.npy", ok=False), "NaN or infinity")
+    assert not (tmp_path / "e.npy").exists()

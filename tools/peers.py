@@ -1,0 +1,109 @@
+"""What bench.py compares: ours and transformers' models, all with the parameters of strict, and ways to mask."""
+
+import importlib.util
+import os
+import runpy
+import statistics
+import time
+from dataclasses import fields
+
+import numpy as np
+import torch
+
+from lib.baselines import Transformer, TransformerConfig
+from masking import MASKING_TYPES, mask_batch, word_flags, word_starts
+from model import ConceptConfig, ConceptEncoder
+
+PRESET, VOCABULARY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "config", "micro_balanced.py"), 30522
+
+
+def concept(bottleneck, T):
+    """micro_balanced with one thing or two changed."""
+    names = {f.name for f in fields(ConceptConfig)}
+    settings = {k: v for k, v in runpy.run_path(PRESET).items() if k in names}
+    position = "learned" if T <= 512 else "sinusoidal"
+    return ConceptEncoder(ConceptConfig(**settings | dict(vocab_size=VOCABULARY, block_size=max(512, T),
+                                                          bottleneck=bottleneck, position=position)))
+
+
+def fit(build, T, unit=8):
+    """build(size) with the multiple of `unit` whose parameters come closest to those of strict."""
+    with torch.device("meta"):
+        wanted, small, large = (sum(p.numel() for p in made().parameters()) for made in (
+            lambda: concept("strict", T), lambda: build(unit), lambda: build(2 * unit)))
+    return build(unit * max(1, 1 + round((wanted - small) / (large - small))))
+
+
+def transformer(T):
+    """Our Transformer without mixers: width 512, 8 heads, 6 layers, feed-forward width to fit."""
+    return fit(lambda width: Transformer(TransformerConfig(
+        vocab_size=VOCABULARY, block_size=max(512, T), n_layer=6, n_head=8, token_dim=512, ffn_dim=width,
+        n_mixer=0)), T)
+
+
+def hf_bert(T):
+    """BertForMaskedLM: width 512, 8 heads, 6 layers, feed-forward width to fit; logits at all positions."""
+    from transformers import BertConfig, BertForMaskedLM
+    return fit(lambda width: BertForMaskedLM(BertConfig(
+        vocab_size=VOCABULARY, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=width,
+        max_position_embeddings=max(512, T), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)), T)
+
+
+def hf_modernbert(T):
+    """ModernBertForMaskedLM of the same shape, logits at the predicted positions only when it trains."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+    return fit(lambda width: ModernBertForMaskedLM(ModernBertConfig(
+        vocab_size=VOCABULARY, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=width,
+        max_position_embeddings=max(512, T), sparse_prediction=True, pad_token_id=0, bos_token_id=1, cls_token_id=1,
+        eos_token_id=2, sep_token_id=2)), T)
+
+
+def hf_perceiver(T):
+    """PerceiverForMaskedLM: 64 latents of width 512, as many layers as fit; decodes and predicts all positions."""
+    from transformers import PerceiverConfig, PerceiverForMaskedLM
+    return fit(lambda layers: PerceiverForMaskedLM(PerceiverConfig(
+        vocab_size=VOCABULARY, d_model=512, d_latents=512, num_latents=64, num_self_attends_per_block=layers,
+        num_self_attention_heads=8, num_cross_attention_heads=8, qk_channels=512, v_channels=512,
+        self_attention_widening_factor=4, attention_probs_dropout_prob=0.0, max_position_embeddings=T)), T, unit=1)
+
+
+def hf_collator(ids, tok, mlm_probability):
+    """transformers' whole-word collator on the same ids with the same words, given as character offsets."""
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers.models import WordLevel
+    from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(tokenizer_object=FastTokenizer(WordLevel({"[UNK]": 0})), unk_token="[UNK]")
+    fast.add_special_tokens(dict(mask_token="[MASK]", pad_token="[PAD]"))
+    collate = DataCollatorForLanguageModeling(fast, whole_word_mask=True, mlm_probability=mlm_probability,
+                                              mask_replace_prob=1.0, random_replace_prob=0.0)
+    starts = word_starts(word_flags(tok, "cpu")[ids])
+    begin = torch.arange(ids.shape[1]) + starts.cumsum(1)  # a gap of one character before each word
+    offsets = torch.stack((begin, begin + 1), -1).tolist()
+    examples = [dict(input_ids=row, special_tokens_mask=[0] * len(row), attention_mask=[1] * len(row), offset_mapping=o)
+                for row, o in zip(ids.tolist(), offsets)]
+    return lambda: collate([dict(e) for e in examples])
+
+
+def bench_data(data, tok, mlm_probability, peers, repeats, B=64, T=512):
+    """Tokens a second on one thread of batch() and of every masking strategy, in millions; and of HF's collator."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ids, sample_ids = data.batch(0, B, 0, 1)
+    calls = {"batch": lambda: data.batch(np.random.randint(10**6), B, 0, 1)}
+    for masking_type in MASKING_TYPES:
+        calls[masking_type] = lambda m=masking_type: mask_batch(ids, sample_ids, m, mlm_probability, tok)
+    if peers and importlib.util.find_spec("transformers"):
+        calls["hf_whole_word_collator"] = hf_collator(ids, tok, mlm_probability)
+    times = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return {f"{name}_mtok_per_s": round(B * T / statistics.median(t) / 1e6, 2) for name, t in times.items()}
+
+
+OURS = dict(strict=lambda T: concept("strict", T), open=lambda T: concept("open", T), transformer=transformer)
+PEERS = dict(hf_bert=hf_bert, hf_modernbert=hf_modernbert, hf_perceiver=hf_perceiver)
