@@ -105,10 +105,9 @@ defaults = {name: value for name, (value, _) in read_settings(__file__).items()}
 
 from data.bins import DataError
 from data.documents import one_message, write_dataset
-from data.formats import files_of_ids, holds_ids
+from data.ids import files_of_ids, holds_ids, open_input, read_documents
 from data.inputs import find_inputs, prepare_text
 from data.merge import merge_parts
-from data.pretokenised import open_input, read_documents
 from data.splitting import make_split
 from data.validation import validate_folder, validate_input
 

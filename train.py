@@ -95,8 +95,7 @@ from contextlib import nullcontext
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from data.mixture import Batches
-from data.reader import TokenData
+from data.reader import Batches, TokenData
 from data.tokenizer import Tokenizer
 from lib import health
 from lib import machine as hardware

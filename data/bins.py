@@ -13,6 +13,7 @@ dropped.
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import json
@@ -345,3 +346,60 @@ def check_files(data_dir, meta, split):
     if sum(n for _, n in files) != meta["splits"][split]["tokens"]:
         raise DataError(f"{data_dir}/meta.json disagrees with itself about the tokens of {split}; {cure}")
     return files
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a split of files that lie elsewhere
+
+
+@functools.cache
+def hash_of(path, _size, _mtime_ns):
+    """sha256 (hex) of a file as it is at this size and time."""
+    return file_hash(path)
+
+
+def sha256_of(path):
+    """sha256 (hex) of a file, read once by a process as long as it does not change."""
+    stat = os.stat(path)
+    return hash_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+def ranges_hash(path, files):
+    """sha256 (hex) that changes with the ranges of a split and with the files they are of."""
+    return hashlib.sha256("\n".join([sha256_of(path), *(file["sha256"] for file in files)]).encode()).hexdigest()
+
+
+def check_sources(data_dir, meta, thoroughly=False):
+    """Paths of the files that a split refers to; DataError or FileNotFoundError when one is not what it was."""
+    folder, paths = os.path.join(data_dir, meta["sources"]["folder"]), []
+    for file in meta["sources"]["files"]:
+        path = inside(folder, file["name"])
+        cure = f"{data_dir} refers to it and holds no copy: restore it, or split again into another --out_dir"
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path} is gone; {cure}")
+        stat = os.stat(path)
+        known = stat.st_mtime_ns == file["mtime_ns"] and not thoroughly
+        if stat.st_size != file["size"] or not known and sha256_of(path) != file["sha256"]:
+            raise DataError(f"{path} has changed since it was split ({stat.st_size:,} bytes, {file['size']:,} then); "
+                            f"{cure}")
+        paths.append(path)
+    return paths
+
+
+def load_ranges(data_dir, meta, split):
+    """Numbers of the first token and of the one after the last of each run of a split, int64 (n, 2); DataError."""
+    if split not in meta["splits"]:
+        raise DataError(f"split {split!r} of {data_dir}: expected one of {', '.join(meta['splits'])}")
+    about = meta["splits"][split]
+    path = inside(data_dir, about["files"][0]["name"])
+    try:
+        ranges = np.load(path, allow_pickle=False)
+        whole = ranges.dtype == np.int64 and ranges.ndim == 2 and (ranges[:, 0] < ranges[:, 1]).all() and (
+            ranges[1:, 0] >= ranges[:-1, 1]).all() and (ranges[:1, 0] >= 0).all()
+        if not whole or (ranges[:, 1] - ranges[:, 0]).sum() != about["tokens"]:
+            raise ValueError(f"its ranges are not the {about['tokens']:,} tokens of {split}")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is missing or damaged ({error}): split {meta['sources']['folder']} again into another "
+                        "--out_dir") from None
+    return ranges
+

@@ -27,7 +27,7 @@ except ImportError:
 from data.bins import DataError
 from data.documents import BAD_FILE, utf8, write_dataset
 from data.filters import Filters
-from data.formats import ID_SUFFIXES, links_stay
+from data.ids import ID_SUFFIXES, links_stay
 from data.workers import cut
 
 SUFFIXES = (".txt", ".md", ".jsonl")

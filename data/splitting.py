@@ -15,11 +15,9 @@ import sys
 
 import numpy as np
 
-from data.bins import FORMAT, SPLITS, DataError, check_files, load_meta, locked, unigram_entropy
+from data.bins import FORMAT, SPLITS, DataError, check_files, load_meta, locked, ranges_hash, sha256_of, unigram_entropy
 from data.documents import call_tokenizer, digest, in_val, progress, writing
-from data.formats import ID_SUFFIXES, Source, files_of_ids, links_stay
-from data.manifest import ranges_hash, sha256_of
-from data.pretokenised import BLOCK, Input, blocks, content, open_input, pieces, row_ends
+from data.ids import BLOCK, ID_SUFFIXES, Input, Source, blocks, content, files_of_ids, links_stay, open_input, pieces, row_ends
 from data.reader import mix, permute
 from data.tokenizer import Tokenizer
 from lib.files import replace_file, write_json

@@ -30,8 +30,7 @@ import numpy as np
 
 from data.bins import DataError
 from data.documents import one_message
-from data.reader import TokenData, folders
-from data.rows import DocumentRows
+from data.reader import DocumentRows, TokenData, folders
 from data.tokenizer import SPECIALS, VOCAB_SIZES, Tokenizer, with_specials
 from lib.files import write_json
 

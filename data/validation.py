@@ -14,10 +14,10 @@ from array import array
 import numpy as np
 
 from configurator import configure
-from data.bins import SPLITS, DataError, load_meta, unigram_entropy
+from data.bins import SPLITS, DataError, check_sources, load_meta, load_ranges, ranges_hash, sha256_of, unigram_entropy
 from data.documents import call_tokenizer, digest, progress
-from data.manifest import Tokens, check_sources, load_ranges, ranges_hash, sha256_of
-from data.pretokenised import BLOCK, blocks, content, n_ids, pieces, raw_rows, row_ends
+from data.ids import BLOCK, blocks, content, n_ids, pieces, raw_rows, row_ends
+from data.reader import Tokens
 from data.tokenizer import Tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

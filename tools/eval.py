@@ -59,8 +59,7 @@ from lib.files import write_json
 from lib.machine import autocast, choose_dtype, find_machine
 from lib.run import build_model, evaluate, load_run, read_log, token_frequency, user_mistakes
 from masking import check_masking, masking_types
-from tools.metrics import LATENCY_LENGTHS, collect, measure_speed, page, read_glue, write_page
-from tools.pll import pseudo_log_likelihood
+from tools.metrics import LATENCY_LENGTHS, collect, measure_speed, page, pseudo_log_likelihood, read_glue, write_page
 from tools.report import write_report
 
 SENTENCES, SENTENCE_TOKENS = 6, 96  # rows of the heat map in the report, and how much of each

@@ -35,8 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from data.mixture import Batches
-from data.reader import folders
+from data.reader import Batches, folders
 from data.tokenizer import Tokenizer
 from lib.files import replace_file, write_json
 from lib.run import build_model, fields_of, read_log, user_mistakes

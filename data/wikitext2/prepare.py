@@ -32,7 +32,7 @@ on_bad_file = "refuse"  # a damaged file: refuse, or skip the rest of it (counte
 config = configure(globals())
 
 from data.documents import one_message
-from data.wikitext import prepare_wikitext
+from data.hub import prepare_wikitext
 
 with one_message():
     print(json.dumps(prepare_wikitext(

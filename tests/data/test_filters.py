@@ -9,10 +9,9 @@ import pytest
 from conftest import ROOT, SHARED
 
 from configurator import read_settings
-from data import filters, quality, seen
+from data import duplicates, filters
 from data.bins import DataError
-from data.filters import Filters
-from data.ngrams import MinHash, grams, hashed, words
+from data.filters import Filters, MinHash, grams, hashed, words
 
 DEFAULTS = {name: default for name, (default, _) in read_settings(ROOT / "prepare.py").items()}
 
@@ -38,8 +37,8 @@ def prose(n, seed=0, vocabulary=4000):
 
 def test_seen_agrees_with_a_set_in_memory_and_on_disk(tmp_path, monkeypatch):
     for name, value in (("IN_MEMORY", 700), ("PAGE", 8), ("BLOCK", 64), ("AT_ONCE", 50)):
-        monkeypatch.setattr(seen, name, value)
-    rng, some, truth, n_levels = np.random.default_rng(0), seen.Seen(tmp_path / "seen"), set(), []
+        monkeypatch.setattr(duplicates, name, value)
+    rng, some, truth, n_levels = np.random.default_rng(0), duplicates.Seen(tmp_path / "seen"), set(), []
     for _ in range(120):
         batch = rng.integers(0, 30_000, rng.integers(0, 300)).astype(np.uint64) * np.uint64(2**49)
         expected = []
@@ -109,7 +108,7 @@ def slow_duplicate_ngram(text, n):
 def test_repetition_is_what_a_plain_loop_counts():
     cases = [prose(300, seed) for seed in range(3)] + [prose(200, 9, 12), "a a a a a a a a a a a a", "one", "x Y " * 40]
     for text in cases:
-        measured = quality.Text(text)
+        measured = filters.Text(text)
         for n in range(2, 5):
             assert measured.top_ngram(n) == pytest.approx(slow_top_ngram(text, n)), (text[:20], n)
         for n in range(5, 11):
@@ -138,35 +137,35 @@ BROKEN = {  # rule: the good text made to break it
 
 
 def test_a_good_text_passes_and_each_rule_drops_what_breaks_it():
-    both = quality.read_bounds(settings(quality="gopher,c4"))
-    assert set(both) == set(quality.MEASURES)
-    assert quality.first_broken(GOOD, both) == ("", "")
+    both = filters.read_bounds(settings(quality="gopher,c4"))
+    assert set(both) == set(filters.MEASURES)
+    assert filters.first_broken(GOOD, both) == ("", "")
     for rule, text in BROKEN.items():
         only = {rule: both[rule]}
-        found, reason = quality.first_broken(text, only)
+        found, reason = filters.first_broken(text, only)
         assert found == rule and "expected at" in reason, (rule, reason)
-        assert quality.first_broken(GOOD, only)[0] == ""
+        assert filters.first_broken(GOOD, only)[0] == ""
 
 
 def test_numbers_of_the_papers_and_what_replaces_them():
-    gopher = quality.read_bounds(settings(quality="gopher"))
+    gopher = filters.read_bounds(settings(quality="gopher"))
     assert gopher["words"] == (50, 100_000) and gopher["word_length"] == (3, 10) and gopher["stop_words"][0] == 2
     assert [gopher[f"top_{n}gram"][1] for n in (2, 3, 4)] == [0.20, 0.18, 0.16]
     assert [gopher[f"duplicate_{n}gram"][1] for n in range(5, 11)] == [0.15, 0.14, 0.13, 0.12, 0.11, 0.10]
-    assert quality.read_bounds(settings()) == {}
-    assert quality.read_bounds(settings(min_words=3)) == {"words": (3, np.inf)}
-    assert quality.read_bounds(settings(quality="gopher", max_words=9, min_stop_words=0))["words"] == (50, 9)
+    assert filters.read_bounds(settings()) == {}
+    assert filters.read_bounds(settings(min_words=3)) == {"words": (3, np.inf)}
+    assert filters.read_bounds(settings(quality="gopher", max_words=9, min_stop_words=0))["words"] == (50, 9)
     for bad, part in ((settings(quality="gofer"), "gopher, c4"), (settings(max_top_ngrams="0.1,x"), "--max_top_ngrams"),
                       (settings(max_duplicate_ngrams="0.1"), "0.15,0.14")):
         with pytest.raises(DataError, match=part):
-            quality.read_bounds(bad)
+            filters.read_bounds(bad)
 
 
 def test_c4_counts_sentences_in_the_lines_that_it_keeps():
     lines = ["This line has five words. And two sentences!", "Too short here.", "No end mark in this line of words",
              "Please enable JavaScript to see all of this.", "We use cookies on this nice site today.",
              'She said: "This is the end of it."', "This one just goes on and on..."]
-    assert quality.Text("\n".join(lines)).c4_sentences() == 3
+    assert filters.Text("\n".join(lines)).c4_sentences() == 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import pytest
 from conftest import ROOT, call, crashed, fork, refused, result, zstd
 from datasets.packaged_modules.parquet import parquet as parquet_module
 
-from data import bins, documents, hub, wikitext
+from data import bins, documents, hub
 from data.tokenizer import Tokenizer
 
 SETS = ("wikitext2", "wikitext103", "text8", "lm1b", "owt", "fineweb_edu", "pile", "minipile")
@@ -222,9 +222,9 @@ def kinds(folder):
     lines.write_text("".join(line for i in range(9) for line in article(i, "train")))
     return {"parquet": ([(None, owt)], hub.whole, "parquet"), "jsonl.zst": ([(None, pile)], hub.whole, "json"),
             "parts": ([("val", owt[:1]), ("train", owt[1:])], hub.whole, "parquet"),
-            "articles": ([("val", wiki[:1]), ("train", wiki)], wikitext.articles, "parquet"),
+            "articles": ([("val", wiki[:1]), ("train", wiki)], hub.articles, "parquet"),
             "pieces": ([("val", text8[2:]), ("train", text8[:2])], hub.pieces, "parquet"),
-            "lines": ([(None, [str(lines)])], wikitext.articles, "text")}
+            "lines": ([(None, [str(lines)])], hub.articles, "text")}
 
 
 @pytest.mark.parametrize("kind,val_limit", [("parquet", 0), ("jsonl.zst", 0), ("parts", 0), ("parts", 700),

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data import bins, documents, duplicates, inputs, seen
+from data import bins, documents, duplicates, inputs
 from data import merge as parts
 from data.bins import DataError
 from data.tokenizer import Tokenizer
@@ -129,7 +129,7 @@ def test_dropped_jsonl_shows_the_first_of_each_rule_and_what_they_are_like(corpu
 
 
 def test_processes_chunks_and_files_of_hashes_do_not_matter(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.seen.IN_MEMORY", 100)
+    monkeypatch.setattr("data.duplicates.IN_MEMORY", 100)
     monkeypatch.setattr(duplicates, "LOG_ROWS", 7)
     prepare(corpus / "in", tmp_path / "spilled")
     monkeypatch.setattr(documents, "CHUNK_ROWS", 31)
@@ -294,9 +294,9 @@ def test_a_disk_that_fills_up_while_hashes_are_sorted_is_one_message(corpus, tmp
     def write(self, blocks):
         raise OSError("512 requested and 100 written")
 
-    monkeypatch.setattr(seen, "IN_MEMORY", 100)
+    monkeypatch.setattr(duplicates, "IN_MEMORY", 100)
     with monkeypatch.context() as patch:
-        patch.setattr(seen.Seen, "write", write)
+        patch.setattr(duplicates.Seen, "write", write)
         with pytest.raises(DataError, match="no space left.* while writing.*the same command"):
             prepare(corpus / "in", tmp_path / "out")
     prepare(corpus / "in", tmp_path / "out")

@@ -14,11 +14,9 @@ from conftest import call, refused, result
 from test_reader import all_ids, texts, write
 from test_train import losses, train
 
-from data import rows
+from data import reader as rows
 from data.bins import DataError
-from data.mixture import WINDOW, Batches, Mixture
-from data.reader import TokenData
-from data.rows import DocumentRows
+from data.reader import WINDOW, Batches, DocumentRows, Mixture, TokenData
 from data.tokenizer import Tokenizer
 from lib.baselines import Transformer, TransformerConfig
 from lib.run import read_checkpoint, read_log

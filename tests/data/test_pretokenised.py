@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import call, crashed, refused, result
 
-from data import documents, pretokenised
+from data import documents
+from data import ids as pretokenised
 from data.bins import DataError
-from data.formats import open_sources
-from data.pretokenised import open_input, pieces, read_documents
+from data.ids import open_input, open_sources, pieces, read_documents
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
 

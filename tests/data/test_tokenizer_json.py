@@ -16,9 +16,8 @@ from test_tokenizer import MAX_PRETOKEN, ODD, random_texts
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Reference
 
-from data import tokenizer_json
-from data.tokenizer import Tokenizer
-from data.tokenizer_json import GPT2_PATTERN, LLAMA3_PATTERN, PATTERNS, QWEN2_PATTERN
+from data import tokenizer as tokenizer_json
+from data.tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, PATTERNS, QWEN2_PATTERN, Tokenizer
 from tools import hub_model
 
 SHORT = [text for text in ODD if len(text) < MAX_PRETOKEN] + ["  \n\n\t na\u00efve x\u2581y"]

@@ -14,7 +14,7 @@ from data.tokenizer import Tokenizer
 from lib.machine import find_machine
 from lib.run import build_model, load_run, model_state, save_checkpoint
 from tools import metrics
-from tools.pll import pseudo_log_likelihood
+from tools.metrics import pseudo_log_likelihood
 
 CPU = find_machine("cpu")
 TEXTS = ["The unhappiness of Zürich (1848)...", "", "Don't!", "a  b\u2003c",
