@@ -1,23 +1,34 @@
-"""ConceptEncoder: a small fixed set of learned concept vectors reads a token sequence, thinks, and is decoded back.
+"""ConceptEncoder: a fixed number of learned concept vectors reads a token sequence by
+cross-attention, and a small decoder predicts the masked tokens from them.
 
-    tokens (B,T) --embed--> x_BTd --[local mixers]--> x_BTd         open bottleneck only: tokens see their neighbours
-    concepts c_CD --n_layer x [ read x | self-attention if strict | gated FFN ]--> c_BCD     O(T * C), never O(T^2)
-    masked positions (B,K) --decoder reads c--> y_BKD --tied head--> logits_BKV      only where something is predicted
-    concepts c_BCD --lexicon--> said_BV, which words stand in the row --> + gate_BKC said_BV to the logits   open only
+    ids (B,T) -> token table + positions -> x_BTd
+                 -> local mixers                           open only: tokens see their neighbours
+    concepts (C,D) -> n_layer x [ cross-attention to x_BTd | self-attention | gated FFN ] -> c_BCD
+    masked positions (B,K) -> decoder: read c_BCD by cross-attention -> states y_BKD
+                 -> logits (B,K,V) by the token table (tied) + lexicon (open)  -> cross-entropy
 
-bottleneck="strict" is the pure hypothesis: token states never change and a decoder query is a position and nothing
-else, so whatever is predicted went through the concepts. bottleneck="open" lets tokens see their neighbours by a
-depthwise convolution and decodes from the token's own state: better losses; the concepts carry what is not local.
-There concepts do not read each other: averaging what they have in common makes them alike (records/architecture, 5).
-And each owns a share of the vocabulary: half of its heads read its own words only, and which of them it has read is
-added to the predictions of the row, the more the better their contexts match (Lexicon; records/architecture, 7 and 9).
+Cost is O(T * C), never O(T^2); decoder and vocabulary run at the predicted positions only.
 
-Choices that decide whether it trains (each has a test in tests/test_model.py):
-- the decoder query holds the position; without it all masked tokens of a row get the same prediction
-- concepts start at std 1: near-zero concepts all read the same average and stay copies of each other
-- tokens are normalised before they are read, queries and keys are normalised per head, and so is what a head has read
+There are two bottlenecks:
+- "strict" tests the hypothesis itself. Token states never change, and a decoder query is a position
+  and nothing else, so everything that is predicted has gone through the concepts.
+- "open" is for quality. Tokens see their neighbours through a depthwise convolution, the decoder
+  starts from the masked token's own state, and the lexicon (see there) copies words of the row. The
+  concepts carry what is not local. They do not read each other, because that made them more alike
+  (records/architecture, 5).
 
-Shapes: B rows, T tokens, K predicted positions, C concepts, D concept_dim, d token width, V vocabulary, H heads.
+Three choices decide whether it trains at all; each has a test in tests/test_model.py:
+- The decoder query holds the position. Without it all masks of a row get the same prediction.
+- Concepts start with standard deviation 1. Concepts near zero all read the same average of the
+  tokens and stay copies of each other.
+- Tokens, queries, keys and what a head has read are normalised.
+
+The file goes in the order in which data flows: config, attention, what happens to tokens, what
+happens to concepts, the decoders, the lexicon, and ConceptEncoder, which puts them together.
+lib/kernels.py holds three computations that are only there for speed.
+
+Shapes: B rows, T tokens, K predicted positions, C concepts, D concept_dim, d token width,
+V vocabulary, H heads, e = D / H width of a head, Q queries, N keys.
 """
 
 import math
@@ -27,25 +38,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lib.layers import (
-    Attention,
-    GatedFFN,
-    LocalMixer,
-    MaskedEncoder,
-    OwnWordReading,
-    attend,
-    attention_weights,
-    gain,
-    gather_rows,
-    init_matrix,
-    norm,
-    or_else,
-    sinusoids,
-    table_std,
-    too_small,
-)
+from lib import kernels
 
-EXPAND_BELOW = 64  # a narrower token table is expanded: its products would have rank token_dim, too few for a softmax
+# A token table narrower than this is expanded: logits from it would have rank token_dim, which is
+# too low for a softmax over a whole vocabulary (softmax bottleneck, 1711.03953).
+EXPAND_BELOW = 64
+
+# ---- config -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -55,50 +54,58 @@ class ConceptConfig:
     block_size: int = 512  # longest row, in tokens
     n_layer: int = 4  # concept layers
     n_head: int = 8  # attention heads; concept_dim is divided among them
-    n_concept: int = 64  # concept vectors
+    n_concept: int = 64  # concept vectors, C
     concept_dim: int = 512  # width of a concept, D
-    token_dim: int = 512  # width of the token table, from 4
+    token_dim: int = 512  # width of the token table, 4 or more
     ffn_dim: int = 2048  # hidden width of the gated feed-forward layers
     bottleneck: str = "open"  # "open" or "strict"
     position: str = "learned"  # "learned" table or "sinusoidal" (no parameters)
-    max_length: int = 0  # sinusoidal: rows may be this long; training shifts them to reach it; 0: block_size
+    max_length: int = 0  # sinusoidal: longest row the model learns to read; 0: block_size
     bias: bool = False  # biases in linear layers and norms; the micro presets count with them
     dropout: float = 0.0  # on residual branches; 0 for pretraining
-    hide_masked: bool = False  # concepts do not read [MASK] tokens (as MAE); needs mask_id
-    isolate_documents: bool = False  # documents packed into one row do not see each other; needs eot_id
+    hide_masked: bool = False  # concepts do not read [MASK] tokens (as MAE, 2111.06377)
+    isolate_documents: bool = False  # documents packed into one row do not see each other
     n_mixer: int = 2  # local mixer blocks (open)
     mixer_kernel: int = 7  # tokens a mixer sees, odd (open)
     n_decoder: int = 1  # decoder blocks (open)
-    self_attention: bool = False  # concepts also read each other, which makes them alike (open; strict always does)
-    lexicon: bool = True  # each concept owns words, reads and says them (open, unless documents are isolated)
+    self_attention: bool = False  # concepts also read each other (open; strict always does)
+    lexicon: bool = True  # concepts add logits for the words they have read (open)
     concept_std: float = 1.0  # standard deviation of the concepts at the start
-    mask_id: int = -1  # id of [MASK]
-    eot_id: int = -1  # id that ends a document
+    mask_id: int = -1  # id of [MASK]; needed by hide_masked
+    eot_id: int = -1  # id that ends a document; needed by isolate_documents
 
     def __post_init__(self):
-        wrong = too_small(self, vocab_size=2, block_size=1, n_layer=1, n_head=1, n_concept=1, concept_dim=2,
-                          token_dim=4, ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1)
-        if not wrong and self.concept_dim % self.n_head:
+        problems = below(
+            self, vocab_size=2, block_size=1, n_layer=1, n_head=1, n_concept=1, concept_dim=2,
+            token_dim=4, ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1)
+        if not problems and self.concept_dim % self.n_head:
             divisors = [n for n in range(1, 65) if self.concept_dim % n == 0]
-            wrong.append(f"n_head={self.n_head} does not divide concept_dim={self.concept_dim}; these do: {divisors}")
+            problems.append(f"n_head={self.n_head} does not divide concept_dim={self.concept_dim}; "
+                            f"these do: {divisors}")
         if self.bottleneck not in ("open", "strict"):
-            wrong.append(f"bottleneck={self.bottleneck!r}: expected 'open' or 'strict'")
+            problems.append(f"bottleneck={self.bottleneck!r}: expected 'open' or 'strict'")
         if self.position not in ("learned", "sinusoidal"):
-            wrong.append(f"position={self.position!r}: expected 'learned' or 'sinusoidal'")
+            problems.append(f"position={self.position!r}: expected 'learned' or 'sinusoidal'")
         if self.position == "sinusoidal" and self.token_width % 2:
-            wrong.append(f"position='sinusoidal' needs an even token width, not {self.token_width}")
-        if self.max_length and (self.position != "sinusoidal" or self.max_length < self.block_size):
-            wrong.append(f"max_length={self.max_length}: expected block_size={self.block_size} or more, with "
-                         "position='sinusoidal'; a learned table has no positions beyond block_size")
+            problems.append("position='sinusoidal' needs an even token width, "
+                            f"not {self.token_width}")
+        too_short = self.max_length < self.block_size
+        if self.max_length and (self.position != "sinusoidal" or too_short):
+            problems.append(
+                f"max_length={self.max_length}: expected block_size={self.block_size} or more, "
+                "with position='sinusoidal'; a learned table has no positions beyond block_size")
         if self.mixer_kernel % 2 == 0:
-            wrong.append(f"mixer_kernel={self.mixer_kernel}: expected an odd number of tokens")
+            problems.append(f"mixer_kernel={self.mixer_kernel}: expected an odd number of tokens")
         if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout={self.dropout}: expected 0 or more and below 1")
-        for flag, name in (("hide_masked", "mask_id"), ("isolate_documents", "eot_id")):
-            if getattr(self, flag) and not 0 <= getattr(self, name) < self.vocab_size:
-                wrong.append(f"{flag}=True needs {name}, an id of the tokenizer below vocab_size")
-        if wrong:
-            raise ValueError("; ".join(wrong))
+            problems.append(f"dropout={self.dropout}: expected 0 or more and below 1")
+        if self.hide_masked and not 0 <= self.mask_id < self.vocab_size:
+            problems.append("hide_masked=True needs mask_id, an id of the tokenizer below "
+                            "vocab_size")
+        if self.isolate_documents and not 0 <= self.eot_id < self.vocab_size:
+            problems.append("isolate_documents=True needs eot_id, an id of the tokenizer below "
+                            "vocab_size")
+        if problems:
+            raise ValueError("; ".join(problems))
 
     @property
     def longest(self):
@@ -106,52 +113,362 @@ class ConceptConfig:
         return self.max_length or self.block_size
 
     @property
-    def talks(self):
+    def token_width(self):
+        """d, the width in which tokens are mixed and read: token_dim, or the expanded table's."""
+        if self.token_dim < EXPAND_BELOW:
+            return min(256, self.concept_dim)
+        return self.token_dim
+
+    @property
+    def has_self_attention(self):
         """Whether concepts read each other."""
         return self.self_attention or self.bottleneck == "strict"
 
     @property
-    def speaks(self):
-        """Whether concepts own words. What they say goes to the whole row, so not when its documents are isolated."""
+    def has_lexicon(self):
+        # Its logits are the same for all positions of a row, so they would cross documents.
         return self.lexicon and self.bottleneck == "open" and not self.isolate_documents
 
     @property
     def context_dim(self):
-        """How many numbers of a concept are its memory of contexts."""
-        return max(1, self.concept_dim // 4) if self.speaks else 0
+        """The last context_dim numbers of a concept are the lexicon's memory of contexts."""
+        return max(1, self.concept_dim // 4) if self.has_lexicon else 0
 
     @property
     def content_dim(self):
-        """How many are what it has read: the decoder reads these."""
+        """The others are what the concept has read; the decoder reads only these."""
         return self.concept_dim - self.context_dim
 
-    @property
-    def token_width(self):
-        """d, the width in which tokens are mixed and read: token_dim, or that of the expanded table."""
-        return self.token_dim if self.token_dim >= EXPAND_BELOW else min(256, self.concept_dim)
+    def gain(self, start):
+        """Start of an attention's learned gain, None for no gain.
+
+        Only the open model has gains: the strict presets promise a number of parameters.
+        """
+        return start if self.bottleneck == "open" else None
+
+
+def below(cfg, **lowest):
+    """Messages for the fields of a config that are below their lowest allowed value."""
+    return [f"{name}={getattr(cfg, name)}: expected {low} or more"
+            for name, low in lowest.items() if getattr(cfg, name) < low]
+
+
+# ---- small pieces ---------------------------------------------------------------
+
+
+def norm(width, cfg):
+    return nn.LayerNorm(width, bias=cfg.bias)
+
+
+def normalize(x):
+    """LayerNorm without parameters over the last axis."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def gather_rows(x_BTd, positions_BK):
+    """-> (B,K,d), the rows of x at the positions."""
+    return x_BTd.gather(1, positions_BK[..., None].expand(-1, -1, x_BTd.shape[-1]))
+
+
+def table_std(width):
+    """Against a normalised state this gives logits of std 1/2: the first loss is close to ln(V)."""
+    return 0.5 * width**-0.5
+
+
+@torch.no_grad()
+def init_matrix(name, p, n_layer):
+    """Standard start of a parameter by its name; norms keep their ones."""
+    if name.endswith("taps"):
+        p.normal_(0, p.shape[1] ** -0.5)
+    elif p.ndim == 2:
+        # Keeps the variance. The last matrix of a residual branch starts smaller, because
+        # 2 * n_layer branches are added up (GPT-2), but not at zero.
+        is_branch_end = name.endswith("out.weight") and not name.startswith("expansion")
+        p.normal_(0, p.shape[1] ** -0.5 * ((2 * n_layer) ** -0.5 if is_branch_end else 1))
+    elif name.endswith("bias"):
+        p.zero_()
+
+
+def check_length(ids, cfg):
+    """ValueError for rows (B,T) longer than the model reads."""
+    T = ids.shape[1]
+    if T > cfg.longest:
+        name = "max_length" if getattr(cfg, "max_length", 0) else "block_size"
+        raise ValueError(
+            f"a row of {T} tokens is longer than {name}={cfg.longest}: cut it shorter, or train a "
+            f"concept model with position=sinusoidal and max_length={T} or more")
+
+
+def number_documents(ids, eot_id):
+    """Number of the document each token belongs to, from 0. ids (B,T) -> (B,T) int64."""
+    is_eot = ids == eot_id
+    # A document begins at a token that is no EOT and follows one; a run of EOT ends one document.
+    begins = F.pad(is_eot, (1, -1)) & ~is_eot
+    return begins.cumsum(1)
+
+
+# ---- attention --------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Multi-head attention of width D: x_BQD reads y_BNE. -> (B,Q,D).
+
+    Queries and keys are RMS-normalised per head (2302.05442), so scores stay within
+    +-gain * sqrt(e) at any depth. gain: start of a learned factor on the scores, one number a head;
+    None for no factor.
+    normalize: RMS-normalise what each head has read. The mean of n unlike tokens is sqrt(n) times
+    shorter than one of them, so a head that reads widely would hardly contribute otherwise.
+    """
+
+    n_owned_head = 0  # heads in which each token is read by one query only, see OwnedAttention
+
+    def __init__(self, D, E, cfg, gain=None, normalize=False):
+        super().__init__()
+        self.n_head, self.normalize = cfg.n_head, normalize
+        self.q = nn.Linear(D, D, bias=cfg.bias)
+        self.kv = nn.Linear(E, 2 * D, bias=cfg.bias)
+        self.out = nn.Linear(D, D, bias=cfg.bias)
+        self.gain = None if gain is None else nn.Parameter(torch.full((cfg.n_head,), gain))
+
+    def forward(self, x_BQD, y_BNE, mask=None, rotary=None):
+        """mask bool, broadcastable to (B,H,Q,N), True = may read.
+        rotary: (cos, sin) for the queries and for the keys, see rotate; None: no rotary positions.
+        """
+        k, v = self.kv(y_BNE).chunk(2, dim=-1)
+        read_BQD = attend(self.q(x_BQD), k, v, self.n_head, mask, rotary, self.gain, self.normalize)
+        return self.out(read_BQD)
+
+    def weights(self, x_BQD, y_BNE, mask=None, rotary=None):
+        """The softmax of `forward`, for looking at it. -> (B,H,Q,N), rows sum to 1."""
+        k = self.kv(y_BNE).chunk(2, dim=-1)[0]
+        return attention_weights(self.q(x_BQD), k, self.n_head, mask, rotary, self.gain)
+
+
+def attend(q, k, v, n_head, mask=None, rotary=None, gain_H=None, normalize=False):
+    """Attention with normalised queries and keys. q (B,Q,D), k and v (B,N,D) -> (B,Q,D)."""
+    v = v.unflatten(-1, (n_head, -1)).transpose(1, 2)
+    q, k = split_heads(q, k, n_head, rotary, gain_H)
+    read_BHQe = kernels.attention(q.to(v.dtype), k.to(v.dtype), v, mask)
+    if normalize:
+        read_BHQe = F.rms_norm(read_BHQe, read_BHQe.shape[-1:])
+    return read_BHQe.transpose(1, 2).flatten(2)
+
+
+def attention_weights(q, k, n_head, mask=None, rotary=None, gain_H=None):
+    """The weights that `attend` averages values with. -> (B,H,Q,N)."""
+    q, k = split_heads(q, k, n_head, rotary, gain_H)
+    scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1)
+
+
+def split_heads(q, k, n_head, rotary=None, gain_H=None):
+    """q (B,Q,D), k (B,N,D) -> (B,H,Q,e), (B,H,N,e), normalised, scaled and rotated."""
+    q, k = (t.unflatten(-1, (n_head, -1)).transpose(1, 2) for t in (q, k))
+    q, k = (F.rms_norm(t, t.shape[-1:]) for t in (q, k))
+    if gain_H is not None:
+        q = q * gain_H[:, None, None]
+    if rotary is not None:
+        q, k = rotate(q, *rotary[0]), rotate(k, *rotary[1])
+    return q, k
+
+
+def rotate(x_BHNe, cos, sin):
+    """Rotary positions (2104.09864): the pairs (j, j + e/2) turn by an angle that grows with the
+    position, so scores depend on distances only. The baselines use it.
+    """
+    a, b = x_BHNe.chunk(2, dim=-1)
+    cos, sin = cos.to(x_BHNe.dtype), sin.to(x_BHNe.dtype)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class OwnedAttention(Attention):
+    """The first reading of a model with a lexicon. In half of its heads each token is read by one
+    query only, the concept that owns the token's id (see Lexicon); the other heads are as usual.
+
+    The owned heads take the word itself as value (words_BNE), not the token state, which already
+    mixes in the neighbours. They cost O(N), not O(Q N). A query that owns nothing reads zero there.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.n_owned_head = self.n_head // 2  # the last heads
+
+    def forward(self, x_BQD, y_BNE, mask, words_BNE, owner_BN):
+        """owner (B,N) int64 in [0, Q): the query that owns each token. mask (B,1,1,N) or None."""
+        D = x_BQD.shape[-1]
+        e, n_free = D // self.n_head, self.n_head - self.n_owned_head
+        # kv's rows are all keys, then all values. Owned heads come last, so the values of the owned
+        # heads are the last rows: they are taken of the words, all other rows of the token states.
+        n_owned_rows = self.n_owned_head * e
+        rows = [2 * D - n_owned_rows, n_owned_rows]
+        state_weight, word_weight = self.kv.weight.split(rows)
+        biases = (None, None) if self.kv.bias is None else self.kv.bias.split(rows)
+        of_states = F.linear(y_BNE, state_weight, biases[0])
+        of_words = F.linear(words_BNE, word_weight, biases[1])
+        k, v = torch.cat((of_states, of_words), dim=-1).chunk(2, dim=-1)
+        v = v.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+        q, k = split_heads(self.q(x_BQD), k, self.n_head, None, self.gain)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        free = kernels.attention(q[:, :n_free], k[:, :n_free], v[:, :n_free], mask)
+        owned = attention_by_owner(q[:, n_free:], k[:, n_free:], v[:, n_free:], owner_BN, mask)
+        read_BHQe = torch.cat((free, owned.to(v.dtype)), dim=1)
+        return self.out(F.rms_norm(read_BHQe, (e,)).transpose(1, 2).flatten(2))
+
+    def weights(self, x_BQD, y_BNE, mask, words_BNE, owner_BN):
+        """As Attention.weights; zero in the owned heads of a query that owns nothing."""
+        query_Q1 = torch.arange(x_BQD.shape[1], device=owner_BN.device)[:, None]
+        is_owned_head_H = torch.arange(self.n_head, device=owner_BN.device) >= (
+            self.n_head - self.n_owned_head)
+        may_read = (owner_BN[:, None, None] == query_Q1) | ~is_owned_head_H[:, None, None]
+        if mask is not None:
+            may_read = may_read & mask
+        return super().weights(x_BQD, y_BNE, may_read).nan_to_num()
+
+
+def attention_by_owner(q_BHQe, k_BHNe, v_BHNe, owner_BN, mask=None):
+    """Attention in which token n is read by query owner[n] alone. -> (B,H,Q,e) float32.
+
+    One score a token, and sums over the tokens of each owner: no Q x N scores are needed.
+    """
+    H, e = q_BHQe.shape[1], q_BHQe.shape[3]
+    owner_B1N1 = owner_BN[:, None, :, None]
+    q_BHNe = q_BHQe.float().gather(2, owner_B1N1.expand(-1, H, -1, e))
+    score_BHN1 = (q_BHNe * k_BHNe.float()).sum(-1, keepdim=True) * e**-0.5
+    # No maximum is subtracted before exp: normalised queries and keys keep scores small. The clamp
+    # is for numerical safety only.
+    share_BHN1 = score_BHN1.clamp(-30, 30).exp()
+    if mask is not None:
+        share_BHN1 = share_BHN1 * mask.transpose(2, 3)
+    terms = torch.cat((share_BHN1 * v_BHNe.float(), share_BHN1), dim=-1)
+    sums = torch.zeros(*q_BHQe.shape[:3], e + 1, device=q_BHQe.device)
+    sums = sums.scatter_add(2, owner_B1N1.expand(-1, H, -1, e + 1), terms)
+    return sums[..., :-1] / sums[..., -1:].clamp(min=1e-20)
+
+
+class GatedFFN(nn.Module):
+    """GELU(a) * b with one input matrix for both (GEGLU, 2002.05202). (..., width) -> same."""
+
+    def __init__(self, width, cfg):
+        super().__init__()
+        self.wi = nn.Linear(width, 2 * cfg.ffn_dim, bias=cfg.bias)
+        self.out = nn.Linear(cfg.ffn_dim, width, bias=cfg.bias)
+
+    def forward(self, x):
+        a, b = self.wi(x).chunk(2, dim=-1)
+        return self.out(F.gelu(a) * b)
+
+
+# ---- tokens -----------------------------------------------------------------------
+
+
+class TableExpansion(nn.Module):
+    """Makes a table of width d from token_dim numbers a token: (V,token_dim) -> (V,d).
+
+    Fixed random Fourier features (2006.10739), then two linear layers with a GELU between. Encoder
+    and tied head both use the expanded table, so its rank is d and not token_dim.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        d = cfg.token_width
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("waves", torch.randn(cfg.token_dim, d // 2, generator=generator))
+        self.wi = nn.Linear(2 * (d // 2), d, bias=cfg.bias)
+        self.out = nn.Linear(d, d, bias=cfg.bias)
+
+    def forward(self, table_Vt):
+        angles = table_Vt @ self.waves
+        return self.out(F.gelu(self.wi(torch.cat((angles.sin(), angles.cos()), dim=-1))))
+
+
+def sinusoids(positions, width, base):
+    """Fixed position codes (1706.03762, section 3.5). (...) -> (..., width) in [-1, 1]."""
+    steps = torch.arange(0, width, 2, device=positions.device)
+    frequency = torch.exp(steps * (-math.log(base) / width))
+    angle = positions[..., None] * frequency
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+
+class LocalMixer(nn.Module):
+    """Gated depthwise convolution: each token sees its neighbours, O(T). x_BTd -> x_BTd.
+
+    Pre-norm, with a residual connection.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        d, self.kernel = cfg.token_width, cfg.mixer_kernel
+        self.norm = norm(d, cfg)
+        self.wi = nn.Linear(d, 4 * d, bias=cfg.bias)
+        self.taps = nn.Parameter(torch.empty(2 * d, self.kernel))  # one filter a channel
+        self.out = nn.Linear(2 * d, d, bias=cfg.bias)
+        self.drop = nn.Dropout(cfg.dropout)
+
+    def forward(self, x_BTd, real_BT=None, documents_BT=None):
+        u, gate = self.wi(self.norm(x_BTd)).chunk(2, dim=-1)
+        if real_BT is not None:
+            u = u * real_BT[..., None]  # padding must look like the end of the row
+        return x_BTd + self.drop(self.out(self.convolve(u, documents_BT) * F.silu(gate)))
+
+    def convolve(self, u_BTm, documents_BT):
+        """Depthwise convolution. Taps that reach into another document count as zero."""
+        taps = self.taps.to(u_BTm.dtype)
+        if documents_BT is None:
+            return kernels.depthwise_convolution(u_BTm, taps)
+        half, T = self.kernel // 2, u_BTm.shape[1]
+        padded = F.pad(u_BTm, (0, 0, half, half))
+        documents = F.pad(documents_BT, (half, half), value=-1)
+        total = 0
+        for j in range(self.kernel):
+            same_document = (documents[:, j:j + T] == documents_BT)[..., None]
+            total = total + padded[:, j:j + T] * taps[:, j] * same_document
+        return total
+
+
+# ---- concepts ---------------------------------------------------------------------
 
 
 class ConceptLayer(nn.Module):
-    """Concepts read the tokens, talk to each other if they may, think. c_BCD, x_BTd -> c_BCD; pre-norm."""
-    def __init__(self, cfg, owns_words=False):
+    """Concepts read the tokens, read each other if they may, and pass a gated FFN. Pre-norm."""
+
+    def __init__(self, cfg, owned_heads=False):
         super().__init__()
-        D, reading = cfg.concept_dim, OwnWordReading if owns_words else Attention
-        self.read_norm, self.read = norm(D, cfg), reading(D, cfg.token_width, cfg, gain(cfg, 2.0), normalize=True)
-        if cfg.talks:
-            self.self_norm, self.self_attention = norm(D, cfg), Attention(D, D, cfg, gain(cfg, 1.0))
+        D = cfg.concept_dim
+        reading = OwnedAttention if owned_heads else Attention
+        self.read_norm = norm(D, cfg)
+        self.read = reading(D, cfg.token_width, cfg, cfg.gain(2.0), normalize=True)
+        self.self_attention = None
+        if cfg.has_self_attention:
+            self.self_norm = norm(D, cfg)
+            self.self_attention = Attention(D, D, cfg, cfg.gain(1.0))
         self.ffn_norm, self.ffn = norm(D, cfg), GatedFFN(D, cfg)
         self.drop = nn.Dropout(cfg.dropout)
 
-    def forward(self, c_BCD, x_BTd, read_mask=None, self_mask=None, *own_words):
-        c_BCD = c_BCD + self.drop(self.read(self.read_norm(c_BCD), x_BTd, read_mask, *own_words))
-        if hasattr(self, "self_attention"):
+    def forward(self, c_BCD, x_BTd, read_mask=None, self_mask=None, words_BTd=None, owner_BT=None):
+        """words and owner only for a layer with owned heads: see OwnedAttention. -> (B,C,D)."""
+        h_BCD = self.read_norm(c_BCD)
+        if owner_BT is None:
+            read_BCD = self.read(h_BCD, x_BTd, read_mask)
+        else:
+            read_BCD = self.read(h_BCD, x_BTd, read_mask, words_BTd, owner_BT)
+        c_BCD = c_BCD + self.drop(read_BCD)
+        if self.self_attention is not None:
             h_BCD = self.self_norm(c_BCD)
             c_BCD = c_BCD + self.drop(self.self_attention(h_BCD, h_BCD, self_mask))
         return c_BCD + self.drop(self.ffn(self.ffn_norm(c_BCD)))
 
 
+# ---- decoders -----------------------------------------------------------------------
+
+
 class StrictDecoder(nn.Module):
-    """Positions read concepts: one attention, concepts are the values. (B,K,d) -> (B,K,D)."""
+    """One cross-attention in which positions read concepts; the values are the concepts themselves.
+
+    query (B,K,D), c (B,C,D) -> (B,K,D).
+    """
+
     def __init__(self, cfg):
         super().__init__()
         self.n_head = cfg.n_head
@@ -166,122 +483,160 @@ class StrictDecoder(nn.Module):
 
 
 class OpenDecoder(nn.Module):
-    """n_decoder blocks in which masked tokens read the concepts' content and think. (B,K,D) -> (B,K,D); pre-norm."""
+    """n_decoder blocks: masked tokens read the concepts' content and pass a gated FFN. Pre-norm.
+
+    y (B,K,D), content (B,C,E) -> (B,K,D).
+    """
+
     def __init__(self, cfg):
         super().__init__()
         D, E = cfg.concept_dim, cfg.content_dim
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(dict(read_norm=norm(D, cfg), read=Attention(D, E, cfg, gain(cfg, 2.0), normalize=True),
-                               ffn_norm=norm(D, cfg), ffn=GatedFFN(D, cfg))) for _ in range(cfg.n_decoder))
+        self.blocks = nn.ModuleList()
+        for _ in range(cfg.n_decoder):
+            read = Attention(D, E, cfg, cfg.gain(2.0), normalize=True)
+            self.blocks.append(nn.ModuleDict(dict(
+                read_norm=norm(D, cfg), read=read, ffn_norm=norm(D, cfg), ffn=GatedFFN(D, cfg))))
         self.drop, self.norm = nn.Dropout(cfg.dropout), norm(D, cfg)
 
-    def forward(self, y_BKD, c_BCE, mask=None):
+    def forward(self, y_BKD, content_BCE, mask=None):
         for block in self.blocks:
-            y_BKD = y_BKD + self.drop(block["read"](block["read_norm"](y_BKD), c_BCE, mask))
+            y_BKD = y_BKD + self.drop(block["read"](block["read_norm"](y_BKD), content_BCE, mask))
             y_BKD = y_BKD + self.drop(block["ffn"](block["ffn_norm"](y_BKD)))
         return self.norm(y_BKD)
 
 
+# ---- lexicon ------------------------------------------------------------------------
+
+
 class Lexicon(nn.Module):
-    """Every concept owns every n_concept-th word: it reads its own in the row, says which, and in what context.
+    """Adds logits for the words that occur in the row: a copy mechanism through the concepts.
 
-    Words that repeat in a row are worth 0.17 nats to a model that knows them one by one; summed up in vectors of the
-    model's width they drown in each other (records/architecture, 3 and 7). Dealt out, each concept tells only V / C
-    words apart, and asking it costs a C-th of asking all about all. What it says rises in the predictions of the row:
-    everywhere by a gate of the position from 0 to 2, and more where the position's own context is that in which the
-    concept met its words (records/architecture, 9).
+    Concept c owns the ids v with v % n_concept == c (hash ownership). Three things follow:
+    1. Reading: half of the first layer's heads read owned tokens only (OwnedAttention), so that a
+       concept knows which of its V / C words the row holds.
+    2. row_logits (B,V): each concept scores its own words, "does the row hold this word?". Asking
+       each concept about its own words only costs a C-th of asking all about all.
+    3. gate (B,K,C): how much the scores of each concept count at each predicted position: more
+       where the position's context is like the one in which the concept met its words.
+    logits[k, v] = state[k] . table[v] + gate[k, v % C] * row_logits[v]          (lib/kernels.py)
 
-    The last context_dim numbers of a concept are that memory; the others, its content, are what the decoder reads.
+    Why: words that repeat within a row are worth 0.17 nats to a model that knows them one by one.
+    Summed up in vectors of the model's width they can no longer be told apart; with ownership each
+    concept has only V / C words to tell apart (records/architecture, 3, 7 and 9).
+
+    The last context_dim numbers of a concept are its context memory, the mean context of its words;
+    the others, its content, are what the decoder reads and what row_logits come from.
     """
+
     def __init__(self, cfg):
         super().__init__()
-        self.words = nn.Linear(cfg.content_dim, cfg.token_width, bias=False)
-        self.scale, self.threshold = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(1.0))
+        self.to_words = nn.Linear(cfg.content_dim, cfg.token_width, bias=False)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.threshold = nn.Parameter(torch.tensor(1.0))
         self.gate = nn.Parameter(torch.zeros(cfg.concept_dim))
         self.context = nn.Linear(cfg.token_width, cfg.context_dim, bias=False)
-        self.salience = nn.Parameter(torch.zeros(cfg.token_width))
-        self.loudness, self.sharpness = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(8.0))
-        self.dealt = None  # own_rows, while the model is frozen
-        rank_V = torch.arange(2.0, cfg.vocab_size + 2)  # ids come in order of frequency: a rare word is news, of mean 1
-        self.register_buffer("news", rank_V.log() / rank_V.log().mean(), persistent=False)
+        self.token_weight = nn.Parameter(torch.zeros(cfg.token_width))
+        self.match_bias = nn.Parameter(torch.tensor(0.0))
+        self.match_scale = nn.Parameter(torch.tensor(8.0))
+        self.owned_table_cache = None  # owned_table while the model is frozen
+        # Rare words are worth more: log of the rank, scaled to mean 1. This takes ids to be sorted
+        # by frequency, which is only roughly true for BPE.
+        rank_V = torch.arange(2.0, cfg.vocab_size + 2)
+        weight_V = rank_V.log() / rank_V.log().mean()
+        self.register_buffer("id_weight", weight_V, persistent=False)
 
-    def remember(self, x_BTd, owner_BT, n_concept, mask=None):
-        """The mean context of the words each concept owns, by learned salience. -> (B,C,context_dim) float32.
+    def context_memory(self, x_BTd, owner_BT, n_concept, mask=None):
+        """Weighted mean context of the tokens each concept owns. -> (B,C,context_dim) float32.
 
-        Contexts are unit vectors, so their mean is the shorter the less they agree, and zero where nothing is owned.
+        Contexts are unit vectors: where they disagree their mean is short, where there are none it
+        is zero. mask (B,1,1,T) or None, True = may read.
         """
         context_BTr = F.normalize(self.context(x_BTd).float(), dim=-1)
-        share_BT1 = (x_BTd.float() @ self.salience.float())[..., None].clamp(-30, 30).exp()
+        weight_BT1 = (x_BTd.float() @ self.token_weight.float())[..., None].clamp(-30, 30).exp()
         if mask is not None:
-            share_BT1 = share_BT1 * mask[:, 0].mT
-        share_BTr = torch.cat((share_BT1 * context_BTr, share_BT1), dim=-1)
-        sums = torch.zeros(x_BTd.shape[0], n_concept, share_BTr.shape[-1], device=x_BTd.device)
-        sums = sums.scatter_add(1, owner_BT[..., None].expand_as(share_BTr), share_BTr)
+            weight_BT1 = weight_BT1 * mask[:, 0].mT
+        terms = torch.cat((weight_BT1 * context_BTr, weight_BT1), dim=-1)
+        sums = torch.zeros(x_BTd.shape[0], n_concept, terms.shape[-1], device=x_BTd.device)
+        sums = sums.scatter_add(1, owner_BT[..., None].expand_as(terms), terms)
         return sums[..., :-1] / sums[..., -1:].clamp(min=1e-20)
 
-    def listen(self, memory_BCr, states_BKD, x_BKd):
-        """How much each position listens to each concept. -> (B,K,C) float32."""
-        cosine_BKC = (F.normalize(self.context(x_BKd).float(), dim=-1) @ memory_BCr.float().mT).float()
-        gate_BK1 = 2 * torch.sigmoid(states_BKD.float() @ self.gate.float())[..., None]
-        match_BKC = self.loudness + self.sharpness * (cosine_BKC - 1)
-        return gate_BK1 + match_BKC.clamp(max=5).exp()  # beyond that, these two numbers have gone astray
+    def gate_per_concept(self, memory_BCr, states_BKD, x_BKd):
+        """How much the row logits of each concept count at each position. -> (B,K,C) float32.
 
-    def own_rows(self, table_Vd, C):
-        """The table as it is dealt out: row i of concept c is word C i + c, zeros where there is none. -> (C,n,d).
-
-        A copy: in bf16 on a CPU, products of the view take ten times as long.
+        A gate from 0 to 2 for the whole position, plus how well its context matches the memory.
         """
-        if self.dealt is not None:
-            return self.dealt
-        V, d = table_Vd.shape
-        return F.pad(table_Vd.detach(), (0, 0, 0, -V % C)).view(-1, C, d).transpose(0, 1).contiguous()
+        context_BKr = F.normalize(self.context(x_BKd).float(), dim=-1)
+        cosine_BKC = (context_BKr @ memory_BCr.float().mT).float()
+        gate_BK1 = 2 * torch.sigmoid(states_BKD.float() @ self.gate.float())[..., None]
+        match_BKC = self.match_bias + self.match_scale * (cosine_BKC - 1)
+        return gate_BK1 + match_BKC.clamp(max=5).exp()  # the clamp is for numerical safety
 
-    def say(self, content_BCE, table_Vd):
-        """Which of its words each concept has read. -> (B,V) float32, the words of all concepts."""
+    def row_logits(self, content_BCE, table_Vd):
+        """Score of each word for being in the row, by its owner. -> (B,V) float32."""
         C, (V, d) = content_BCE.shape[1], table_Vd.shape
-        spoken_BCd = F.layer_norm(self.words(content_BCE), (d,)) * self.scale
-        heard_CBn = (spoken_BCd.transpose(0, 1) @ self.own_rows(table_Vd, C).mT).float()
-        heard_CBn = heard_CBn - heard_CBn.mean(-1, keepdim=True)  # centred: all words of a table are a little alike
-        heard_BV = heard_CBn.permute(1, 2, 0).flatten(1)[:, :V]
-        return F.softplus(heard_BV - self.threshold) * self.news
+        query_BCd = F.layer_norm(self.to_words(content_BCE), (d,)) * self.scale
+        score_CBn = (query_BCd.transpose(0, 1) @ self.owned_table(table_Vd, C).mT).float()
+        # Centred, because all words of a table have a common direction.
+        score_CBn = score_CBn - score_CBn.mean(-1, keepdim=True)
+        score_BV = score_CBn.permute(1, 2, 0).flatten(1)[:, :V]
+        return F.softplus(score_BV - self.threshold) * self.id_weight
+
+    def owned_table(self, table_Vd, C):
+        """The rows of the table by owner: row i of concept c is word C i + c. -> (C, ceil(V/C), d).
+
+        Zeros where there is no such word. No gradient. It is a copy, because bf16 products with the
+        strided view take ten times as long on a CPU.
+        """
+        if self.owned_table_cache is not None:
+            return self.owned_table_cache
+        V, d = table_Vd.shape
+        padded = F.pad(table_Vd.detach(), (0, 0, 0, -V % C))
+        return padded.view(-1, C, d).transpose(0, 1).contiguous()
 
 
-class TableExpansion(nn.Module):
-    """token_dim numbers a token -> a table of width d: fixed random Fourier features, then a two-layer MLP.
+# ---- the model ------------------------------------------------------------------------
 
-    Both the encoder and the tied head use the expanded table, so its rank is d and not token_dim. (V,t) -> (V,d).
-    """
+# Parameters that had other names in checkpoints of before.
+RENAMED = {"lexicon.words.weight": "lexicon.to_words.weight",
+           "lexicon.salience": "lexicon.token_weight",
+           "lexicon.loudness": "lexicon.match_bias",
+           "lexicon.sharpness": "lexicon.match_scale"}
+
+
+def rename_old_keys(state_dict, prefix=""):
+    """Gives the parameters of an older checkpoint their names of today, in place."""
+    for old, new in RENAMED.items():
+        if prefix + old in state_dict:
+            state_dict[prefix + new] = state_dict.pop(prefix + old)
+
+
+class ConceptEncoder(nn.Module):
+    arch = "concept"  # its name in settings and checkpoints
+
     def __init__(self, cfg):
         super().__init__()
-        d = cfg.token_width
-        waves = torch.randn(cfg.token_dim, d // 2, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("waves", waves)  # fixed: 2006.10739, scale 1
-        self.wi = nn.Linear(2 * (d // 2), d, bias=cfg.bias)
-        self.out = nn.Linear(d, d, bias=cfg.bias)
-
-    def forward(self, table_Vt):
-        angles = table_Vt @ self.waves
-        return self.out(F.gelu(self.wi(torch.cat((angles.sin(), angles.cos()), dim=-1))))
-
-
-class ConceptEncoder(MaskedEncoder):
-    arch = "concept"
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.cfg, d, D, self.frozen_table = cfg, cfg.token_width, cfg.concept_dim, None
+        self.cfg = cfg
+        d, D = cfg.token_width, cfg.concept_dim
+        is_strict = cfg.bottleneck == "strict"
         self.wte = nn.Parameter(torch.empty(cfg.vocab_size, cfg.token_dim))
-        self.expansion = TableExpansion(cfg) if d != cfg.token_dim or cfg.token_dim < EXPAND_BELOW else None
-        self.wpe = nn.Parameter(torch.empty(cfg.block_size, d)) if cfg.position == "learned" else None
+        expands = d != cfg.token_dim or cfg.token_dim < EXPAND_BELOW
+        self.expansion = TableExpansion(cfg) if expands else None
+        learned = cfg.position == "learned"
+        self.wpe = nn.Parameter(torch.empty(cfg.block_size, d)) if learned else None
         self.concepts = nn.Parameter(torch.empty(cfg.n_concept, D))
-        self.mixers = nn.ModuleList(LocalMixer(cfg) for _ in range(cfg.n_mixer * (cfg.bottleneck == "open")))
-        self.layers = nn.ModuleList(ConceptLayer(cfg, cfg.speaks and i == 0) for i in range(cfg.n_layer))
+        n_mixer = 0 if is_strict else cfg.n_mixer
+        self.mixers = nn.ModuleList(LocalMixer(cfg) for _ in range(n_mixer))
+        self.layers = nn.ModuleList(
+            ConceptLayer(cfg, owned_heads=cfg.has_lexicon and i == 0) for i in range(cfg.n_layer))
         self.norm = norm(D, cfg)
         self.query = nn.Identity() if d == D else nn.Linear(d, D, bias=cfg.bias)
-        self.decoder = (StrictDecoder if cfg.bottleneck == "strict" else OpenDecoder)(cfg)
-        self.lexicon = Lexicon(cfg) if cfg.speaks else None
+        self.decoder = StrictDecoder(cfg) if is_strict else OpenDecoder(cfg)
+        self.lexicon = Lexicon(cfg) if cfg.has_lexicon else None
         self.to_table = nn.Identity() if d == D else nn.Linear(D, d, bias=cfg.bias)
+        self.table_cache = None  # the expanded table while the model is frozen
         self.init_weights()
+        self.register_load_state_dict_pre_hook(
+            lambda module, state_dict, prefix, *_: rename_old_keys(state_dict, prefix))
 
     @torch.no_grad()
     def init_weights(self):
@@ -294,118 +649,194 @@ class ConceptEncoder(MaskedEncoder):
                 p.normal_(0, self.cfg.concept_std)
             else:
                 init_matrix(name, p, self.cfg.n_layer)
+                # What concepts read is new to them. With the usual smaller start of a residual
+                # branch, learning stops at word frequencies.
                 if name.endswith("read.out.weight"):
-                    p.normal_(0, p.shape[1] ** -0.5)  # it carries what is new: it must not start as a small branch
+                    p.normal_(0, p.shape[1] ** -0.5)
         if self.expansion:  # the expanded table starts as large as a plain one would
             self.expansion.out.weight *= table_std(self.cfg.token_width) * 2
 
+    @torch.no_grad()
+    def start_table(self, vectors_Vt):
+        """Starts the token table from vectors of standard deviation 1, scaled to its own size."""
+        self.wte.copy_(vectors_Vt * self.wte.std())
+
+    # ---- forward ------------------------------------------------------------------
+
+    def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
+        """The loss: mean nats of predicting targets (B,K) at positions (B,K) of masked rows (B,T).
+
+        weights (B,K) float: what each prediction counts, 0 for unused slots. The sum is divided by
+        total_weight or, without it, by the sum of the weights. When this is one micro-batch of a
+        step, or one process of several, pass the weight of the whole step and add the results up.
+        """
+        check_length(ids, self.cfg)
+        table_Vd, documents_BT = self.table(), self.documents(ids)
+        start = self.random_offset(ids.shape[1])
+        concepts, tokens = self._encode(ids, attention_mask, table_Vd, documents_BT, start)
+        states_BKD, lexicon_state = self._decode(concepts, tokens, positions, documents_BT, start)
+        nats = self._nats(states_BKD, lexicon_state, targets, weights, table_Vd)
+        if total_weight is None:
+            total_weight = weights.sum().clamp(min=1e-9)  # nothing to predict: a loss of 0, not NaN
+        return nats / total_weight
+
+    def encode(self, ids, attention_mask=None, added=None):
+        """ids (B,T) int64 -> concepts (B,C,D), tokens (B,T,d).
+
+        attention_mask (B,T), True or 1 = real token. added (B,T,d) is added to the token embeddings
+        before anything reads them: segments, soft prompts. ValueError for rows that are too long.
+        """
+        check_length(ids, self.cfg)
+        return self._encode(ids, attention_mask, self.table(), self.documents(ids), added_BTd=added)
+
+    def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
+        """What `encode` returned, and positions (B,K) int64 -> states (B,K,D) there.
+
+        With isolate_documents pass documents=model.documents(ids). attention_mask changes nothing
+        here, because concepts have read real tokens only; it is there as in the Transformer.
+        The states carry what the lexicon knows of the row in an attribute, which `logits` needs.
+        """
+        if self.cfg.isolate_documents and documents is None:
+            raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
+        states, states.lexicon_state = self._decode(concepts, tokens, positions, documents)
+        return states
+
+    def logits(self, states):
+        """States (B,K,D) just as `decode` returned them -> (B,K,V)."""
+        table_Vd = self.table()
+        lexicon = self._lexicon_logits(getattr(states, "lexicon_state", None), table_Vd)
+        return kernels.logits(self.to_table(states), table_Vd, *lexicon)
+
+    def nats(self, states, targets, weights):
+        """Sum of weights (B,K) x nats of predicting targets (B,K) from `decode`'s states."""
+        lexicon_state = getattr(states, "lexicon_state", None)
+        return self._nats(states, lexicon_state, targets, weights, self.table())
+
+    # ---- encode -------------------------------------------------------------------
+
     def table(self):
-        if self.frozen_table is not None:
-            return self.frozen_table
+        """The token table in the width tokens are read in, shared by embedding and head. (V,d)."""
+        if self.table_cache is not None:
+            return self.table_cache
         return self.expansion(self.wte) if self.expansion else self.wte
 
-    @torch.no_grad()
-    def freeze(self, dtype=torch.float32):
-        super().freeze(dtype)
-        self.frozen_table = self.table().detach()
-        if self.lexicon:
-            self.lexicon.dealt = self.lexicon.own_rows(self.frozen_table, self.cfg.n_concept)
-        return self
-
-    def train(self, mode=True):
-        self.frozen_table = None
-        if self.lexicon:
-            self.lexicon.dealt = None
-        return super().train(mode)
-
-    def narrow(self, states):
-        return self.to_table(states)
-
-    def place(self, positions):
-        """Positions (...) int64 -> their codes (..., d). Sinusoids are computed, not kept: no table grows with T."""
+    def position_codes(self, positions):
+        """Positions (...) int64 -> (..., d)."""
         if self.wpe is not None:
             return F.embedding(positions, self.wpe)
+        # Computed at each call: a table of them would grow with the longest row.
         code = sinusoids(positions, self.cfg.token_width, max(10_000.0, 8.0 * self.cfg.longest))
         return (code * (table_std(self.cfg.token_width) * math.sqrt(2))).to(self.wte.dtype)
 
-    def shift(self, T):
-        """Where rows of T tokens begin: in training anywhere up to max_length, so that far places are learned too."""
+    def random_offset(self, T):
+        """Position of the first of T tokens. In training it is random up to max_length, so that far
+        positions are learned from short rows; otherwise 0.
+        """
         if not self.training or self.cfg.longest == T or self.wpe is not None:
             return 0
         return torch.randint(self.cfg.longest - T + 1, (1,), device=self.wte.device)
 
-    def head(self, states, heard, table_Vd):
-        if not self.lexicon:
-            return self.to_table(states), None, None
-        if heard is None:
-            raise ValueError("the states have lost what the lexicon hears: pass them just as decode returned them")
-        content_BCE, gate_BKC = heard
-        return self.to_table(states), self.lexicon.say(content_BCE, table_Vd), gate_BKC
-
-    def content(self, concepts):
-        """A concept without its memory."""
-        return concepts[..., :self.cfg.content_dim]
+    def documents(self, ids):
+        """Number of each token's document (B,T), or None unless isolate_documents."""
+        if not self.cfg.isolate_documents:
+            return None
+        return number_documents(ids, self.cfg.eot_id)
 
     def _encode(self, ids, attention_mask, table_Vd, documents_BT, start=0, added_BTd=None):
         B, T = ids.shape
         real_BT = None if attention_mask is None else attention_mask.bool()
         read_mask, self_mask = self.masks(ids, real_BT, documents_BT)
-        x_BTd = F.embedding(ids, table_Vd) + self.place(torch.arange(T, device=ids.device) + start)
-        x_BTd = x_BTd if added_BTd is None else x_BTd + added_BTd
-        x_BTd = F.layer_norm(x_BTd, x_BTd.shape[-1:])
+
+        # tokens
+        places_T = torch.arange(T, device=ids.device) + start
+        x_BTd = F.embedding(ids, table_Vd) + self.position_codes(places_T)
+        if added_BTd is not None:
+            x_BTd = x_BTd + added_BTd
+        x_BTd = normalize(x_BTd)
         for mixer in self.mixers:
             x_BTd = mixer(x_BTd, real_BT, documents_BT)
+        read_BTd = normalize(x_BTd) if self.mixers else x_BTd
+
+        # concepts read them
+        words_BTd = owner_BT = None
+        if self.lexicon:
+            words_BTd = normalize(F.embedding(ids, table_Vd))
+            owner_BT = ids % self.cfg.n_concept
         c_BCD = self.concepts.expand(B, -1, -1)
-        read_BTd = F.layer_norm(x_BTd, x_BTd.shape[-1:]) if self.mixers else x_BTd
-        own_words = ()
-        if self.lexicon:
-            own_words = F.layer_norm(F.embedding(ids, table_Vd), x_BTd.shape[-1:]), ids % self.cfg.n_concept
         for i, layer in enumerate(self.layers):
-            c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask, *(() if i else own_words))
+            if i == 0:
+                c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask, words_BTd, owner_BT)
+            else:
+                c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask)
         c_BCD = self.norm(c_BCD)
+
         if self.lexicon:
-            memory_BCr = self.lexicon.remember(read_BTd, own_words[1], self.cfg.n_concept, read_mask)
+            memory_BCr = self.lexicon.context_memory(
+                read_BTd, owner_BT, self.cfg.n_concept, read_mask)
+            # Scaled to the size of the other numbers of a concept; _decode undoes it.
             memory_BCr = (memory_BCr * self.cfg.context_dim**0.5).to(c_BCD.dtype)
-            c_BCD = torch.cat((self.content(c_BCD), memory_BCr), dim=-1)
+            c_BCD = torch.cat((c_BCD[..., :self.cfg.content_dim], memory_BCr), dim=-1)
         return c_BCD, x_BTd
 
-    def _decode(self, concepts, tokens, positions, documents, attention_mask, start=0):
-        """Concepts (B,C,D), tokens (B,T,d), positions (B,K) int64 -> states (B,K,D), what the lexicon hears or None.
+    # ---- decode and loss ------------------------------------------------------------
 
-        The strict decoder never looks at `tokens`. attention_mask has no effect: concepts have read real tokens only.
-        """
-        query_BKd = self.place(positions + start) if self.cfg.bottleneck == "strict" else gather_rows(tokens, positions)
+    def _decode(self, concepts, tokens, positions, documents, start=0):
+        """-> states (B,K,D), and for the lexicon (content (B,C,E), gate (B,K,C)) or None."""
+        if self.cfg.bottleneck == "strict":
+            query_BKd = self.position_codes(positions + start)  # the tokens are not looked at
+        else:
+            query_BKd = gather_rows(tokens, positions)
         mask = None
         if documents is not None:
-            mask = self.serves(documents, documents.gather(1, positions)).transpose(1, 2)[:, None]
-        states_BKD = self.decoder(self.query(query_BKd), self.content(concepts), mask)
+            mask_BCK = self.serves(documents, documents.gather(1, positions))
+            mask = mask_BCK.transpose(1, 2)[:, None]
+        content_BCE = concepts[..., :self.cfg.content_dim]
+        states_BKD = self.decoder(self.query(query_BKd), content_BCE, mask)
         if not self.lexicon:
             return states_BKD, None
-        x_BKd = F.layer_norm(query_BKd, query_BKd.shape[-1:])
         memory_BCr = concepts[..., self.cfg.content_dim:] * self.cfg.context_dim**-0.5
-        return states_BKD, (self.content(concepts), self.lexicon.listen(memory_BCr, states_BKD, x_BKd))
+        gate_BKC = self.lexicon.gate_per_concept(memory_BCr, states_BKD, normalize(query_BKd))
+        return states_BKD, (content_BCE, gate_BKC)
 
-    # ---- who may read whom --------------------------------------------------
+    def _lexicon_logits(self, lexicon_state, table_Vd):
+        """-> (row_logits (B,V), gate (B,K,C)), or () without a lexicon."""
+        if not self.lexicon:
+            return ()
+        if lexicon_state is None:
+            raise ValueError("these states have lost what the lexicon knows of the row: pass them "
+                             "just as decode returned them, and select positions before decode")
+        content_BCE, gate_BKC = lexicon_state
+        return self.lexicon.row_logits(content_BCE, table_Vd), gate_BKC
+
+    def _nats(self, states, lexicon_state, targets, weights, table_Vd):
+        narrow_BKd = self.to_table(states)
+        lexicon = self._lexicon_logits(lexicon_state, table_Vd)
+        return kernels.cross_entropy(narrow_BKd, table_Vd, targets, weights, *lexicon)
+
+    # ---- who may read whom ------------------------------------------------------------
 
     def serves(self, documents_BT, wanted_BN):
-        """Concepts are dealt out to the documents of a row like cards. -> (B,C,N) bool: concept c serves document n.
+        """Whether concept c serves document wanted[n]. -> (B,C,N) bool.
 
-        Exact isolation up to n_concept documents a row; beyond that, documents that share a concept see each other.
+        With n documents in a row, concept c serves document c % n. Up to n_concept documents are
+        kept apart exactly; beyond that, documents that share a concept see each other.
         """
-        n_B11 = (documents_BT[:, -1:, None] + 1).clamp(max=self.cfg.n_concept)
+        n_document_B11 = (documents_BT[:, -1:, None] + 1).clamp(max=self.cfg.n_concept)
         concept_C1 = torch.arange(self.cfg.n_concept, device=wanted_BN.device)[:, None]
-        return concept_C1 % n_B11 == wanted_BN[:, None] % n_B11
+        return concept_C1 % n_document_B11 == wanted_BN[:, None] % n_document_B11
 
     def masks(self, ids, real_BT, documents_BT):
-        """Masks for concepts reading tokens, (B,1,1 or C,T), and reading each other, (B,1,C,C); None where all may.
+        """Masks for concepts reading tokens (B,1,1 or C,T) and reading each other (B,1,C,C).
 
-        No query is ever left without a key (its softmax would be NaN on some back-ends): a row in which everything is
-        hidden is read as it is, without its padding.
+        True = may read; None where all may read all. No query is left without a key, because a
+        softmax over nothing is NaN on some back-ends: in a row of which everything is hidden, all
+        real tokens are read, and in a row of padding all tokens.
         """
         visible_BT = real_BT
         if self.cfg.hide_masked:
-            shown_BT = ids != self.cfg.mask_id
-            visible_BT = shown_BT if real_BT is None else or_else(shown_BT & real_BT, real_BT)
+            visible_BT = ids != self.cfg.mask_id
+            if real_BT is not None:
+                visible_BT = or_else(visible_BT & real_BT, real_BT)
         if visible_BT is not None:
             visible_BT = visible_BT | ~visible_BT.any(1, keepdim=True)
         if documents_BT is None:
@@ -414,35 +845,82 @@ class ConceptEncoder(MaskedEncoder):
         if visible_BT is not None:
             present_BCT = own_BCT if real_BT is None else own_BCT & real_BT[:, None]
             read_BCT = or_else(or_else(own_BCT & visible_BT[:, None], present_BCT), own_BCT)
-        number_C = torch.arange(self.cfg.n_concept, device=ids.device).expand(ids.shape[0], -1)
-        return read_BCT[:, None], self.serves(documents_BT, number_C)[:, None]
+        number_BC = torch.arange(self.cfg.n_concept, device=ids.device).expand(ids.shape[0], -1)
+        return read_BCT[:, None], self.serves(documents_BT, number_BC)[:, None]
+
+    # ---- use without training -----------------------------------------------------------
+
+    @torch.no_grad()
+    def freeze(self, dtype=torch.float32):
+        """For use without gradients: eval(), weights in dtype, and tables computed once. -> self.
+
+        Weights and device must not change until train() or eval() is called again.
+        """
+        self.to(dtype).eval()
+        self.table_cache = self.table().detach()
+        if self.lexicon:
+            table = self.lexicon.owned_table(self.table_cache, self.cfg.n_concept)
+            self.lexicon.owned_table_cache = table
+        return self
+
+    def train(self, mode=True):
+        self.table_cache = None
+        if self.lexicon:
+            self.lexicon.owned_table_cache = None
+        return super().train(mode)
 
     def readers(self):
-        """The modules in which concepts read tokens, in order; health.py looks at their weights."""
+        """The modules in which concepts read tokens, in order; lib/health.py looks at them."""
         return [layer.read for layer in self.layers]
 
     def decode_readers(self):
         """The modules in which predicted positions read concepts."""
-        return [self.decoder] if self.cfg.bottleneck == "strict" else [b["read"] for b in self.decoder.blocks]
+        if self.cfg.bottleneck == "strict":
+            return [self.decoder]
+        return [block["read"] for block in self.decoder.blocks]
 
-    # ---- cost ---------------------------------------------------------------
+    # ---- size and cost ------------------------------------------------------------------
+
+    def num_params(self):
+        return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, T, K, B=1):
-        """Training FLOPs (forward + backward, three times the forward) an input token, rows of T tokens, K predicted.
+        """Training FLOPs an input token, rows of T tokens with K predicted ones.
 
-        Matrix products, attention and convolutions; checked against torch.utils.flop_counter. B matters only for
-        tables that are expanded once for all rows of a batch.
+        Forward and backward, three times the forward; matrix products, attention and convolutions.
+        tests/test_model.py compares it with torch.utils.flop_counter. B, the rows of a batch,
+        matters only for narrow tables, which are expanded once for all of them.
         """
         cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.cfg.n_concept
-        ffn, E, r = 3 * D * cfg.ffn_dim, cfg.content_dim, cfg.context_dim
-        layer = C * (2 * D * D + 2 * T * D + (4 * D * D + 2 * C * D) * cfg.talks + ffn) + T * 2 * d * D
-        own = C * 2 * T * D * self.layers[0].read.own / cfg.n_head  # what reading own words saves the first layer
+        E, r, V = cfg.content_dim, cfg.context_dim, cfg.vocab_size
+        # All terms count multiply-adds of one row, forward only.
+        ffn = 3 * D * cfg.ffn_dim  # for one vector
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
-        block = K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * E
-        decoder = C * D * D + K * 2 * C * D if cfg.bottleneck == "strict" else cfg.n_decoder * block
-        head = K * (d * cfg.vocab_size + (2 * d * D if d != D else 0))
-        say, listen = d * (C * E + cfg.vocab_size + -cfg.vocab_size % C), K * (D + r * (d + C))
-        head += say + listen + T * d * (r + 1) - own if cfg.speaks else 0
-        table = sum(p.numel() for p in self.expansion.parameters() if p.ndim == 2) if self.expansion else 0
-        table = (table + self.expansion.waves.numel() if self.expansion else 0) * cfg.vocab_size / B
-        return 6 * (cfg.n_layer * layer + len(self.mixers) * mixer + decoder + head + table) / T
+        read = C * (2 * D * D + 2 * T * D) + T * 2 * d * D
+        self_attention = C * (4 * D * D + 2 * C * D) if cfg.has_self_attention else 0
+        layer = read + self_attention + C * ffn
+        if cfg.bottleneck == "strict":
+            decoder = C * D * D + K * 2 * C * D
+        else:
+            decoder = cfg.n_decoder * (K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * E)
+        head = K * (d * V + (2 * d * D if d != D else 0))
+        lexicon = 0
+        if cfg.has_lexicon:
+            row_logits = d * (C * E + V + -V % C)
+            gate = K * (D + r * (d + C))
+            memory = T * d * (r + 1)
+            saved = C * 2 * T * D * self.layers[0].read.n_owned_head / cfg.n_head  # by owned heads
+            lexicon = row_logits + gate + memory - saved
+        expansion = 0
+        if self.expansion:
+            matrices = [p for p in self.expansion.parameters() if p.ndim == 2]
+            matrices.append(self.expansion.waves)
+            expansion = sum(p.numel() for p in matrices) * V / B
+        total = (len(self.mixers) * mixer + cfg.n_layer * layer + decoder + head + lexicon
+                 + expansion)
+        return 6 * total / T
+
+
+def or_else(mask, wider):
+    """Bool (..., T) both: a row of `mask` that allows nothing is replaced by that of `wider`."""
+    return mask | (wider & ~mask.any(-1, keepdim=True))

@@ -1,4 +1,4 @@
-"""What is special to the Transformer; what it shares with the ConceptEncoder is tested in test_model.py."""
+"""What is special to the Transformer; test_model.py tests what both models share."""
 
 import math
 
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from test_model import EOT, V, batch, logits, small
 
 from lib.baselines import Transformer, TransformerConfig
-from lib.layers import rotate
+from model import rotate
 
 
 def naive(model, ids):
-    """The whole network written out for every position, head by head, without masks. -> states (B,T,d)."""
+    """The network written out for every position, head by head, no masks. -> (B,T,d)."""
     cfg, T = model.cfg, ids.shape[1]
     e = cfg.token_dim // cfg.n_head
     x = F.layer_norm(model.wte[ids], (cfg.token_dim,))
@@ -29,23 +29,27 @@ def naive(model, ids):
         heads = []
         for head in range(cfg.n_head):
             part = slice(head * e, head * e + e)
-            a, b = ((t[..., part].double() / t[..., part].double().pow(2).mean(-1, keepdim=True).sqrt())
-                    for t in (q, k))
-            a, b = (torch.complex(t[..., :e // 2], t[..., e // 2:]) * turn for t in (a, b))
+            a, b = (
+                (t[..., part].double() / t[..., part].double().pow(2).mean(-1, keepdim=True).sqrt())
+                for t in (q, k)
+            )
+            a, b = (torch.complex(t[..., : e // 2], t[..., e // 2 :]) * turn for t in (a, b))
             scores = (a[:, :, None] * b[:, None].conj()).real.sum(-1) / math.sqrt(e)
             heads.append(scores.softmax(-1).float() @ v[..., part])
         x = x + layer.read.out(torch.cat(heads, dim=-1))
         gate, value = layer.ffn.wi(layer.ffn_norm(x)).chunk(2, dim=-1)
         x = x + layer.ffn.out(F.gelu(gate) * value)
-    return model.norm(x)[:, cfg.n_register:]
+    return model.norm(x)[:, cfg.n_register :]
 
 
 @pytest.mark.parametrize("n_register", [0, 5])
 def test_agrees_with_the_network_written_out(n_register):
-    """Also shows that the last layer, run at the predicted positions alone, gives what it gives when run everywhere."""
+    """The last layer at the predicted positions only gives what it gives when run everywhere."""
     model, (ids, positions, *_) = small("transformer", n_register=n_register, n_mixer=1), batch()
     states = model.decode(*model.encode(ids), positions)
-    assert torch.allclose(states, naive(model, ids).gather(1, positions[..., None].expand(-1, -1, 64)), atol=1e-5)
+    assert torch.allclose(
+        states, naive(model, ids).gather(1, positions[..., None].expand(-1, -1, 64)), atol=1e-5
+    )
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
@@ -54,8 +58,14 @@ def test_rotary_scores_depend_on_the_distance_alone():
     angle = torch.arange(40)[:, None] * 10_000.0 ** (-torch.arange(8) / 8)
 
     def score(i, j):
-        return (rotate(q, angle[i].cos(), angle[i].sin()) * rotate(k, angle[j].cos(), angle[j].sin())).sum()
-    assert score(5, 2) == pytest.approx(score(33, 30).item(), abs=1e-4) and abs(score(5, 2) - score(5, 4)) > 1e-3
+        return (
+            rotate(q, angle[i].cos(), angle[i].sin()) * rotate(k, angle[j].cos(), angle[j].sin())
+        ).sum()
+
+    assert (
+        score(5, 2) == pytest.approx(score(33, 30).item(), abs=1e-4)
+        and abs(score(5, 2) - score(5, 4)) > 1e-3
+    )
 
 
 def test_mixers_alone_see_their_neighbours_and_nothing_else():
@@ -82,14 +92,26 @@ def test_registers_are_all_that_is_added():
     assert plain.encode(batch()[0])[0].shape == (3, 0, 64)
 
 
-@pytest.mark.parametrize("wrong, word", [
-    (dict(n_head=5), "these fit"), (dict(n_head=64), "even share"), (dict(mixer_kernel=2), "odd"),
-    (dict(dropout=-0.1), "below 1"), (dict(n_layer=-1), "0 or more"), (dict(n_layer=0, n_register=2), "nothing would"),
-    (dict(isolate_documents=True, n_register=2, eot_id=EOT), "meet in the registers"),
-    (dict(isolate_documents=True), "eot_id")])
+@pytest.mark.parametrize(
+    "wrong, word",
+    [
+        (dict(n_head=5), "these fit"),
+        (dict(n_head=64), "even share"),
+        (dict(mixer_kernel=2), "odd"),
+        (dict(dropout=-0.1), "below 1"),
+        (dict(n_layer=-1), "0 or more"),
+        (dict(n_layer=0, n_register=2), "nothing would"),
+        (dict(isolate_documents=True, n_register=2, eot_id=EOT), "meet in the registers"),
+        (dict(isolate_documents=True), "eot_id"),
+    ],
+)
 def test_impossible_shapes_are_refused(wrong, word):
     with pytest.raises(ValueError, match=word):
-        Transformer(TransformerConfig(**dict(vocab_size=V, block_size=32, n_layer=2, n_head=4, token_dim=64) | wrong))
+        Transformer(
+            TransformerConfig(
+                **dict(vocab_size=V, block_size=32, n_layer=2, n_head=4, token_dim=64) | wrong
+            )
+        )
 
 
 def test_rows_longer_than_block_size_are_refused():

@@ -1,0 +1,221 @@
+"""Three computations that torch does slowly or with too much memory, each behind one function.
+
+    attention               softmax attention; a faster path for bf16 on a CPU
+    depthwise_convolution   one filter a channel; a faster gradient of the filters on a CPU
+    cross_entropy           loss over a large vocabulary without ever holding all logits
+
+Each has a reference of a few lines beside it, `NAME_reference`: that is what it computes, and the
+tests compare values and gradients with it. Read the references and skip the rest, unless you work
+on speed (records/speed has the measurements).
+
+Shapes: B rows, T tokens, K predicted positions, V vocabulary, d token width, C concepts, H heads,
+Q queries, N keys, e width of a head, m channels, n positions of a chunk.
+"""
+
+import torch
+import torch.nn.functional as F
+
+# ---- attention ----------------------------------------------------------------
+
+
+def attention_reference(q_BHQe, k_BHNe, v_BHNe, mask=None):
+    """softmax(q k^T / sqrt(e)) v. mask is bool, broadcastable to (B,H,Q,N), True = may read."""
+    return F.scaled_dot_product_attention(q_BHQe, k_BHNe, v_BHNe, attn_mask=mask)
+
+
+def attention(q_BHQe, k_BHNe, v_BHNe, mask=None):
+    """attention_reference -> (B,H,Q,e)."""
+    q, k, v = q_BHQe, k_BHNe, v_BHNe
+    # On a CPU in bf16 torch's fused kernel takes twice as long as plain products (records/speed).
+    # Plain products hold Q x N scores, so they are used only where one of the two sides is short.
+    fused = q.device.type != "cpu" or q.dtype != torch.bfloat16 or min(q.shape[2], k.shape[2]) > 512
+    if fused:
+        return attention_reference(q, k, v, mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ v
+
+
+# ---- depthwise convolution ------------------------------------------------------
+
+
+def depthwise_convolution_reference(u_BTm, taps):
+    """taps (m, odd number of tokens): one filter a channel, zeros beyond both ends. -> (B,T,m)."""
+    half = taps.shape[1] // 2
+    return F.conv1d(u_BTm.mT, taps[:, None], padding=half, groups=len(taps)).mT
+
+
+def depthwise_convolution(u_BTm, taps):
+    """depthwise_convolution_reference -> (B,T,m)."""
+    return DepthwiseConvolution.apply(u_BTm, taps)
+
+
+class DepthwiseConvolution(torch.autograd.Function):
+    """On a CPU torch's own gradient of the taps takes 2 to 7 times as long as this one."""
+
+    @staticmethod
+    def forward(ctx, u_BTm, taps):
+        ctx.save_for_backward(u_BTm, taps)
+        return convolve_channels_last(u_BTm, taps)
+
+    @staticmethod
+    def backward(ctx, d_BTm):
+        (u_BTm, taps), (B, T, m) = ctx.saved_tensors, d_BTm.shape
+        half = taps.shape[1] // 2
+        padded = F.pad(u_BTm, (0, 0, half, half))
+        d_taps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
+        # On a CPU go through the row in pieces that fit a core's cache.
+        step = T if d_BTm.is_cuda else max(1, 2**18 // (B * m))
+        for t in range(0, T, step):
+            d = d_BTm[:, t:t + step]
+            for j in range(taps.shape[1]):
+                product = padded[:, t + j:t + j + d.shape[1]] * d
+                d_taps[:, j] += product.sum((0, 1), dtype=d_taps.dtype)
+        return convolve_channels_last(d_BTm, taps.flip(1)), d_taps.to(taps.dtype)
+
+
+def convolve_channels_last(u_BTm, taps):
+    """As a 1 x T image in channels-last layout: no copy, twice as fast as conv1d on a CPU."""
+    image = u_BTm[:, None].permute(0, 3, 1, 2)
+    half = taps.shape[1] // 2
+    y = F.conv2d(image, taps[:, None, None], padding=(0, half), groups=len(taps))
+    return y.permute(0, 2, 3, 1)[:, 0]
+
+
+# ---- logits and cross-entropy -----------------------------------------------------
+
+
+def logits(states_BKd, table_Vd, row_logits_BV=None, gate_BKC=None):
+    """Logits (B,K,V) of the tied head: states times the token table.
+
+    row_logits (B,V) and gate (B,K,C), of the lexicon: gate[..., v % C] * row_logits[v] is added to
+    the logit of word v. Row logits are the same at all positions of a row, the gate is not.
+    """
+    logits_BKV = F.linear(states_BKd, table_Vd)
+    if row_logits_BV is None:
+        return logits_BKV
+    C = gate_BKC.shape[-1]
+    owner_V = torch.arange(len(table_Vd), device=table_Vd.device) % C
+    return logits_BKV + gate_BKC[..., owner_V] * row_logits_BV[:, None]
+
+
+def cross_entropy_reference(states_BKd, table_Vd, targets_BK, weights_BK, *lexicon):
+    """Sum over all positions of weight x nats of predicting the target. -> scalar."""
+    logits_NV = logits(states_BKd, table_Vd, *lexicon).flatten(0, 1)
+    nats_N = F.cross_entropy(logits_NV, targets_BK.flatten(), reduction="none")
+    return (nats_N * weights_BK.flatten()).sum()
+
+
+def cross_entropy(states_BKd, table_Vd, targets_BK, weights_BK, row_logits_BV=None, gate_BKC=None):
+    """cross_entropy_reference -> scalar, fp32. No gradient for weights_BK.
+
+    Matrix products run in the autocast dtype, everything else in fp32.
+    """
+    device = states_BKd.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else states_BKd.dtype
+    return ChunkedCrossEntropy.apply(
+        states_BKd, table_Vd, targets_BK, weights_BK, row_logits_BV, gate_BKC, dtype)
+
+
+# Logits in a chunk: on a CPU they fit the cache of a core, on a GPU they keep it busy.
+CHUNK = {"cpu": 2**20, "cuda": 2**27}
+# Chunks that share one matrix product: a CPU rearranges the whole table for each product.
+BLOCK = {"cpu": 24}
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Computes loss and gradients together, a chunk of positions at a time.
+
+    The logits of all positions would be the largest tensor of a small model by far. Here a chunk's
+    logits are turned into their gradient (softmax minus one-hot) in place, and that at once into
+    the gradients of states and table; backward only multiplies these by the incoming gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, states_BKd, table_Vd, targets_BK, weights_BK, row_logits_BV, gate_BKC, dtype):
+        (B, K, d), V, device = states_BKd.shape, len(table_Vd), states_BKd.device
+        wanted = any(ctx.needs_input_grad)
+        has_lexicon = row_logits_BV is not None
+        C = gate_BKC.shape[-1] if has_lexicon else 0
+        full = torch.promote_types(dtype, torch.float32)
+        chunk = max(1, CHUNK.get(device.type, 2**24) // V)
+        block = max(1, min(B * K, BLOCK.get(device.type, 1) * chunk))
+        with torch.autocast(device.type, enabled=False):
+            table = table_Vd.to(dtype)
+            states_Nd, targets_N = states_BKd.flatten(0, 1), targets_BK.flatten()
+            weights_N = weights_BK.to(full).flatten()
+            total = torch.zeros((), device=device, dtype=full)
+            z_block = table.new_empty(block, V)
+            d_table = d_row_logits = d_gate = None
+            if wanted:
+                d_states = torch.empty_like(states_Nd, dtype=full)
+                if has_lexicon:
+                    d_row_logits = torch.zeros_like(row_logits_BV, dtype=full)
+                    d_gate = torch.zeros_like(gate_BKC, dtype=full)
+            for start in range(0, B * K, block):
+                in_block = slice(start, start + block)
+                target_n, weight_n = targets_N[in_block], weights_N[in_block]
+                x_nd = states_Nd[in_block].to(dtype)
+                z_nV = torch.mm(x_nd, table.T, out=z_block[:len(x_nd)])
+                # With a lexicon a chunk must not cross rows, because each row has its own logits.
+                for rows, b, k in chunks(start, len(x_nd), chunk, K if has_lexicon else 0):
+                    z, target, weight = z_nV[rows].to(full), target_n[rows, None], weight_n[rows]
+                    if has_lexicon:
+                        gate_n1C = gate_BKC[b, k, None].to(full)
+                        row_logits = by_owner(row_logits_BV[b].to(full), C)
+                        for part, added in zip(by_owner(z, C), row_logits):
+                            part.addcmul_(gate_n1C[..., :part.shape[-1]], added)
+                    d_z = torch.softmax(z, dim=-1)
+                    # log of the sum of exp(z), from the likeliest word, which is far from underflow
+                    log_sum = z.amax(-1) - d_z.amax(-1).log()
+                    total += (log_sum - z.gather(1, target)[:, 0]) @ weight
+                    if not wanted:
+                        continue
+                    d_z.scatter_add_(1, target, torch.full_like(d_z[:, :1], -1.0))
+                    if has_lexicon:
+                        weight_n11 = weight[:, None, None]
+                        parts = zip(by_owner(d_z, C), row_logits, by_owner(d_row_logits[b], C))
+                        for part, added, d_added in parts:
+                            owners = slice(part.shape[-1])
+                            d_gate[b, k, owners] += (part * added).sum(1) * weight[:, None]
+                            d_added += (part * (gate_n1C[..., owners] * weight_n11)).sum(0)
+                    z_nV[rows] = d_z
+                if wanted:
+                    d_states[in_block] = (z_nV @ table) * weight_n[:, None]
+                    d_block = z_nV.T @ (x_nd * weight_n[:, None].to(dtype))
+                    d_table = d_block.to(full) if d_table is None else d_table.add_(d_block)
+        if wanted:
+            if d_table is None:  # there was no position at all
+                d_table = torch.zeros_like(table_Vd, dtype=full)
+            ctx.save_for_backward(d_states.view(B, K, d), d_table, d_row_logits, d_gate)
+            inputs = (states_BKd, table_Vd, row_logits_BV, gate_BKC)
+            ctx.dtypes = [None if t is None else t.dtype for t in inputs]
+        return total
+
+    @staticmethod
+    def backward(ctx, d_total):
+        d_states, d_table, d_row_logits, d_gate = (
+            None if d is None else (d * d_total).to(dtype)
+            for d, dtype in zip(ctx.saved_tensors, ctx.dtypes))
+        return d_states, d_table, None, None, d_row_logits, d_gate, None
+
+
+def by_owner(t_V, C):
+    """(..., V) -> two views in which the last axis is the owner v % C: (..., V // C, C) and the
+    rest (..., 1, V % C), because V need not be a multiple of C."""
+    whole = t_V.shape[-1] // C * C
+    return t_V[..., :whole].unflatten(-1, (whole // C, C)), t_V[..., None, whole:]
+
+
+def chunks(start, n, size, K):
+    """Cuts n positions from `start` on into slices of up to `size`, none across rows of K positions
+    (K = 0: there are no rows). -> slice relative to start, row, slice within the row.
+    """
+    done = 0
+    while done < n:
+        b, k = divmod(start + done, K) if K else (0, start + done)
+        step = min(size, n - done, K - k if K else n)
+        yield slice(done, done + step), b, slice(k, k + step)
+        done += step
