@@ -219,7 +219,6 @@ class Attention(nn.Module):
     normalize: RMS-normalise what each head has read. The mean of n unlike tokens is sqrt(n) times
     shorter than one of them, so a head that reads widely would hardly contribute otherwise.
     """
-
     n_owned_head = 0  # heads in which each token is read by one query only, see OwnedAttention
 
     def __init__(self, D, E, cfg, gain=None, normalize=False):
@@ -290,7 +289,6 @@ class OwnedAttention(Attention):
     The owned heads take the word itself as value (words_BNE), not the token state, which already
     mixes in the neighbours. They cost O(N), not O(Q N). A query that owns nothing reads zero there.
     """
-
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.n_owned_head = self.n_head // 2  # the last heads
@@ -349,7 +347,6 @@ def attention_by_owner(q_BHQe, k_BHNe, v_BHNe, owner_BN, mask=None):
 
 class GatedFFN(nn.Module):
     """GELU(a) * b with one input matrix for both (GEGLU, 2002.05202). (..., width) -> same."""
-
     def __init__(self, width, cfg):
         super().__init__()
         self.wi = nn.Linear(width, 2 * cfg.ffn_dim, bias=cfg.bias)
@@ -369,7 +366,6 @@ class TableExpansion(nn.Module):
     Fixed random Fourier features (2006.10739), then two linear layers with a GELU between. Encoder
     and tied head both use the expanded table, so its rank is d and not token_dim.
     """
-
     def __init__(self, cfg):
         super().__init__()
         d = cfg.token_width
@@ -396,7 +392,6 @@ class LocalMixer(nn.Module):
 
     Pre-norm, with a residual connection.
     """
-
     def __init__(self, cfg):
         super().__init__()
         d, self.kernel = cfg.token_width, cfg.mixer_kernel
@@ -432,7 +427,6 @@ class LocalMixer(nn.Module):
 
 class ConceptLayer(nn.Module):
     """Concepts read the tokens, read each other if they may, and pass a gated FFN. Pre-norm."""
-
     def __init__(self, cfg, owned_heads=False):
         super().__init__()
         D = cfg.concept_dim
@@ -468,7 +462,6 @@ class StrictDecoder(nn.Module):
 
     query (B,K,D), c (B,C,D) -> (B,K,D).
     """
-
     def __init__(self, cfg):
         super().__init__()
         self.n_head = cfg.n_head
@@ -487,7 +480,6 @@ class OpenDecoder(nn.Module):
 
     y (B,K,D), content (B,C,E) -> (B,K,D).
     """
-
     def __init__(self, cfg):
         super().__init__()
         D, E = cfg.concept_dim, cfg.content_dim
@@ -527,7 +519,6 @@ class Lexicon(nn.Module):
     The last context_dim numbers of a concept are its context memory, the mean context of its words;
     the others, its content, are what the decoder reads and what row_logits come from.
     """
-
     def __init__(self, cfg):
         super().__init__()
         self.to_words = nn.Linear(cfg.content_dim, cfg.token_width, bias=False)
@@ -670,49 +661,110 @@ class ConceptEncoder(nn.Module):
         total_weight or, without it, by the sum of the weights. When this is one micro-batch of a
         step, or one process of several, pass the weight of the whole step and add the results up.
         """
-        check_length(ids, self.cfg)
-        table_Vd, documents_BT = self.table(), self.documents(ids)
-        start = self.random_offset(ids.shape[1])
-        concepts, tokens = self._encode(ids, attention_mask, table_Vd, documents_BT, start)
-        states_BKD, lexicon_state = self._decode(concepts, tokens, positions, documents_BT, start)
-        nats = self._nats(states_BKD, lexicon_state, targets, weights, table_Vd)
+        table_Vd, start = self.table(), self.random_offset(ids.shape[1])
+        concepts, tokens = self.encode(ids, attention_mask, table_Vd=table_Vd, start=start)
+        states = self.decode(concepts, tokens, positions, self.documents(ids), start=start)
+        nats = self.nats(states, targets, weights, table_Vd)
         if total_weight is None:
             total_weight = weights.sum().clamp(min=1e-9)  # nothing to predict: a loss of 0, not NaN
         return nats / total_weight
 
-    def encode(self, ids, attention_mask=None, added=None):
-        """ids (B,T) int64 -> concepts (B,C,D), tokens (B,T,d).
+    def encode(self, ids, attention_mask=None, added=None, table_Vd=None, start=0):
+        """ids (B,T) int64 -> concepts (B,C,D), tokens (B,T,d). ValueError for rows too long.
 
-        attention_mask (B,T), True or 1 = real token. added (B,T,d) is added to the token embeddings
-        before anything reads them: segments, soft prompts. ValueError for rows that are too long.
+        attention_mask (B,T): True or 1 = real token. added (B,T,d) is added to the token embeddings
+        (segments, soft prompts). table_Vd: self.table() if it is there already. start: position of
+        the first token.
         """
         check_length(ids, self.cfg)
-        return self._encode(ids, attention_mask, self.table(), self.documents(ids), added_BTd=added)
+        B, T = ids.shape
+        table_Vd = self.table() if table_Vd is None else table_Vd
+        real_BT = None if attention_mask is None else attention_mask.bool()
+        documents_BT = self.documents(ids)
+        read_mask, self_mask = self.masks(ids, real_BT, documents_BT)
 
-    def decode(self, concepts, tokens, positions, documents=None, attention_mask=None):
+        # Tokens: embedding and position, then their neighbours.
+        places_T = torch.arange(T, device=ids.device) + start
+        x_BTd = F.embedding(ids, table_Vd) + self.position_codes(places_T)
+        if added is not None:
+            x_BTd = x_BTd + added
+        x_BTd = normalize(x_BTd)
+        for mixer in self.mixers:
+            x_BTd = mixer(x_BTd, real_BT, documents_BT)
+        read_BTd = normalize(x_BTd) if self.mixers else x_BTd
+
+        # Concepts: they start the same for every row and read its tokens once a layer.
+        words_BTd = owner_BT = None
+        if self.lexicon:
+            words_BTd = normalize(F.embedding(ids, table_Vd))
+            owner_BT = ids % self.cfg.n_concept
+        c_BCD = self.concepts.expand(B, -1, -1)
+        for i, layer in enumerate(self.layers):
+            if i == 0:  # the only layer with owned heads
+                c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask, words_BTd, owner_BT)
+            else:
+                c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask)
+        c_BCD = self.norm(c_BCD)
+
+        # The lexicon's memory takes the place of the last numbers of each concept.
+        if self.lexicon:
+            memory_BCr = self.lexicon.context_memory(
+                read_BTd, owner_BT, self.cfg.n_concept, read_mask)
+            # Scaled to the size of the other numbers; decode undoes it.
+            memory_BCr = (memory_BCr * self.cfg.context_dim**0.5).to(c_BCD.dtype)
+            c_BCD = torch.cat((c_BCD[..., :self.cfg.content_dim], memory_BCr), dim=-1)
+        return c_BCD, x_BTd
+
+    def decode(self, concepts, tokens, positions, documents=None, attention_mask=None, start=0):
         """What `encode` returned, and positions (B,K) int64 -> states (B,K,D) there.
 
-        With isolate_documents pass documents=model.documents(ids). attention_mask changes nothing
-        here, because concepts have read real tokens only; it is there as in the Transformer.
-        The states carry what the lexicon knows of the row in an attribute, which `logits` needs.
+        With isolate_documents pass documents=model.documents(ids). attention_mask is there as in
+        the Transformer and changes nothing, because concepts have read real tokens only. The states
+        carry what the lexicon knows of the row as an attribute, which `logits` and `nats` need.
         """
         if self.cfg.isolate_documents and documents is None:
             raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
-        states, states.lexicon_state = self._decode(concepts, tokens, positions, documents)
-        return states
+        if self.cfg.bottleneck == "strict":
+            query_BKd = self.position_codes(positions + start)  # the tokens are not looked at
+        else:
+            query_BKd = gather_rows(tokens, positions)
+        mask = None
+        if documents is not None:
+            mask_BCK = self.serves(documents, documents.gather(1, positions))
+            mask = mask_BCK.transpose(1, 2)[:, None]
+        content_BCE = concepts[..., :self.cfg.content_dim]
+        states_BKD = self.decoder(self.query(query_BKd), content_BCE, mask)
+        states_BKD.lexicon_state = None
+        if self.lexicon:
+            memory_BCr = concepts[..., self.cfg.content_dim:] * self.cfg.context_dim**-0.5
+            gate_BKC = self.lexicon.gate_per_concept(memory_BCr, states_BKD, normalize(query_BKd))
+            states_BKD.lexicon_state = content_BCE, gate_BKC
+        return states_BKD
 
     def logits(self, states):
         """States (B,K,D) just as `decode` returned them -> (B,K,V)."""
-        table_Vd = self.table()
-        lexicon = self._lexicon_logits(getattr(states, "lexicon_state", None), table_Vd)
-        return kernels.logits(self.to_table(states), table_Vd, *lexicon)
+        return kernels.logits(*self.head(states, self.table()))
 
-    def nats(self, states, targets, weights):
+    def nats(self, states, targets, weights, table_Vd=None):
         """Sum of weights (B,K) x nats of predicting targets (B,K) from `decode`'s states."""
-        lexicon_state = getattr(states, "lexicon_state", None)
-        return self._nats(states, lexicon_state, targets, weights, self.table())
+        narrow_BKd, table_Vd, *lexicon = self.head(
+            states, self.table() if table_Vd is None else table_Vd)
+        return kernels.cross_entropy(narrow_BKd, table_Vd, targets, weights, *lexicon)
 
-    # ---- encode -------------------------------------------------------------------
+    def head(self, states, table_Vd):
+        """What logits are made of: states (B,K,d), table (V,d) and, with a lexicon, its row_logits
+        (B,V) and gate (B,K,C).
+        """
+        if not self.lexicon:
+            return self.to_table(states), table_Vd
+        if getattr(states, "lexicon_state", None) is None:
+            raise ValueError("these states have lost what the lexicon knows of the row: pass them "
+                             "just as decode returned them, and select positions before decode")
+        content_BCE, gate_BKC = states.lexicon_state
+        row_logits_BV = self.lexicon.row_logits(content_BCE, table_Vd)
+        return self.to_table(states), table_Vd, row_logits_BV, gate_BKC
+
+    # ---- what encode and decode use -------------------------------------------------
 
     def table(self):
         """The token table in the width tokens are read in, shared by embedding and head. (V,d)."""
@@ -729,7 +781,7 @@ class ConceptEncoder(nn.Module):
         return (code * (table_std(self.cfg.token_width) * math.sqrt(2))).to(self.wte.dtype)
 
     def random_offset(self, T):
-        """Position of the first of T tokens. In training it is random up to max_length, so that far
+        """Position of the first of T tokens: in training random up to max_length, so that far
         positions are learned from short rows; otherwise 0.
         """
         if not self.training or self.cfg.longest == T or self.wpe is not None:
@@ -738,80 +790,7 @@ class ConceptEncoder(nn.Module):
 
     def documents(self, ids):
         """Number of each token's document (B,T), or None unless isolate_documents."""
-        if not self.cfg.isolate_documents:
-            return None
-        return number_documents(ids, self.cfg.eot_id)
-
-    def _encode(self, ids, attention_mask, table_Vd, documents_BT, start=0, added_BTd=None):
-        B, T = ids.shape
-        real_BT = None if attention_mask is None else attention_mask.bool()
-        read_mask, self_mask = self.masks(ids, real_BT, documents_BT)
-
-        # tokens
-        places_T = torch.arange(T, device=ids.device) + start
-        x_BTd = F.embedding(ids, table_Vd) + self.position_codes(places_T)
-        if added_BTd is not None:
-            x_BTd = x_BTd + added_BTd
-        x_BTd = normalize(x_BTd)
-        for mixer in self.mixers:
-            x_BTd = mixer(x_BTd, real_BT, documents_BT)
-        read_BTd = normalize(x_BTd) if self.mixers else x_BTd
-
-        # concepts read them
-        words_BTd = owner_BT = None
-        if self.lexicon:
-            words_BTd = normalize(F.embedding(ids, table_Vd))
-            owner_BT = ids % self.cfg.n_concept
-        c_BCD = self.concepts.expand(B, -1, -1)
-        for i, layer in enumerate(self.layers):
-            if i == 0:
-                c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask, words_BTd, owner_BT)
-            else:
-                c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask)
-        c_BCD = self.norm(c_BCD)
-
-        if self.lexicon:
-            memory_BCr = self.lexicon.context_memory(
-                read_BTd, owner_BT, self.cfg.n_concept, read_mask)
-            # Scaled to the size of the other numbers of a concept; _decode undoes it.
-            memory_BCr = (memory_BCr * self.cfg.context_dim**0.5).to(c_BCD.dtype)
-            c_BCD = torch.cat((c_BCD[..., :self.cfg.content_dim], memory_BCr), dim=-1)
-        return c_BCD, x_BTd
-
-    # ---- decode and loss ------------------------------------------------------------
-
-    def _decode(self, concepts, tokens, positions, documents, start=0):
-        """-> states (B,K,D), and for the lexicon (content (B,C,E), gate (B,K,C)) or None."""
-        if self.cfg.bottleneck == "strict":
-            query_BKd = self.position_codes(positions + start)  # the tokens are not looked at
-        else:
-            query_BKd = gather_rows(tokens, positions)
-        mask = None
-        if documents is not None:
-            mask_BCK = self.serves(documents, documents.gather(1, positions))
-            mask = mask_BCK.transpose(1, 2)[:, None]
-        content_BCE = concepts[..., :self.cfg.content_dim]
-        states_BKD = self.decoder(self.query(query_BKd), content_BCE, mask)
-        if not self.lexicon:
-            return states_BKD, None
-        memory_BCr = concepts[..., self.cfg.content_dim:] * self.cfg.context_dim**-0.5
-        gate_BKC = self.lexicon.gate_per_concept(memory_BCr, states_BKD, normalize(query_BKd))
-        return states_BKD, (content_BCE, gate_BKC)
-
-    def _lexicon_logits(self, lexicon_state, table_Vd):
-        """-> (row_logits (B,V), gate (B,K,C)), or () without a lexicon."""
-        if not self.lexicon:
-            return ()
-        if lexicon_state is None:
-            raise ValueError("these states have lost what the lexicon knows of the row: pass them "
-                             "just as decode returned them, and select positions before decode")
-        content_BCE, gate_BKC = lexicon_state
-        return self.lexicon.row_logits(content_BCE, table_Vd), gate_BKC
-
-    def _nats(self, states, lexicon_state, targets, weights, table_Vd):
-        narrow_BKd = self.to_table(states)
-        lexicon = self._lexicon_logits(lexicon_state, table_Vd)
-        return kernels.cross_entropy(narrow_BKd, table_Vd, targets, weights, *lexicon)
+        return number_documents(ids, self.cfg.eot_id) if self.cfg.isolate_documents else None
 
     # ---- who may read whom ------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The README is true: its commands run and its links lead somewhere; presets are what their heads say."""
+"""The READMEs are true: their commands run, their links lead somewhere; presets are what they say."""
 
 import os
 import re
@@ -15,9 +15,10 @@ from conftest import ROOT, run, run_script
 
 from model import ConceptConfig, ConceptEncoder
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
-            if line.strip() and not line.startswith("#")]
+READMES = ["README.md", "data/README.md", "config/README.md", "tools/README.md"]  # in this order
+README = "\n".join((ROOT / name).read_text() for name in READMES)
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+            for line in block.splitlines() if line.strip() and not line.startswith("#")]
 FAST = {  # what makes a README command quick enough for a test; everything else in it runs as written
     "train.py": ["--max_steps=2", "--n_layer=1", "--batch_size=4", "--micro_batch=2", "--warmup_steps=1",
                  "--concept_dim=64", "--ffn_dim=128", "--eval_rows=2", "--max_minutes=0"],
@@ -113,10 +114,30 @@ def test_make_demo_runs_what_the_readme_explains(clone):
         assert part in lines
 
 
-def test_files_the_readme_names_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    for name in links + re.findall(r"`((?:config|records|tests)/[\w./]+)`", README):
-        assert name.startswith("http") or (ROOT / name).exists(), name
+@pytest.mark.parametrize("readme", [*READMES, "records/README.md"])
+def test_files_the_readme_names_exist(readme):
+    """Links, paths from the top, and in the README of a folder the names of files in it."""
+    text, folder = (ROOT / readme).read_text(), (ROOT / readme).parent
+    for name in re.findall(r"\]\(([^)#]+)\)", text):
+        assert name.startswith("http") or (folder / name).exists(), name
+    if readme == "records/README.md":
+        return
+    for name in re.findall(r"`((?:config|data|lib|records|sweeps|tests|tools)/[a-z_/]+\.\w+)`", text):
+        assert (ROOT / name).exists() or (folder / name).exists(), name
+    for name in re.findall(r"^\| `(\w+\.py)`", text, re.M):
+        assert (folder / name).exists(), name
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_the_tree_of_the_readme_is_the_tree():
+    tree = re.findall(r"^(\w+(?:\.py|/))  ", (ROOT / "README.md").read_text(), re.M)
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    there = {name.partition("/")[0] + "/" for name in tracked.split() if "/" in name}
+    there = {name for name in there if not name.startswith(".")}
+    assert set(tree) == there | {path.name for path in ROOT.glob("*.py")}
 
 
 def test_the_demo_sentences_have_masks():
