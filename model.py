@@ -9,23 +9,19 @@ cross-attention, and a small decoder predicts the masked tokens from them.
 
 Cost is O(T * C), never O(T^2); decoder and vocabulary run at the predicted positions only.
 
-There are two bottlenecks:
-- "strict" tests the hypothesis itself. Token states never change, and a decoder query is a position
-  and nothing else, so everything that is predicted has gone through the concepts.
-- "open" is for quality. Tokens see their neighbours through a depthwise convolution, the decoder
-  starts from the masked token's own state, and the lexicon (see there) copies words of the row. The
-  concepts carry what is not local. They do not read each other, because that made them more alike
-  (records/architecture, 5).
+bottleneck="strict" tests the hypothesis: token states never change and a decoder query is a
+position and nothing else, so everything that is predicted has gone through the concepts. "open" is
+for quality: tokens see their neighbours through a depthwise convolution, the decoder starts from
+the masked token's own state, and the lexicon copies words of the row.
 
 Three choices decide whether it trains at all; each has a test in tests/test_model.py:
 - The decoder query holds the position. Without it all masks of a row get the same prediction.
-- Concepts start with standard deviation 1. Concepts near zero all read the same average of the
-  tokens and stay copies of each other.
+- Concepts start with standard deviation 1. Near zero they all read the same average of the tokens
+  and stay copies of each other.
 - Tokens, queries, keys and what a head has read are normalised.
 
-The file goes in the order in which data flows: config, attention, what happens to tokens, what
-happens to concepts, the decoders, the lexicon, and ConceptEncoder, which puts them together.
-lib/kernels.py holds three computations that are only there for speed.
+The file goes in the order in which data flows: config, attention, tokens, concepts, decoders,
+lexicon, and ConceptEncoder, which puts them together.
 
 Shapes: B rows, T tokens, K predicted positions, C concepts, D concept_dim, d token width,
 V vocabulary, H heads, e = D / H width of a head, Q queries, N keys.
@@ -45,7 +41,6 @@ from lib import kernels
 EXPAND_BELOW = 64
 
 # ---- config -------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class ConceptConfig:
@@ -121,7 +116,7 @@ class ConceptConfig:
 
     @property
     def has_self_attention(self):
-        """Whether concepts read each other."""
+        # In the open model it made concepts more alike (records/architecture, 5).
         return self.self_attention or self.bottleneck == "strict"
 
     @property
@@ -140,10 +135,8 @@ class ConceptConfig:
         return self.concept_dim - self.context_dim
 
     def gain(self, start):
-        """Start of an attention's learned gain, None for no gain.
-
-        Only the open model has gains: the strict presets promise a number of parameters.
-        """
+        """Start of an attention's learned gain, None for no gain."""
+        # Only the open model has gains: the strict presets promise a number of parameters.
         return start if self.bottleneck == "open" else None
 
 
@@ -154,7 +147,6 @@ def below(cfg, **lowest):
 
 
 # ---- small pieces ---------------------------------------------------------------
-
 
 def norm(width, cfg):
     return nn.LayerNorm(width, bias=cfg.bias)
@@ -209,16 +201,15 @@ def number_documents(ids, eot_id):
 
 # ---- attention --------------------------------------------------------------------
 
-
 class Attention(nn.Module):
     """Multi-head attention of width D: x_BQD reads y_BNE. -> (B,Q,D).
 
-    Queries and keys are RMS-normalised per head (2302.05442), so scores stay within
-    +-gain * sqrt(e) at any depth. gain: start of a learned factor on the scores, one number a head;
-    None for no factor.
-    normalize: RMS-normalise what each head has read. The mean of n unlike tokens is sqrt(n) times
-    shorter than one of them, so a head that reads widely would hardly contribute otherwise.
+    gain: start of a learned factor on the scores, one number a head; None: no factor.
+    normalize: RMS-normalise what each head has read.
     """
+    # Queries and keys are RMS-normalised per head (2302.05442): scores stay within +-gain * sqrt(e)
+    # at any depth. What a head has read is normalised because the mean of n unlike tokens is
+    # sqrt(n) times shorter than one token: a head that reads widely would hardly contribute.
     n_owned_head = 0  # heads in which each token is read by one query only, see OwnedAttention
 
     def __init__(self, D, E, cfg, gain=None, normalize=False):
@@ -274,9 +265,8 @@ def split_heads(q, k, n_head, rotary=None, gain_H=None):
 
 
 def rotate(x_BHNe, cos, sin):
-    """Rotary positions (2104.09864): the pairs (j, j + e/2) turn by an angle that grows with the
-    position, so scores depend on distances only. The baselines use it.
-    """
+    """Rotary positions (2104.09864), for the baselines: scores depend on distances only."""
+    # The pair (j, j + e/2) turns by an angle that grows with the position.
     a, b = x_BHNe.chunk(2, dim=-1)
     cos, sin = cos.to(x_BHNe.dtype), sin.to(x_BHNe.dtype)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
@@ -285,10 +275,9 @@ def rotate(x_BHNe, cos, sin):
 class OwnedAttention(Attention):
     """The first reading of a model with a lexicon. In half of its heads each token is read by one
     query only, the concept that owns the token's id (see Lexicon); the other heads are as usual.
-
-    The owned heads take the word itself as value (words_BNE), not the token state, which already
-    mixes in the neighbours. They cost O(N), not O(Q N). A query that owns nothing reads zero there.
     """
+    # The owned heads take the word itself as value (words_BNE), not the token state, which already
+    # mixes in the neighbours. They cost O(N), not O(Q N). A query that owns nothing reads zero.
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.n_owned_head = self.n_head // 2  # the last heads
@@ -297,10 +286,10 @@ class OwnedAttention(Attention):
         """owner (B,N) int64 in [0, Q): the query that owns each token. mask (B,1,1,N) or None."""
         D = x_BQD.shape[-1]
         e, n_free = D // self.n_head, self.n_head - self.n_owned_head
-        # kv's rows are all keys, then all values. Owned heads come last, so the values of the owned
-        # heads are the last rows: they are taken of the words, all other rows of the token states.
-        n_owned_rows = self.n_owned_head * e
-        rows = [2 * D - n_owned_rows, n_owned_rows]
+        # The rows of kv are all keys, then all values. The owned heads come last, so the last rows
+        # are their values: these are applied to the words, all other rows to the token states.
+        n_word_rows = self.n_owned_head * e
+        rows = [2 * D - n_word_rows, n_word_rows]
         state_weight, word_weight = self.kv.weight.split(rows)
         biases = (None, None) if self.kv.bias is None else self.kv.bias.split(rows)
         of_states = F.linear(y_BNE, state_weight, biases[0])
@@ -317,25 +306,23 @@ class OwnedAttention(Attention):
     def weights(self, x_BQD, y_BNE, mask, words_BNE, owner_BN):
         """As Attention.weights; zero in the owned heads of a query that owns nothing."""
         query_Q1 = torch.arange(x_BQD.shape[1], device=owner_BN.device)[:, None]
-        is_owned_head_H = torch.arange(self.n_head, device=owner_BN.device) >= (
-            self.n_head - self.n_owned_head)
-        may_read = (owner_BN[:, None, None] == query_Q1) | ~is_owned_head_H[:, None, None]
+        head_H11 = torch.arange(self.n_head, device=owner_BN.device)[:, None, None]
+        is_free = head_H11 < self.n_head - self.n_owned_head
+        may_read = (owner_BN[:, None, None] == query_Q1) | is_free
         if mask is not None:
             may_read = may_read & mask
         return super().weights(x_BQD, y_BNE, may_read).nan_to_num()
 
 
 def attention_by_owner(q_BHQe, k_BHNe, v_BHNe, owner_BN, mask=None):
-    """Attention in which token n is read by query owner[n] alone. -> (B,H,Q,e) float32.
-
-    One score a token, and sums over the tokens of each owner: no Q x N scores are needed.
-    """
+    """Attention in which token n is read by query owner[n] alone. -> (B,H,Q,e) float32."""
+    # One score a token, then sums over the tokens of each owner: no Q x N scores.
     H, e = q_BHQe.shape[1], q_BHQe.shape[3]
     owner_B1N1 = owner_BN[:, None, :, None]
     q_BHNe = q_BHQe.float().gather(2, owner_B1N1.expand(-1, H, -1, e))
     score_BHN1 = (q_BHNe * k_BHNe.float()).sum(-1, keepdim=True) * e**-0.5
-    # No maximum is subtracted before exp: normalised queries and keys keep scores small. The clamp
-    # is for numerical safety only.
+    # Normalised queries and keys keep scores small, so no maximum is subtracted before exp. The
+    # clamp is for numerical safety.
     share_BHN1 = score_BHN1.clamp(-30, 30).exp()
     if mask is not None:
         share_BHN1 = share_BHN1 * mask.transpose(2, 3)
@@ -359,17 +346,14 @@ class GatedFFN(nn.Module):
 
 # ---- tokens -----------------------------------------------------------------------
 
-
 class TableExpansion(nn.Module):
-    """Makes a table of width d from token_dim numbers a token: (V,token_dim) -> (V,d).
-
-    Fixed random Fourier features (2006.10739), then two linear layers with a GELU between. Encoder
-    and tied head both use the expanded table, so its rank is d and not token_dim.
-    """
+    """Makes a table of width d from token_dim numbers a token: (V,token_dim) -> (V,d)."""
+    # Encoder and tied head both use the expanded table, so its rank is d and not token_dim.
     def __init__(self, cfg):
         super().__init__()
         d = cfg.token_width
         generator = torch.Generator().manual_seed(0)
+        # Fixed random Fourier features (2006.10739), then two linear layers with a GELU between.
         self.register_buffer("waves", torch.randn(cfg.token_dim, d // 2, generator=generator))
         self.wi = nn.Linear(2 * (d // 2), d, bias=cfg.bias)
         self.out = nn.Linear(d, d, bias=cfg.bias)
@@ -388,10 +372,7 @@ def sinusoids(positions, width, base):
 
 
 class LocalMixer(nn.Module):
-    """Gated depthwise convolution: each token sees its neighbours, O(T). x_BTd -> x_BTd.
-
-    Pre-norm, with a residual connection.
-    """
+    """Gated depthwise convolution: each token sees its neighbours, O(T). x_BTd -> x_BTd."""
     def __init__(self, cfg):
         super().__init__()
         d, self.kernel = cfg.token_width, cfg.mixer_kernel
@@ -424,7 +405,6 @@ class LocalMixer(nn.Module):
 
 # ---- concepts ---------------------------------------------------------------------
 
-
 class ConceptLayer(nn.Module):
     """Concepts read the tokens, read each other if they may, and pass a gated FFN. Pre-norm."""
     def __init__(self, cfg, owned_heads=False):
@@ -456,12 +436,10 @@ class ConceptLayer(nn.Module):
 
 # ---- decoders -----------------------------------------------------------------------
 
-
 class StrictDecoder(nn.Module):
-    """One cross-attention in which positions read concepts; the values are the concepts themselves.
-
-    query (B,K,D), c (B,C,D) -> (B,K,D).
-    """
+    """One cross-attention: positions (B,K,D) read concepts (B,C,D). -> (B,K,D)."""
+    # The values are the concepts themselves. No gated FFN follows: what is predicted at a position
+    # must be there in the concepts.
     def __init__(self, cfg):
         super().__init__()
         self.n_head = cfg.n_head
@@ -476,10 +454,7 @@ class StrictDecoder(nn.Module):
 
 
 class OpenDecoder(nn.Module):
-    """n_decoder blocks: masked tokens read the concepts' content and pass a gated FFN. Pre-norm.
-
-    y (B,K,D), content (B,C,E) -> (B,K,D).
-    """
+    """n_decoder blocks: masked tokens (B,K,D) read the concepts' content (B,C,E). -> (B,K,D)."""
     def __init__(self, cfg):
         super().__init__()
         D, E = cfg.concept_dim, cfg.content_dim
@@ -499,26 +474,22 @@ class OpenDecoder(nn.Module):
 
 # ---- lexicon ------------------------------------------------------------------------
 
-
 class Lexicon(nn.Module):
     """Adds logits for the words that occur in the row: a copy mechanism through the concepts.
 
-    Concept c owns the ids v with v % n_concept == c (hash ownership). Three things follow:
+    Concept c owns the ids v with v % n_concept == c (hash ownership).
     1. Reading: half of the first layer's heads read owned tokens only (OwnedAttention), so that a
        concept knows which of its V / C words the row holds.
-    2. row_logits (B,V): each concept scores its own words, "does the row hold this word?". Asking
-       each concept about its own words only costs a C-th of asking all about all.
+    2. row_logits (B,V): each concept scores its own words, "does the row hold this word?".
     3. gate (B,K,C): how much the scores of each concept count at each predicted position: more
        where the position's context is like the one in which the concept met its words.
     logits[k, v] = state[k] . table[v] + gate[k, v % C] * row_logits[v]          (lib/kernels.py)
-
-    Why: words that repeat within a row are worth 0.17 nats to a model that knows them one by one.
-    Summed up in vectors of the model's width they can no longer be told apart; with ownership each
-    concept has only V / C words to tell apart (records/architecture, 3, 7 and 9).
-
-    The last context_dim numbers of a concept are its context memory, the mean context of its words;
-    the others, its content, are what the decoder reads and what row_logits come from.
     """
+    # Why: words that repeat within a row are worth 0.17 nats to a model that knows them one by one.
+    # Summed up in vectors of the model's width they can no longer be told apart; with ownership
+    # each concept has only V / C words to tell apart (records/architecture, 3, 7 and 9).
+    # The last context_dim numbers of a concept are its context memory, the mean context of its
+    # words; the others, its content, are what the decoder reads and row_logits come from.
     def __init__(self, cfg):
         super().__init__()
         self.to_words = nn.Linear(cfg.content_dim, cfg.token_width, bias=False)
@@ -537,11 +508,8 @@ class Lexicon(nn.Module):
         self.register_buffer("id_weight", weight_V, persistent=False)
 
     def context_memory(self, x_BTd, owner_BT, n_concept, mask=None):
-        """Weighted mean context of the tokens each concept owns. -> (B,C,context_dim) float32.
-
-        Contexts are unit vectors: where they disagree their mean is short, where there are none it
-        is zero. mask (B,1,1,T) or None, True = may read.
-        """
+        """Weighted mean context of the tokens each concept owns. -> (B,C,context_dim) float32."""
+        # Contexts are unit vectors: the less they agree, the shorter is their mean.
         context_BTr = F.normalize(self.context(x_BTd).float(), dim=-1)
         weight_BT1 = (x_BTd.float() @ self.token_weight.float())[..., None].clamp(-30, 30).exp()
         if mask is not None:
@@ -552,10 +520,8 @@ class Lexicon(nn.Module):
         return sums[..., :-1] / sums[..., -1:].clamp(min=1e-20)
 
     def gate_per_concept(self, memory_BCr, states_BKD, x_BKd):
-        """How much the row logits of each concept count at each position. -> (B,K,C) float32.
-
-        A gate from 0 to 2 for the whole position, plus how well its context matches the memory.
-        """
+        """How much the row logits of each concept count at each position. -> (B,K,C) float32."""
+        # A gate from 0 to 2 for the whole position, plus how well its context matches the memory.
         context_BKr = F.normalize(self.context(x_BKd).float(), dim=-1)
         cosine_BKC = (context_BKr @ memory_BCr.float().mT).float()
         gate_BK1 = 2 * torch.sigmoid(states_BKD.float() @ self.gate.float())[..., None]
@@ -573,11 +539,9 @@ class Lexicon(nn.Module):
         return F.softplus(score_BV - self.threshold) * self.id_weight
 
     def owned_table(self, table_Vd, C):
-        """The rows of the table by owner: row i of concept c is word C i + c. -> (C, ceil(V/C), d).
-
-        Zeros where there is no such word. No gradient. It is a copy, because bf16 products with the
-        strided view take ten times as long on a CPU.
-        """
+        """The table by owner: row i of concept c is word C i + c. -> (C, ceil(V / C), d)."""
+        # Zeros where there is no such word. No gradient. A copy, because bf16 products with the
+        # strided view take ten times as long on a CPU.
         if self.owned_table_cache is not None:
             return self.owned_table_cache
         V, d = table_Vd.shape
@@ -795,11 +759,9 @@ class ConceptEncoder(nn.Module):
     # ---- who may read whom ------------------------------------------------------------
 
     def serves(self, documents_BT, wanted_BN):
-        """Whether concept c serves document wanted[n]. -> (B,C,N) bool.
-
-        With n documents in a row, concept c serves document c % n. Up to n_concept documents are
-        kept apart exactly; beyond that, documents that share a concept see each other.
-        """
+        """Whether concept c serves document wanted[n]. -> (B,C,N) bool."""
+        # With n documents in a row, concept c serves document c % n. Up to n_concept documents are
+        # kept apart exactly; beyond that, documents that share a concept see each other.
         n_document_B11 = (documents_BT[:, -1:, None] + 1).clamp(max=self.cfg.n_concept)
         concept_C1 = torch.arange(self.cfg.n_concept, device=wanted_BN.device)[:, None]
         return concept_C1 % n_document_B11 == wanted_BN[:, None] % n_document_B11
@@ -807,10 +769,10 @@ class ConceptEncoder(nn.Module):
     def masks(self, ids, real_BT, documents_BT):
         """Masks for concepts reading tokens (B,1,1 or C,T) and reading each other (B,1,C,C).
 
-        True = may read; None where all may read all. No query is left without a key, because a
-        softmax over nothing is NaN on some back-ends: in a row of which everything is hidden, all
-        real tokens are read, and in a row of padding all tokens.
+        True = may read; None where all may read all.
         """
+        # No query is left without a key, because a softmax over nothing is NaN on some back-ends:
+        # where all tokens are hidden, all real tokens are read, and in a row of padding all tokens.
         visible_BT = real_BT
         if self.cfg.hide_masked:
             visible_BT = ids != self.cfg.mask_id
@@ -864,15 +826,11 @@ class ConceptEncoder(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, T, K, B=1):
-        """Training FLOPs an input token, rows of T tokens with K predicted ones.
-
-        Forward and backward, three times the forward; matrix products, attention and convolutions.
-        tests/test_model.py compares it with torch.utils.flop_counter. B, the rows of a batch,
-        matters only for narrow tables, which are expanded once for all of them.
-        """
+        """Training FLOPs an input token, in batches of B rows of T tokens with K predicted ones."""
+        # Matrix products, attention and convolutions; tests/test_model.py compares the sum with
+        # torch.utils.flop_counter. Each term counts multiply-adds of one row, forward only.
         cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.cfg.n_concept
         E, r, V = cfg.content_dim, cfg.context_dim, cfg.vocab_size
-        # All terms count multiply-adds of one row, forward only.
         ffn = 3 * D * cfg.ffn_dim  # for one vector
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
         read = C * (2 * D * D + 2 * T * D) + T * 2 * d * D
@@ -891,13 +849,12 @@ class ConceptEncoder(nn.Module):
             saved = C * 2 * T * D * self.layers[0].read.n_owned_head / cfg.n_head  # by owned heads
             lexicon = row_logits + gate + memory - saved
         expansion = 0
-        if self.expansion:
+        if self.expansion:  # once for all rows of a batch
             matrices = [p for p in self.expansion.parameters() if p.ndim == 2]
-            matrices.append(self.expansion.waves)
-            expansion = sum(p.numel() for p in matrices) * V / B
-        total = (len(self.mixers) * mixer + cfg.n_layer * layer + decoder + head + lexicon
-                 + expansion)
-        return 6 * total / T
+            expansion = sum(p.numel() for p in [*matrices, self.expansion.waves]) * V / B
+        mixers, layers = len(self.mixers) * mixer, cfg.n_layer * layer
+        # Two operations for a multiply-add, and a backward pass of twice the forward.
+        return 6 * (mixers + layers + decoder + head + lexicon + expansion) / T
 
 
 def or_else(mask, wider):
