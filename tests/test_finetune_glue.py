@@ -18,11 +18,18 @@ from conftest import SHARED, call, refused, result, run
 from data.tokenizer import Tokenizer
 from lib import glue
 from lib.files import FolderLock
-from lib.heads import Classifier, cut_lengths, encode_texts, keep_concepts, padded
+from lib.heads import (
+    Classifier,
+    cut_lengths,
+    encode_texts,
+    in_batches,
+    keep_concepts,
+    padded,
+    predict,
+)
 from lib.leaderboard import cell, markdown, write_submission
 from lib.machine import find_machine
 from lib.run import build_model
-from lib.tuning import in_batches, predict
 
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
 SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48", "--grid_seeds=0",
@@ -197,7 +204,7 @@ def test_many_samples_at_once_score_as_one_by_one(kind, task):
     rng = np.random.default_rng(0)
     y, p = rng.integers(0, 2, (2, 5, 40)).astype(float)
     one_by_one = [glue.score(glue.TASKS[task], *pair)[kind] for pair in zip(y, p)]
-    np.testing.assert_allclose(glue.at_once(kind, y, p), one_by_one, atol=1e-12)
+    np.testing.assert_allclose(glue.score_samples(kind, y, p), one_by_one, atol=1e-12)
 
 
 @pytest.mark.skipif(not (SHARED / "glue").is_dir(), reason="needs GLUE's files")
@@ -242,7 +249,7 @@ def test_padding_and_batch_do_not_change_an_answer(arch, n_texts):
     settings |= dict(arch="transformer") if arch == "transformer" else dict(
         bottleneck=arch, n_concept=4, concept_dim=32, hide_masked=True)
     model = Classifier(build_model(settings), 2, n_texts)
-    model.start_marks(tok)
+    model.init_special_tokens(tok)
     torch.nn.init.normal_(model.segments)
     texts = [texts[:n_texts] for texts in (("a", "b"), ("longer " * 4, "c"), ("", "x"))]
     rows, segments, _ = encode_texts(texts, tok, 64)
