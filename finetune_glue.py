@@ -171,8 +171,8 @@ def lr_of_update(update, n_updates, peak):
 
 def make_optimizer(model):
     """AdamW; weight decay for matrices only, as usual: not for biases and gains of norms."""
-    # betas and eps are those of RoBERTa's fine-tuning (1907.11692, section 3.1). There is no
-    # learning rate here: the loop sets it before each update.
+    # betas and eps are RoBERTa's (1907.11692, section 3.1). There is no learning rate here: the
+    # loop sets it before each update.
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [dict(params=matrices, weight_decay=weight_decay),
@@ -364,6 +364,7 @@ def finished(task, data, init, lr, seed):
             found = json.load(file)
     except (OSError, ValueError):  # not run yet, or damaged: it is run again
         return None
+    # a result of another recipe, checkpoint or data set has the same name and does not count
     wanted = dict(recipe=recipe_of(task), started_from=hash_of_weights(init), data=data)
     return found if all(found.get(key) == value for key, value in wanted.items()) else None
 
@@ -507,6 +508,7 @@ def read_tasks(setting):
     found, given = [], setting.split(",")
     for name in [name for part in given for name in glue.GROUPS.get(part, (part,))]:
         task = glue.find_task(name)
+        # All files are read before the first run, so that a damaged one shows at once.
         try:
             if glue_dir or os.path.isabs(task.folder):  # absolute: a folder of the user's own
                 splits, notes = glue.read_task(task, glue_dir)

@@ -63,6 +63,8 @@ class Task:
         return ("accuracy", "mcc", "f1") if len(self.labels) == 2 else ("accuracy", "mcc")
 
 
+# Epochs and lengths that differ from the defaults are chosen by the size and the texts of a data
+# set: few epochs where there are many examples, long rows where a text is a paragraph.
 SENTENCES = ("sentence1", "sentence2")
 ENTAILMENT = ("entailment", "not_entailment")
 THREE_WAY = ("entailment", "neutral", "contradiction")
@@ -102,8 +104,9 @@ HUB = {"boolq": ("google/boolq", None)}  # all others are in the GLUE repository
 METRICS = {"accuracy": accuracy_score, "f1": f1_score, "mcc": matthews_corrcoef,
            "pearson": lambda y, p: pearsonr(y, p)[0],
            "spearman": lambda y, p: spearmanr(y, p)[0]}
+# A task.json may set these fields of Task and no others.
 JSON_FIELDS = dict(text=list, label=str, labels=list, metrics=list, limits=list, swap=bool,
-                   epochs=int, batch_size=int, max_tokens=int, lrs=list)  # of a task.json
+                   epochs=int, batch_size=int, max_tokens=int, lrs=list)
 
 
 # ---- which task ----------------------------------------------------------------
@@ -118,6 +121,7 @@ def find_task(name):
                          "folder with train.tsv, dev.tsv and a task.json that names columns, "
                          "labels and metrics (see glue.py)")
     given = read_task_json(path)
+    # labels are compared with what is in the .tsv, which is text: [0, 1] means ["0", "1"]
     given["labels"] = tuple(map(str, given.get("labels", ())))
     given.setdefault("metrics", ("accuracy",) if given["labels"] else ("pearson",))
     task = Task(os.path.basename(os.path.abspath(name)), os.path.abspath(name), **given)
@@ -132,6 +136,7 @@ def read_task_json(path):
             given = json.load(file)
         wrong = []
         for key, value in given.items():
+            # type(), since isinstance would take true for an int
             smallest = 8 if key == "max_tokens" else 1
             if type(value) is not JSON_FIELDS.get(key) or type(value) is int and value < smallest:
                 wrong.append(f"{key}={value!r}")
@@ -170,6 +175,7 @@ def check_own_task(task, path):
 
 def split_file(task, glue_dir, split):
     """-> (path of a split's file or None, a remark if it is not the official split)."""
+    # GLUE is also handed around cut down, in folders that say so: MNLI-subset, QQP-subset
     subset = "a subset, not the official split"
     places = [(task.folder, split, ""), (f"{task.folder}-subset", split, subset)]
     if task.name == "ax":
@@ -199,6 +205,7 @@ def read_rows(path):
     Lines end in \\n or \\r\\n and nowhere else: str.splitlines would also cut at characters that
     occur inside sentences. A line that is no JSON becomes an empty row.
     """
+    # utf-8-sig: some copies of GLUE start with a byte order mark, which is no part of a column name
     with open(path, encoding="utf-8-sig", newline="") as file:
         lines = file.read().replace("\r\n", "\n").split("\n")
     if lines[-1] == "":
@@ -230,6 +237,7 @@ def read_split(task, path, split):
     if len(rows) < 2:
         raise ValueError(f"{path}: found {len(rows)} lines, expected a header and examples; "
                          "fetch it again")
+    # columns are found by name, since copies of GLUE's files differ in which ones they have
     header, width, has_label, first_line = rows[0], len(rows[0]), split not in task.test, 2
     wanted = [*task.text, task.label] if has_label else [*task.text]
     if set(wanted) <= set(header):
@@ -331,6 +339,7 @@ def load_hub(task, hub):
         rows = found.get(split.replace("dev", "validation"))
         if rows is None:
             continue
+        # on the hub, dev is called validation, and hidden labels of a test split are -1
         texts = list(zip(*(map(str, rows[name]) for name in task.hub_text or task.text)))
         labels = None
         if split not in task.test:
@@ -388,13 +397,14 @@ def majority(task, train_labels):
 
 def bootstrap(task, labels, predictions, n=1000, seed=0):
     """95 % confidence interval of the main score: percentiles over n resamplings -> [low, high]."""
+    # the same draws for every run: intervals of two models differ by their answers alone
     draws = np.random.default_rng(seed).integers(0, len(labels), (n, len(labels)))
     y, p = labels[draws], predictions[draws]
     scores = []
     for name in task.metrics:
         if name != "spearman" and len(task.labels) <= 2:
             scores.append(score_samples(name, y, p))
-        else:
+        else:  # Spearman needs ranks, three labels another formula
             scores.append(np.array([score(task, *pair)[name] for pair in zip(y, p)]))
     return [float(x) for x in np.percentile(np.mean(scores, axis=0), (2.5, 97.5))]
 
@@ -402,7 +412,7 @@ def bootstrap(task, labels, predictions, n=1000, seed=0):
 def score_samples(name, y, p):
     """One metric of n samples, y and p (n,N) -> (n,). sklearn would take a millisecond for each.
 
-    Labels must be 0 and 1. For these, Matthews' correlation is Pearson's.
+    For F1 and Matthews' correlation the labels must be 0 and 1; the latter is then Pearson's.
     """
     if name == "accuracy":
         return (y == p).mean(1)
@@ -416,16 +426,13 @@ def score_samples(name, y, p):
 
 # ---- predictions ---------------------------------------------------------------
 
-def label_text(task, prediction):
-    """A prediction as GLUE's server and the files write it."""
-    if task.labels:
-        return task.labels[int(prediction)]
-    return repr(float(prediction))
-
-
 def write_predictions(path, task, columns):
-    """Writes {"prediction": (N,), "label": (N,)} as tab-separated text, with an index column."""
+    """Writes {"prediction": (N,), "label": (N,)} as tab-separated text, with an index column.
+
+    Labels are spelled as in the task's files, which is also how GLUE's server wants them.
+    """
     lines = ["\t".join(["index", *columns])]
-    for i, row in enumerate(zip(*columns.values())):
-        lines.append("\t".join([str(i), *(label_text(task, value) for value in row)]))
+    for i, values in enumerate(zip(*columns.values())):
+        texts = [task.labels[int(value)] if task.labels else repr(float(value)) for value in values]
+        lines.append("\t".join([str(i), *texts]))
     replace_file(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))

@@ -38,8 +38,10 @@ class Classifier(nn.Module):
         self.segments = nn.Parameter(torch.zeros(3, encoder.cfg.token_width))  # see `forward`
         self.drop = nn.Dropout(dropout)
         width = encoder.cfg.concept_dim if encoder.arch == "concept" else encoder.cfg.token_dim
+        # one matrix for all concepts: a fine-tuning set is too small for one each
         self.compare = nn.Linear(4 * width, width) if n_texts == 2 else None
         self.out = nn.Linear(n_texts * width, n_out)
+        # small, so that the first answers are near even and the loss starts at log(n_out)
         nn.init.normal_(self.out.weight, 0, 0.02)
         nn.init.zeros_(self.out.bias)
 
@@ -90,6 +92,7 @@ class Classifier(nn.Module):
         concepts, tokens = self.encoder.encode(ids, real)
         if self.encoder.arch == "concept":
             return concepts.float() * (n_B1 > 0)[..., None]
+        # a pre-norm Transformer ends without a norm, and its states differ in length
         tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]) * real[..., None]
         return tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None]
 
@@ -113,10 +116,12 @@ def encode_texts(texts, tok, longest):
     A row has `longest` ids at most; the longer text of a pair is cut first.
     """
     # Inside a text a word has a space before it, and most tokenizers give it another id without.
+    # Pretraining has mostly seen the one with it. Bytes are the same in both places.
     space = "" if tok.name == "byte" else " "
     columns = [tok.encode([space + text.strip() for text in column]) for column in zip(*texts)]
     rows, segments, n_cut = [], [], 0
     for parts in zip(*columns):
+        # a row is [CLS], then each part with a [SEP] behind it that counts to its segment
         lengths = [len(part) for part in parts]
         kept = cut_lengths(lengths, longest - 1 - len(parts))  # [CLS], and a [SEP] for each text
         n_cut += kept != lengths
@@ -173,6 +178,7 @@ def predict(model, encoded, pad_id, machine, dtype, eval_tokens=16384):
     """
     rows, segments = encoded
     model.eval()
+    # Sorted by length, a batch has little padding, and padding does not change an answer.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     outputs = [None] * len(rows)
     while order:

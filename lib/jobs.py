@@ -16,6 +16,7 @@ def run_python(arguments, log_path, number, jobs):
     environment = dict(os.environ)
     if not environment.get("OMP_NUM_THREADS"):  # what the user has set stays
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    # A process sees one GPU only, and calls it cuda:0 whichever it is.
     n_gpu = torch.cuda.device_count()
     if n_gpu > 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(number % min(n_gpu, jobs))

@@ -1,6 +1,5 @@
 """Results of fine-tuning: medians over seeds, a table beside published ones, a GLUE submission."""
 
-import io
 import os
 import statistics
 import zipfile
@@ -58,6 +57,7 @@ def summary_of(runs, task):
         """One number of each metric: compute([its value in each run]); which: metrics or last."""
         return {name: compute([run[which][name] for run in shown]) for name in shown[0]["metrics"]}
 
+    # the run whose interval stands for the median: of an even number, the better of the middle two
     middle = sorted(runs, key=lambda run: run["score"])[len(runs) // 2]
     return dict(
         median=over_runs(statistics.median, "metrics"), min=over_runs(min, "metrics"),
@@ -91,6 +91,7 @@ def markdown(results, heading):
     shown = list(tasks)
     if is_glue:  # all columns of the published results
         shown += [name for name in COLUMNS if name not in tasks]
+    # cells are empty where a task was not run or a paper does not give its score
     lines = [f"# {heading}", "",
              "Dev sets. Median [smallest-largest] over seeds, of the best epoch by dev score; F1 "
              "before accuracy where there are two.", "",
@@ -151,9 +152,11 @@ def write_submission(path, best_runs):
                 missing.append(f"{name}.tsv")
     if missing:
         return missing
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in found.items():
-            archive.writestr(name, text)
-    replace_file(path, lambda file: file.write(buffer.getvalue()))
+
+    def write(file):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in found.items():
+                archive.writestr(name, text)
+
+    replace_file(path, write)
     return []
