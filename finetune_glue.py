@@ -72,7 +72,7 @@ from lib.run import build_model, does_not_fit, load_run, model_state, read_check
 #   init  what a run starts from: "pretrained" (the weights in out_dir), "untrained" (the same
 #         network with fresh weights) or the folder of another training run
 #   run   one fine-tuning, given by (init, learning rate, seed)
-# Below the settings, `task` is always a glue.Task; the setting is read in read_tasks() only.
+# Inside functions `task` is a glue.Task; the setting of that name goes to read_tasks() only.
 INITS = ["pretrained"] + [init for init in controls.split(",") if init]
 # Runs from the weights of another task are kept apart from those without, in names everywhere.
 FROM_TASK = f"_from_{os.path.basename(os.path.abspath(init_from_task))}" if init_from_task else ""
