@@ -1,4 +1,4 @@
-"""finetune_glue.py: official files read right, scores anyone can recompute, nothing lost, controls beside results."""
+"""finetune_glue.py: files are read as they are, scores can be recomputed, no run is lost."""
 
 import csv
 import json
@@ -18,15 +18,27 @@ from conftest import SHARED, call, refused, result, run
 from data.tokenizer import Tokenizer
 from lib import glue
 from lib.files import FolderLock
-from lib.heads import Classifier, cut_lengths, encode_texts, keep_concepts, padded
+from lib.heads import (
+    Classifier,
+    cut_lengths,
+    encode_texts,
+    in_batches,
+    keep_concepts,
+    padded,
+    predict,
+)
 from lib.leaderboard import cell, markdown, write_submission
 from lib.machine import find_machine
 from lib.run import build_model
-from lib.tuning import in_batches, predict
 
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48", "--grid_seeds=0",
-         "--n_concept=2"]
+SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48",
+         "--grid_seeds=0", "--n_concept=2"]
+
+
+def finetune(out, task, *arguments, ok=True):
+    """finetune_glue.py on a tiny model -> what call() returns."""
+    return call("finetune_glue.py", f"--out_dir={out}", f"--task={task}", *SMALL, *arguments, ok=ok)
 
 
 def write(path, text):
@@ -42,7 +54,10 @@ def read_tsv(path):
 
 @pytest.fixture(scope="module")
 def own_task(tmp_path_factory):
-    """Texts that praise or blame, with a task.json; and the same as scores, a pair of texts each."""
+    """A folder with three tasks: mood (one text, two labels), alike (two texts, a score), same.
+
+    "same" has one label in its training set, so that a model learns a constant answer.
+    """
     rng, root = random.Random(0), tmp_path_factory.mktemp("tasks")
     words = {"good": ("fine", "warm"), "bad": ("cold", "dull")}
 
@@ -52,19 +67,26 @@ def own_task(tmp_path_factory):
             yield f"the {rng.choice(['cat', 'stone'])} is {rng.choice(words[verdict])}", verdict
 
     for split, n in (("train", 96), ("dev", 40), ("test", 7)):
-        lines = [f"{text}\t{verdict}" for text, verdict in rows(n)]
-        lines = ["line\tverdict", *lines] if split != "test" else ["line", *(line.split("\t")[0] for line in lines)]
+        if split == "test":  # without labels
+            lines = ["line", *(text for text, _ in rows(n))]
+        else:
+            lines = ["line\tverdict", *(f"{text}\t{verdict}" for text, verdict in rows(n))]
         write(root / "mood" / f"{split}.tsv", "\n".join(lines) + "\n")
-        scored = [(a, b, 10 * (a_mood == b_mood) + rng.random()) for (a, a_mood), (b, b_mood) in zip(rows(n), rows(n))]
+        lines = ["a\tb\tscore"]
+        for (a, a_mood), (b, b_mood) in zip(rows(n), rows(n)):
+            lines.append(f"{a}\t{b}\t{10 * (a_mood == b_mood) + rng.random():.2f}")
         if split != "test":
-            lines = ["a\tb\tscore", *(f"{a}\t{b}\t{s:.2f}" for a, b, s in scored)]
             write(root / "alike" / f"{split}.tsv", "\n".join(lines) + "\n")
     for split in ("train", "dev"):
-        write(root / "same" / f"{split}.tsv", "line\tverdict\n" + "".join(f"{text}\tgood\n" for text, _ in rows(16))
-              + "odd\tbad\n" * (split == "dev"))
-    write(root / "same" / "task.json", json.dumps(dict(text=["line"], label="verdict", labels=["bad", "good"])))
-    write(root / "mood" / "task.json", json.dumps(dict(text=["line"], label="verdict", labels=["bad", "good"])))
-    write(root / "alike" / "task.json", json.dumps(dict(text=["a", "b"], label="score", limits=[1.5, 4.5])))
+        lines = ["line\tverdict", *(f"{text}\tgood" for text, _ in rows(16))]
+        if split == "dev":
+            lines.append("odd\tbad")
+        write(root / "same" / f"{split}.tsv", "\n".join(lines) + "\n")
+    mood = json.dumps(dict(text=["line"], label="verdict", labels=["bad", "good"]))
+    write(root / "same" / "task.json", mood)
+    write(root / "mood" / "task.json", mood)
+    alike = json.dumps(dict(text=["a", "b"], label="score", limits=[1.5, 4.5]))
+    write(root / "alike" / "task.json", alike)
     return root
 
 
@@ -72,10 +94,11 @@ def own_task(tmp_path_factory):
 def trained(data_dir, tmp_path_factory):
     """A tiny pretrained run."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    call("train.py", f"--data_dir={data_dir}", f"--out_dir={out}", "--dtype=fp32", "--device=cpu", "--block_size=64",
-         "--n_layer=1", "--n_head=2", "--n_concept=4", "--concept_dim=32", "--token_dim=64", "--ffn_dim=32",
-         "--batch_size=8", "--micro_batch=8", "--max_steps=20", "--warmup_steps=2", "--eval_interval=20",
-         "--eval_rows=8", "--health_rows=0", "--masking_type=token", "--init_table=random")
+    call("train.py", f"--data_dir={data_dir}", f"--out_dir={out}", "--dtype=fp32", "--device=cpu",
+         "--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=4", "--concept_dim=32",
+         "--token_dim=64", "--ffn_dim=32", "--batch_size=8", "--micro_batch=8", "--max_steps=20",
+         "--warmup_steps=2", "--eval_interval=20", "--eval_rows=8", "--health_rows=0",
+         "--masking_type=token", "--init_table=random")
     return out
 
 
@@ -95,7 +118,8 @@ def test_quotes_byte_order_marks_and_windows_line_ends_are_text_and_nothing_more
     task = glue.TASKS["mrpc"]
     write(tmp_path / "MRPC/train.tsv", b"\xef\xbb\xbf" + MRPC.replace("\n", "\r\n").encode()
           + b'1\t1\t2\tHe said " yes\tShe said no\r\n0\t3\t4\tb\t"c\r\n')
-    write(tmp_path / "MRPC/dev.tsv", MRPC + "1\t1\t2\ta\u2028b\tc")  # no newline at the end, an odd one inside
+    # no newline at the end, and inside a text a character at which str.splitlines would cut
+    write(tmp_path / "MRPC/dev.tsv", MRPC + "1\t1\t2\ta\u2028b\tc")
     splits, notes = glue.read_task(task, str(tmp_path))
     assert splits["train"][0] == [('He said " yes', "She said no"), ("b", '"c')]
     assert splits["train"][1].tolist() == [1, 0] and splits["dev"][0] == [("a\u2028b", "c")]
@@ -116,7 +140,8 @@ def test_a_cut_row_is_counted_and_an_empty_sentence_kept(tmp_path):
     ("train", "Quality\tother\n1\ta\n", ("found the columns Quality, other", "#1 String")),
     ("train", "", ("0 lines", "expected a header")),
     ("train", b"\xff\xfe\x00\x01", ("not UTF-8",)),
-    ("test", "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\ta\tb\n1\t1\t2\ta\n", ("line 3", "must be whole")),
+    ("test", MRPC.replace("Quality", "index") + "0\t1\t2\ta\tb\n1\t1\t2\ta\n",
+     ("line 3", "must be whole")),
 ])
 def test_a_file_that_cannot_be_right_is_refused(split, text, parts, tmp_path):
     for name in ("train", "dev"):
@@ -136,22 +161,27 @@ def test_the_hub_gives_the_same_examples_as_the_files(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pairs = [("a b", "c", 1), ('say "x', "d", 0), ("e", "f", 1)]
     configs = []
-    for name, folder, words in (("mrpc", "MRPC", ("0", "1")), ("rte", "RTE", ("entailment", "not_entailment"))):
+    for name, folder, words in (("mrpc", "MRPC", ("0", "1")),
+                                ("rte", "RTE", ("entailment", "not_entailment"))):
         for split, stem in (("train", "train"), ("validation", "dev"), ("test", "test")):
             hidden = split == "test"
             (tmp_path / "hub" / name).mkdir(parents=True, exist_ok=True)
-            table = dict(sentence1=[p[0] for p in pairs], sentence2=[p[1] for p in pairs], idx=[0, 1, 2],
-                         label=[-1 if hidden else p[2] for p in pairs])
+            table = dict(sentence1=[p[0] for p in pairs], sentence2=[p[1] for p in pairs],
+                         idx=[0, 1, 2], label=[-1 if hidden else p[2] for p in pairs])
             parquet.write_table(pyarrow.table(table), tmp_path / f"hub/{name}/{split}.parquet")
             if name == "mrpc":
                 lines = [f"{words[p[2]]}\t1\t2\t{p[0]}\t{p[1]}" for p in pairs]
                 header = MRPC.replace("Quality", "index") if hidden else MRPC
+            elif hidden:
+                lines = [f"0\t{p[0]}\t{p[1]}" for p in pairs]
+                header = "index\tsentence1\tsentence2\n"
             else:
-                lines = [f"0\t{p[0]}\t{p[1]}" + (f"\t{words[p[2]]}" if not hidden else "") for p in pairs]
-                header = "index\tsentence1\tsentence2\n" if hidden else "index\tsentence1\tsentence2\tlabel\n"
+                lines = [f"0\t{p[0]}\t{p[1]}\t{words[p[2]]}" for p in pairs]
+                header = "index\tsentence1\tsentence2\tlabel\n"
             write(tmp_path / f"files/{folder}/{stem}.tsv", header + "\n".join(lines) + "\n")
         configs.append(f"- config_name: {name}\n  data_files:\n" + "".join(
-            f"  - split: {s}\n    path: {name}/{s}.parquet\n" for s in ("train", "validation", "test")))
+            f"  - split: {split}\n    path: {name}/{split}.parquet\n"
+            for split in ("train", "validation", "test")))
     write(tmp_path / "hub/README.md", "---\nconfigs:\n" + "".join(configs) + "---\n")
     for name in ("mrpc", "rte"):
         of_hub, _ = glue.load_hub(glue.TASKS[name], str(tmp_path / "hub"))
@@ -166,9 +196,12 @@ def test_the_hub_gives_the_same_examples_as_the_files(tmp_path):
 def test_a_task_of_ones_own_must_make_sense(tmp_path):
     for broken in ("{", '{"text": ["a"]}', '{"text": [], "label": "b"}',
                    '{"text": ["a"], "label": "b", "labels": ["x"]}',
-                   '{"text": ["a"], "label": "b", "metrics": ["f1"]}', '{"text": ["a"], "label": "b", "typo": 1}',
-                   '{"text": ["a"], "label": "b", "limits": [5, 0]}', '{"text": ["a"], "label": "b", "limits": 5}',
-                   '{"text": ["a"], "label": "b", "epochs": 0}', '{"text": ["a"], "label": "b", "lrs": ["x"]}',
+                   '{"text": ["a"], "label": "b", "metrics": ["f1"]}',
+                   '{"text": ["a"], "label": "b", "typo": 1}',
+                   '{"text": ["a"], "label": "b", "limits": [5, 0]}',
+                   '{"text": ["a"], "label": "b", "limits": 5}',
+                   '{"text": ["a"], "label": "b", "epochs": 0}',
+                   '{"text": ["a"], "label": "b", "lrs": ["x"]}',
                    '{"text": ["a"], "label": "b", "labels": [1, 1]}', "[]"):
         write(tmp_path / "task.json", broken)
         with pytest.raises(ValueError, match="task.json"):
@@ -192,12 +225,13 @@ def test_scores_are_those_of_sklearn_and_scipy():
     assert glue.score(glue.TASKS["stsb"], y, np.ones(50)) == dict(pearson=0.0, spearman=0.0)
 
 
-@pytest.mark.parametrize("kind,task", [("accuracy", "sst2"), ("f1", "mrpc"), ("mcc", "cola"), ("pearson", "stsb")])
+@pytest.mark.parametrize("kind,task", [("accuracy", "sst2"), ("f1", "mrpc"), ("mcc", "cola"),
+                                       ("pearson", "stsb")])
 def test_many_samples_at_once_score_as_one_by_one(kind, task):
     rng = np.random.default_rng(0)
     y, p = rng.integers(0, 2, (2, 5, 40)).astype(float)
     one_by_one = [glue.score(glue.TASKS[task], *pair)[kind] for pair in zip(y, p)]
-    np.testing.assert_allclose(glue.at_once(kind, y, p), one_by_one, atol=1e-12)
+    np.testing.assert_allclose(glue.score_samples(kind, y, p), one_by_one, atol=1e-12)
 
 
 @pytest.mark.skipif(not (SHARED / "glue").is_dir(), reason="needs GLUE's files")
@@ -206,7 +240,8 @@ def test_the_majority_answer_to_mrpc_scores_what_everyone_reports():
     splits, _ = glue.read_task(task, str(SHARED / "glue"))
     labels = splits["dev"][1]
     found = glue.score(task, labels, np.full(len(labels), glue.majority(task, splits["train"][1])))
-    assert round(found["accuracy"], 4) == 0.6838 and round(found["f1"], 4) == 0.8122 and found["mcc"] == 0
+    assert round(found["accuracy"], 4) == 0.6838 and round(found["f1"], 4) == 0.8122
+    assert found["mcc"] == 0
 
 
 def test_the_bootstrap_interval_is_as_wide_as_the_binomial():
@@ -226,10 +261,12 @@ def test_pairs_are_framed_with_their_segments_and_the_longer_text_is_cut_first()
     assert segment.tolist() == [0, 1, 1, 1, 1, 2, 2, 2] and cut == 0
     [row], [segment], cut = encode_texts([("abcdefgh", "xy")], tok, 9)
     assert row.tolist() == [tok.cls_id, *b"abcd", tok.sep_id, *b"xy", tok.sep_id] and cut == 1
-    for lengths, room in (([9, 2], 6), ([2, 9], 6), ([9, 9], 7), ([9, 8], 16), ([0, 9], 4), ([50], 7)):
+    for lengths, room in (([9, 2], 6), ([2, 9], 6), ([9, 9], 7), ([9, 8], 16), ([0, 9], 4),
+                          ([50], 7)):
         kept = cut_lengths(lengths, room)
         assert sum(kept) == room and all(k <= n for k, n in zip(kept, lengths))
-        assert all(k == n or k >= max(kept) - 1 for k, n in zip(kept, lengths)), "only the longest is cut"
+        assert all(k == n or k >= max(kept) - 1 for k, n in zip(kept, lengths)), (
+            "only the longest is cut")
 
 
 @pytest.mark.parametrize("n_texts", [1, 2])
@@ -237,12 +274,14 @@ def test_pairs_are_framed_with_their_segments_and_the_longer_text_is_cut_first()
 def test_padding_and_batch_do_not_change_an_answer(arch, n_texts):
     tok = Tokenizer.load("byte")
     torch.manual_seed(0)
-    settings = dict(vocab_size=tok.vocab_size, block_size=64, n_layer=2, n_head=2, ffn_dim=32, token_dim=64,
-                    mask_id=tok.mask_id)
-    settings |= dict(arch="transformer") if arch == "transformer" else dict(
-        bottleneck=arch, n_concept=4, concept_dim=32, hide_masked=True)
+    settings = dict(vocab_size=tok.vocab_size, block_size=64, n_layer=2, n_head=2, ffn_dim=32,
+                    token_dim=64, mask_id=tok.mask_id)
+    if arch == "transformer":
+        settings |= dict(arch="transformer")
+    else:
+        settings |= dict(bottleneck=arch, n_concept=4, concept_dim=32, hide_masked=True)
     model = Classifier(build_model(settings), 2, n_texts)
-    model.start_marks(tok)
+    model.init_special_tokens(tok)
     torch.nn.init.normal_(model.segments)
     texts = [texts[:n_texts] for texts in (("a", "b"), ("longer " * 4, "c"), ("", "x"))]
     rows, segments, _ = encode_texts(texts, tok, 64)
@@ -251,23 +290,27 @@ def test_padding_and_batch_do_not_change_an_answer(arch, n_texts):
         alone = model(*padded(rows[i:i + 1], segments[i:i + 1], tok.pad_id)).detach().numpy()
         np.testing.assert_allclose(alone[0], together[i], atol=2e-5)
     assert np.ptp(together[:, 0]) > 0
-    swapped = model(padded(rows, segments, 0)[0], 0 * padded(rows, segments, 0)[1], padded(rows, segments, 0)[2])
-    assert not np.allclose(swapped.detach().numpy(), together, atol=1e-4), "segments matter"
+    ids, kinds, real = padded(rows, segments, 0)
+    without = model(ids, 0 * kinds, real)
+    assert not np.allclose(without.detach().numpy(), together, atol=1e-4), "segments matter"
 
 
 def test_kept_concepts_keep_their_words_and_take_over_those_of_the_others():
-    settings = dict(vocab_size=64, block_size=16, n_layer=2, n_head=2, ffn_dim=32, token_dim=64, n_concept=4,
-                    concept_dim=32, n_mixer=0)
+    settings = dict(vocab_size=64, block_size=16, n_layer=2, n_head=2, ffn_dim=32, token_dim=64,
+                    n_concept=4, concept_dim=32, n_mixer=0)
     torch.manual_seed(0)
     whole = build_model(settings)
     part_settings, weights = keep_concepts(settings, whole.state_dict(), 2)
     part = build_model(part_settings)
     part.load_state_dict(weights)
-    for n, same in ((4, True), (2, False)):  # ids of concepts 0 and 1 alone; even ids, half of which were concept 2's
-        ids = torch.tensor([[0, 1, 4, 5, 20, 21, 40, 41]]) if n == 4 else 2 * torch.arange(8)[None]
+    of_kept = torch.tensor([[0, 1, 4, 5, 20, 21, 40, 41]])  # ids of concepts 0 and 1 alone
+    of_others = 2 * torch.arange(8)[None]  # even ids, half of which were concept 2's
+    for ids, same in ((of_kept, True), (of_others, False)):
         assert torch.allclose(whole.encode(ids)[0][:, :2], part.encode(ids)[0], atol=1e-6) == same
-    assert keep_concepts(settings, weights, 0)[0] == keep_concepts(settings, weights, 9)[0] == settings
-    assert keep_concepts(dict(arch="transformer"), weights, 2) == (dict(arch="transformer"), weights)
+    for n in (0, 9):
+        assert keep_concepts(settings, weights, n)[0] == settings
+    transformer = dict(arch="transformer")
+    assert keep_concepts(transformer, weights, 2) == (transformer, weights)
 
 
 def test_batches_hold_every_row_once_and_little_padding():
@@ -297,16 +340,18 @@ def test_written_predictions_give_the_reported_scores(tuned):
     for run_ in mood["runs"]:
         rows = read_tsv(out / f"glue/mood/pretrained_lr0.003_seed{run_['seed']}.dev.tsv")
         y, p = ([row[name] for row in rows] for name in ("label", "prediction"))
-        assert len(rows) == 40 and sklearn.metrics.accuracy_score(y, p) == run_["metrics"]["accuracy"]
+        assert len(rows) == 40
+        assert sklearn.metrics.accuracy_score(y, p) == run_["metrics"]["accuracy"]
         assert sklearn.metrics.f1_score(y, p, pos_label="good") == run_["metrics"]["f1"]
     for run_ in alike["runs"]:
         rows = read_tsv(out / f"glue/alike/pretrained_lr0.003_seed{run_['seed']}.dev.tsv")
         y, p = ([float(row[name]) for row in rows] for name in ("label", "prediction"))
         assert scipy.stats.pearsonr(y, p)[0] == run_["metrics"]["pearson"]
-        assert min(p) == 1.5 and max(p) == 4.5, "answers beyond the task's limits are scored as they are written"
-    assert mood["median"]["accuracy"] > 0.9 > mood["majority"]["accuracy"], "the task can be learned"
+        assert min(p) == 1.5 and max(p) == 4.5, "scores are clipped to the task's limits"
+    assert mood["median"]["accuracy"] > 0.9 > mood["majority"]["accuracy"], "the task is learned"
     assert mood["min"]["accuracy"] <= mood["median"]["accuracy"] <= mood["max"]["accuracy"]
-    assert set(mood["controls"]) == {"untrained"} and len(mood["controls"]["untrained"]["runs"]) == 2
+    assert set(mood["controls"]) == {"untrained"}
+    assert len(mood["controls"]["untrained"]["runs"]) == 2
     assert len(read_tsv(out / "glue/mood/pretrained_lr0.003_seed1.test.tsv")) == 7
     table = (out / "glue.md").read_text()
     assert "majority answer" in table and "untrained" in table and "95 %" in table
@@ -326,37 +371,39 @@ def test_a_killed_run_goes_on_and_nothing_finished_is_run_again(tuned):
 def test_a_full_disk_is_one_message_and_the_same_command_goes_on(trained, own_task, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
-    args = ["finetune_glue.py", f"--out_dir={out}", f"--task={own_task}/mood", *SMALL, "--seeds=1", "--lrs=3e-3"]
+    args = ["--seeds=1", "--lrs=3e-3"]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # stands in for the disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        done = call(*args, ok=False)
+        done = finetune(out, own_task / "mood", *args, ok=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     refused(done, "could not be written", "the same command goes on")
-    assert not list(out.rglob("*.tmp")) and result(call(*args))["mood"]["median"]["accuracy"] > 0.9
+    assert not list(out.rglob("*.tmp"))
+    done = result(finetune(out, own_task / "mood", *args))
+    assert done["mood"]["median"]["accuracy"] > 0.9
     shutil.copytree(own_task / "mood", tmp_path / "mood")
     dev = tmp_path / "mood" / "dev.tsv"
     dev.write_text(dev.read_text().replace("bad", "?").replace("good", "bad").replace("?", "good"))
-    args[2] = f"--task={tmp_path}/mood"
-    assert result(call(*args))["mood"]["median"]["accuracy"] < 0.5, "results of other data are not taken for its own"
+    done = result(finetune(out, tmp_path / "mood", *args))
+    assert done["mood"]["median"]["accuracy"] < 0.5, "results of other data are not reused"
 
 
 def test_another_task_starts_from_the_weights_of_the_first(tuned, own_task):
     out, _, _ = tuned
     saved = torch.load(out / "glue/mood/model.pt", weights_only=True)
     assert saved["labels"] == ["bad", "good"] and saved["task"] == "mood"
-    done = result(call("finetune_glue.py", f"--out_dir={out}", f"--task={own_task}/mood", "--seeds=1", "--lrs=1e-3",
-                       f"--init_from_task={out}/glue/mood", *SMALL, "--epochs=1"))
-    assert done["mood_from_mood"]["median"]["accuracy"] > 0.9, "one epoch is enough for who knows the task"
+    done = result(finetune(out, own_task / "mood", "--seeds=1", "--lrs=1e-3", "--epochs=1",
+                           f"--init_from_task={out}/glue/mood"))
+    assert done["mood_from_mood"]["median"]["accuracy"] > 0.9, "one epoch is enough"
     assert "mood" in done, "and what was measured without it is still there"
 
 
 def test_a_constant_answer_is_called_one(trained, own_task):
-    call("finetune_glue.py", f"--out_dir={trained}", f"--task={own_task}/same", *SMALL, "--seeds=1", "--lrs=3e-3")
+    finetune(trained, own_task / "same", "--seeds=1", "--lrs=3e-3")
     found = json.loads((trained / "glue.json").read_text())["same"]
-    assert found["degenerate"] == 1 and found["median"]["mcc"] == 0 and "constant answers 1" in (
-        trained / "glue.md").read_text()
+    assert found["degenerate"] == 1 and found["median"]["mcc"] == 0
+    assert "constant answers 1" in (trained / "glue.md").read_text()
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_is_counted(trained, own_task, monkeypatch):
@@ -364,11 +411,13 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_is_counted(trained, own_t
 
     def breaks(self, *batch):
         calls.append(self.training)
-        return forward(self, *batch) * (math.nan if self.training and sum(calls) == 15 else 1)  # in the second epoch
+        in_second_epoch = self.training and sum(calls) == 15
+        return forward(self, *batch) * (math.nan if in_second_epoch else 1)
     monkeypatch.setattr(Classifier, "forward", breaks)
-    call("finetune_glue.py", f"--out_dir={trained}", f"--task={own_task}/mood", "--seeds=1", "--lrs=2e-3", *SMALL)
+    finetune(trained, own_task / "mood", "--seeds=1", "--lrs=2e-3")
     (run_,) = json.loads((trained / "glue.json").read_text())["mood"]["runs"]
-    assert run_["diverged"] and run_["epochs"] == 2 and "diverged 1" in (trained / "glue.md").read_text()
+    assert run_["diverged"] and run_["epochs"] == 2
+    assert "diverged 1" in (trained / "glue.md").read_text()
     assert 0 <= run_["metrics"]["accuracy"] <= 1 and run_["interval"][0] <= run_["interval"][1]
     model = torch.load(trained / "glue/mood/model.pt", weights_only=True)["model"]
     assert all(tensor.isfinite().all() for tensor in model.values()), "the update was left out"
@@ -382,8 +431,7 @@ def test_memory_that_runs_out_names_a_batch_size_that_fits(trained, own_task, mo
             raise RuntimeError("can't allocate memory: you tried to allocate too much")
         return forward(self, ids, *others)
     monkeypatch.setattr(Classifier, "forward", little_memory)
-    done = call("finetune_glue.py", f"--out_dir={trained}", f"--task={own_task}/mood", "--seeds=1", "--lrs=1e-5",
-                *SMALL, ok=False)
+    done = finetune(trained, own_task / "mood", "--seeds=1", "--lrs=1e-5", ok=False)
     refused(done, "error: 8 rows of", "do not fit into memory; --batch_size=2 does")
 
 
@@ -403,8 +451,8 @@ def test_bad_settings_are_refused(arguments, parts, trained):
 
 def test_two_runs_in_one_folder_are_refused(trained, own_task):
     with FolderLock(trained / "glue"):  # each would write its own glue.json over the other's
-        refused(call("finetune_glue.py", f"--out_dir={trained}", f"--task={own_task}/mood", ok=False),
-                "another run is fine-tuning in", "--jobs")
+        refused(finetune(trained, own_task / "mood", ok=False), "another run is fine-tuning in",
+                "--jobs")
 
 
 def test_a_damaged_table_is_named_and_its_runs_are_kept(tuned):
@@ -417,8 +465,7 @@ def test_a_damaged_table_is_named_and_its_runs_are_kept(tuned):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, own_task):
-    refused(call("finetune_glue.py", f"--out_dir={tmp_path}", f"--task={own_task}/mood", ok=False), "no checkpoint",
-            "train.py")
+    refused(finetune(tmp_path, own_task / "mood", ok=False), "no checkpoint", "train.py")
 
 
 # ---- what comes out ----------------------------------------------------------------------
@@ -430,7 +477,8 @@ def test_the_submission_has_eleven_files_as_the_server_wants_them(tmp_path):
         for split in task.test + (("ax",) if name == "mnli" else ()):
             values = [0.0, 1.0] if task.labels else [0.0, 4.125]
             glue.write_predictions(f"{runs[name]}.{split}.tsv", task, dict(prediction=values))
-    assert write_submission(str(tmp_path / "s.zip"), {k: v for k, v in runs.items() if k != "rte"}) == ["RTE.tsv"]
+    without_rte = {name: path for name, path in runs.items() if name != "rte"}
+    assert write_submission(str(tmp_path / "s.zip"), without_rte) == ["RTE.tsv"]
     assert not (tmp_path / "s.zip").exists(), "never an incomplete one"
     assert write_submission(str(tmp_path / "s.zip"), runs) == []
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:
@@ -439,13 +487,15 @@ def test_the_submission_has_eleven_files_as_the_server_wants_them(tmp_path):
         "CoLA SST-2 MRPC STS-B QQP MNLI-m MNLI-mm QNLI RTE WNLI AX").split())
     assert all(lines[0] == "index\tprediction" for lines in files.values())
     assert files["STS-B.tsv"][1:] == ["0\t0.0", "1\t4.125"]
-    assert files["CoLA.tsv"][1:] == ["0\t0", "1\t1"] and files["RTE.tsv"][1:] == ["0\tentailment", "1\tnot_entailment"]
+    assert files["CoLA.tsv"][1:] == ["0\t0", "1\t1"]
+    assert files["RTE.tsv"][1:] == ["0\tentailment", "1\tnot_entailment"]
     assert files["MNLI-mm.tsv"][1:] == files["AX.tsv"][1:] == ["0\tentailment", "1\tneutral"]
 
 
 def test_the_table_says_f1_before_accuracy_and_names_its_sources():
-    part = dict(median=dict(accuracy=0.7, f1=0.8), majority=dict(accuracy=0.68, f1=0.81), params="3.0M", controls={},
-                runs=[{}], min=dict(accuracy=0.6, f1=0.75), max=dict(accuracy=0.71, f1=0.82),
+    part = dict(median=dict(accuracy=0.7, f1=0.8), majority=dict(accuracy=0.68, f1=0.81),
+                params="3.0M", controls={}, runs=[{}],
+                min=dict(accuracy=0.6, f1=0.75), max=dict(accuracy=0.71, f1=0.82),
                 interval_of_median=[0.6, 0.8], last_median=dict(accuracy=0.69, f1=0.79), lr=1e-3,
                 metric="accuracy and f1", degenerate=0, diverged=0, cut={}, notes=["a note"])
     assert cell("mrpc", part) == "80.0 [75.0-82.0]/70.0 [60.0-71.0]"

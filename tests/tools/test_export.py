@@ -15,9 +15,8 @@ from conftest import ROOT, SHARED, call, refused, result
 from test_tokenizer import ODD, needs_gpt2, random_texts, read_texts
 
 from data.tokenizer import Tokenizer, with_specials
-from lib.heads import Classifier, encode_texts, keep_concepts, padded
+from lib.heads import Classifier, encode_texts, keep_concepts, padded, predict
 from lib.run import build_model, model_state, save_checkpoint
-from lib.tuning import predict
 
 transformers = pytest.importorskip("transformers")
 hub_model = pytest.importorskip("hub_model")
