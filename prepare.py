@@ -1,4 +1,4 @@
-"""Text -> token bins that train.py reads. Also: check a data set, split one, merge its shards.
+r"""Text -> token bins that train.py reads. Also: check a data set, split one, merge its shards.
 
     python prepare.py --input='texts/*.txt' --out_dir=data/mine    # trains a vocabulary of 16,000
     python prepare.py --input=a.jsonl.gz,folder --out_dir=data/mine --tokenizer=byte
