@@ -156,8 +156,7 @@ def as_options(names):
 
 def only(*names):
     """Raises DataError if a setting other than `names` was changed."""
-    ignored = [name for name in changed(config) if name not in names]
-    if ignored:
+    if ignored := [name for name in changed(config) if name not in names]:
         takes = as_options(name for name in config if name in names)
         raise DataError(f"{as_options(ignored)}: {mode} takes {takes} and no other setting")
 
@@ -178,11 +177,9 @@ def prepare():
             raise DataError(f"--input_format={input_format} is of standard input (--input=-); "
                             "files tell by their names")
         files = find_inputs(input, follow_links)
-        of_ids = [path for path in files.paths if holds_ids(path, token_key, text_key)]
-        if of_ids:
+        if of_ids := [path for path in files.paths if holds_ids(path, token_key, text_key)]:
             return prepare_ids(files, of_ids)
-    ignored = [name for name in changed(OF_IDS) if name != "tokenizer"]
-    if ignored:
+    if ignored := [name for name in changed(OF_IDS) if name != "tokenizer"]:
         raise DataError(f"{as_options(ignored)}: only token ids have such a thing, and "
                         f"{files.paths[0] if files else input} is text")
     return prepare_text(config, files)
@@ -190,11 +187,9 @@ def prepare():
 
 def prepare_ids(files, of_ids):
     """Files of token ids -> bins; returns the summary. of_ids: those of `files` that hold ids."""
-    texts = sorted(set(files.paths) - set(of_ids))
-    if texts:
+    if texts := sorted(set(files.paths) - set(of_ids)):
         raise DataError(f"{of_ids[0]} holds token ids, {texts[0]} text: prepare them apart")
-    ignored = [name for name in changed(config) if name not in WITH_IDS]
-    if ignored:
+    if ignored := [name for name in changed(config) if name not in WITH_IDS]:
         raise DataError(f"{as_options(ignored)}: only texts have such a thing, and {of_ids[0]} "
                         "holds token ids")
     found = open_input(of_ids, **{name: config[name] for name in OF_IDS})
@@ -228,8 +223,7 @@ def validate():
         return validate_folder(data_dir, out_dir, tokens_per_s)
     only("data_dir", "input", "out_dir", "tokens_per_s", "follow_links", *OF_IDS)
     paths = find_inputs(input or data_dir, follow_links).paths
-    texts = [path for path in paths if not holds_ids(path, token_key, text_key)]
-    if texts:
+    if texts := [path for path in paths if not holds_ids(path, token_key, text_key)]:
         raise DataError(f"{texts[0]} is text: make bins of it with python prepare.py "
                         f"--input={texts[0]} --out_dir=DIR")
     found = open_input(paths, **{name: config[name] for name in OF_IDS})

@@ -1,11 +1,12 @@
-"""Which documents are dropped: by quality, language, test data in them, and MinHash for the rest.
+"""Which documents are dropped: quality, language, test data in them; and MinHash signatures.
 
     filters = Filters({"quality": "gopher", "minhash_bands": 14, ...})  # settings of prepare.py
     rule, reason, bands = filters.judge(text)                           # rule "": kept so far
 
-`judge` is a pure function of the text. The processes that tokenise call it (data/workers.py). Near-
-duplicates cannot be found there: data/duplicates.py sees all documents in order and drops one that
-shares a band of its MinHash signature with an earlier one.
+`judge` is a pure function of the text, called by the processes that tokenise (data/workers.py). So
+it can compare a document with fixed test data, but not with other documents. For near-duplicates it
+returns the bands of the MinHash signature; data/duplicates.py, which sees all documents in order,
+drops one that shares a band with an earlier one.
 """
 
 import functools

@@ -293,8 +293,7 @@ def prepare_set(settings, hub, parts, name=None, patterns=None, lines=None, make
     @functools.cache
     def listing(commit=None):  # asked for late: a complete folder needs no network
         kind, found = ("text", lines) if lines else find_files(hub, name, commit, patterns)
-        missing = [split for split in parts.values() if not found.get(split)]
-        if missing:
+        if missing := [split for split in parts.values() if not found.get(split)]:
             raise DataError(f"--hub={hub}: no split {' or '.join(missing)}; there is: "
                             f"{', '.join(found)}")
         return kind, [(part if len(parts) > 1 else None, found[split])
@@ -361,11 +360,11 @@ def text_files(folder):
 
     Raises DataError unless there is exactly one for each split.
     """
-    names = {split: (f"{stem}.txt", f"wiki.{stem}.raw", f"wiki.{stem}.tokens")
-             for split, stem in (("validation", "valid"), ("train", "train"))}
-    paths = {split: [os.path.join(os.path.realpath(folder), name) for name in names[split]]
-             for split in names}
-    found = {split: list(filter(os.path.isfile, paths[split])) for split in names}
+    names, found = {}, {}
+    for split, stem in (("validation", "valid"), ("train", "train")):
+        names[split] = (f"{stem}.txt", f"wiki.{stem}.raw", f"wiki.{stem}.tokens")
+        paths = [os.path.join(os.path.realpath(folder), name) for name in names[split]]
+        found[split] = list(filter(os.path.isfile, paths))
     if not any(found.values()):
         return {}
     if any(len(of_split) != 1 for of_split in found.values()):

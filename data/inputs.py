@@ -195,8 +195,7 @@ class Reader:
             yield from read(path)
         except (EOFError, zlib.error, zstd.ZstdError, OSError, BadFile) as error:
             what = f"{path}: damaged or cut short ({error}); get it again"
-            if isinstance(error, BadFile):
-                what = str(error)
+            what = str(error) if isinstance(error, BadFile) else what
             if self.bad_file == "refuse":
                 raise DataError(f"{what}, or go on without the rest of it by "
                                 "--on_bad_file=skip") from None

@@ -56,8 +56,7 @@ def read_parts(patterns):
     folders_of = {}
     for folder, meta in parts:
         folders_of.setdefault(meta["settings"]["shard"], []).append(folder)
-    missing = [name for name in names if name not in folders_of]
-    if missing:
+    if missing := [name for name in names if name not in folders_of]:
         raise DataError(f"--input={patterns}: missing shards: {', '.join(missing)}; make them with "
                         f"--shard=i/{n}")
     if len(parts) > len(names):
