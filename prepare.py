@@ -56,7 +56,7 @@ from configurator import configure, read_settings
 input = ""  # files, globs or folders, separated by commas; - for standard input
 input_format = "text"  # of standard input: text or jsonl
 out_dir = ""  # folder to write: train.bin, val.bin, meta.json, tokenizer/
-tokenizer = "bpe:16000"  # byte, bpe:N (trained here), gpt2, cl100k_base, o200k_base, folder or file
+tokenizer = "bpe:16000"  # byte, bpe:N (trained), gpt2, cl100k_base, o200k_base, DIR, tokenizer.json
 val_fraction = 0.005  # share of the documents that goes to val.bin, chosen by a hash of their text
 num_proc = 0  # tokenising processes; 0: one per core, at most 8
 source = ""  # where the text comes from, for meta.json

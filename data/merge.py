@@ -30,7 +30,8 @@ from data.duplicates import drop, read_ids, seen_texts
 from data.tokenizer import Tokenizer
 from lib.files import file_hash
 
-MERGE_ROWS, MERGE_TOKENS = 50_000, 4_000_000  # of one commit, whichever is reached first
+# A commit holds at most so many rows, and ends with the row that reaches so many tokens.
+MERGE_ROWS, MERGE_TOKENS = 50_000, 4_000_000
 
 
 # --------------------------------------------------------------------------------------------------
@@ -119,6 +120,7 @@ def read_part(folder, meta, skip, dtype, n_bands):
     n_rows = meta["logs"]["rows.bin"][0] // ROW.itemsize
     start, n_kept, n_tokens = 0, 0, dict.fromkeys(SPLITS, 0)  # read so far
     while start < n_rows:
+        # Of the skipped rows, no block goes beyond `skip`: what comes after it was not merged yet.
         wanted = MERGE_ROWS if start >= skip else min(MERGE_ROWS, skip - start)
         rows = np.fromfile(os.path.join(folder, "rows.bin"), ROW, wanted,
                            offset=start * ROW.itemsize)
@@ -126,6 +128,7 @@ def read_part(folder, meta, skip, dtype, n_bands):
         rows = rows[: int(np.searchsorted(ends, MERGE_TOKENS)) + 1]
         kept = rows["kind"] == KEPT
         n_here, lengths, is_val = int(kept.sum()), rows["tokens"][kept], rows["is_val"][kept]
+        # Train and val are apart in the bins: bring their ids back into the order of the rows.
         ids = np.empty(lengths.sum(), dtype)
         for split, chosen in zip(SPLITS, (~is_val, is_val)):
             n = int(lengths[chosen].sum())
@@ -179,7 +182,7 @@ def merge_parts(patterns, out_dir):
         if state is None:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
-        if state["position"] is None:  # a merge that goes on has done this
+        if state["position"] is None:  # hashing takes long; a merge that goes on has done it
             check_disk(out_dir, sum(
                 os.path.getsize(path) for folder, meta in parts for split in SPLITS
                 for path, _ in check_files(folder, meta, split)))

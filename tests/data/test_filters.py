@@ -12,6 +12,7 @@ from configurator import read_settings
 from data import duplicates, filters
 from data.bins import DataError
 from data.filters import Filters, MinHash, grams, hashed, words
+from data.tokenizer import Tokenizer
 
 DEFAULTS = {name: default for name, (default, _) in read_settings(ROOT / "prepare.py").items()}
 
@@ -23,6 +24,16 @@ def settings(**changes):
 
 def write_jsonl(path, some_texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some_texts))
+
+
+def decoded(folder):
+    """Sorted documents of both splits."""
+    tok, found = Tokenizer.load(str(folder / "tokenizer")), []
+    for split in ("train", "val"):
+        ids = np.fromfile(folder / f"{split}.bin", "<u2")
+        ends = np.flatnonzero(ids == tok.eot_id) + 1
+        found += [tok.decode(part[:-1]) for part in np.split(ids, ends)[:-1]]
+    return sorted(found)
 
 
 LETTERS = np.random.default_rng(0).integers(0x61, 0x7B, (4000, 6), np.uint8)

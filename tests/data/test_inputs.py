@@ -11,14 +11,12 @@ import subprocess
 import sys
 import unicodedata
 
-import numpy as np
 import pytest
 from conftest import ROOT, refused, run, zstd
-from test_filters import prose, settings, write_jsonl
+from test_filters import decoded, prose, settings, write_jsonl
 
 from data import documents, inputs
 from data.bins import DataError
-from data.tokenizer import Tokenizer
 
 NO_DATATROVE = "datatrove is not installed: pip install -r requirements-extra.txt"
 TEXTS = [prose(40, seed) for seed in range(60)]
@@ -40,16 +38,6 @@ def prepare(out_dir, stdin=None, **changes):
                  for name, value in asked.items()}
         files = inputs.find_inputs(asked["input"]) if stdin is None else None
         return inputs.prepare_text(settings(out_dir=str(out_dir), **asked), files)
-
-
-def decoded(folder):
-    """Sorted documents of both splits."""
-    tok, found = Tokenizer.load(str(folder / "tokenizer")), []
-    for split in ("train", "val"):
-        ids = np.fromfile(folder / f"{split}.bin", "<u2")
-        ends = np.flatnonzero(ids == tok.eot_id) + 1
-        found += [tok.decode(part[:-1]) for part in np.split(ids, ends)[:-1]]
-    return sorted(found)
 
 
 def bins_of(folder):
