@@ -1,8 +1,9 @@
 """Shards of a data set -> the data set that one machine would have made, byte for byte.
 
-`prepare.py --shard=i/n` writes shard i: its bins, and a row and the MinHash bands of each of its documents (bins.py).
-It drops what the text alone condemns and its own exact duplicates. `merge` reads the rows of all shards in order, drops
-texts and near-duplicates of earlier shards, and commits the rest as documents.py does, so a killed merge goes on.
+`prepare.py --shard=i/n` writes shard i: its bins, and for each document a row and its MinHash bands
+(data/bins.py). It drops what the filters drop for the text alone, and its own exact duplicates.
+`merge_parts` reads the rows of all shards in order, drops duplicates and near-duplicates of earlier
+shards, and commits the rest as data/documents.py does. So a killed merge goes on where it was.
 """
 
 import glob
@@ -13,7 +14,7 @@ import time
 import numpy as np
 
 from data import bins
-from data.bins import KEPT, ROW, SPLITS, DataError, check_files, load_meta, load_state, locked, open_bins
+from data.bins import DUPLICATE, KEPT, ROW, SPLITS, DataError, check_files
 from data.documents import (
     Chunk,
     call_tokenizer,
@@ -29,92 +30,144 @@ from data.duplicates import drop, read_ids, seen_texts
 from data.tokenizer import Tokenizer
 from lib.files import file_hash
 
-MERGE_ROWS, MERGE_TOKENS = 50_000, 4_000_000  # of one commit, whichever comes first
+# A commit holds at most so many rows, and ends with the row that reaches so many tokens.
+MERGE_ROWS, MERGE_TOKENS = 50_000, 4_000_000
+
+
+# --------------------------------------------------------------------------------------------------
+# the shards
 
 
 def read_parts(patterns):
-    """Comma-separated globs of shard folders -> [(folder, its shard.json)] in order: all shards of one data set."""
-    folders = {folder for pattern in filter(None, patterns.split(",")) for folder in glob.glob(pattern)}
-    parts = [(folder, load_part(folder)) for folder in sorted(folders) if os.path.isdir(folder)]
+    """Comma-separated globs of shard folders -> [(folder, its shard.json)] in order.
+
+    Raises DataError unless they are all shards of one data set, each once.
+    """
+    folders = set()
+    for pattern in filter(None, patterns.split(",")):
+        folders.update(filter(os.path.isdir, glob.glob(pattern)))
+    parts = [(folder, load_part(folder)) for folder in sorted(folders)]
     if not parts:
-        raise DataError(f"--input={patterns}: no folder there; expected those that prepare.py --shard=i/n wrote")
-    wanted = parts[0][1]
-    for folder, meta in parts:
-        for name in sorted({"fingerprint", *wanted["settings"], *meta["settings"]} - {"shard"}):
-            found, expected = (about["settings"].get(name, about.get(name)) for about in (meta, wanted))
-            if found != expected:
-                raise DataError(f"{folder} is of another data set than {parts[0][0]}: {name} is {found!r} there and "
-                                f"{expected!r} here. Give the shards of one prepare.py command")
-    n = wanted["settings"]["shard"].split("/")[1]
-    by_number = {}
-    for folder, meta in parts:
-        by_number.setdefault(meta["settings"]["shard"], []).append(folder)
+        raise DataError(f"--input={patterns}: no folder there; expected those that prepare.py "
+                        "--shard=i/n wrote")
+    for part in parts:
+        check_same(part, parts[0])
+    n = parts[0][1]["settings"]["shard"].split("/")[1]
     names = [f"{i}/{n}" for i in range(int(n))]
-    if missing := [name for name in names if name not in by_number]:
-        raise DataError(f"--input={patterns}: missing shards: {', '.join(missing)}; make them with --shard=i/{n}")
+    folders_of = {}
+    for folder, meta in parts:
+        folders_of.setdefault(meta["settings"]["shard"], []).append(folder)
+    if missing := [name for name in names if name not in folders_of]:
+        raise DataError(f"--input={patterns}: missing shards: {', '.join(missing)}; make them with "
+                        f"--shard=i/{n}")
     if len(parts) > len(names):
-        there = "; ".join(f"{name} is {' and '.join(by_number[name])}" for name in names if len(by_number[name]) > 1)
-        raise DataError(f"--input={patterns}: a shard twice: {there}. Leave one of them out")
-    return sorted(parts, key=lambda part: int(part[1]["settings"]["shard"].split("/")[0]))
+        twice = "; ".join(f"{name} is {' and '.join(folders_of[name])}" for name in names
+                          if len(folders_of[name]) > 1)
+        raise DataError(f"--input={patterns}: a shard twice: {twice}. Leave one of them out")
+    return sorted(parts, key=lambda part: names.index(part[1]["settings"]["shard"]))
 
 
 def load_part(folder):
-    """shard.json of a folder; DataError if it is none or its files are not as long as it says."""
+    """shard.json of a folder; DataError if it has none or its files are not as long as it says."""
     if os.path.exists(os.path.join(folder, "meta.json")):
         raise DataError(f"{folder} is a whole data set, not a shard: made without --shard=i/n")
-    meta = load_meta(folder, "shard.json")
+    meta = bins.load_meta(folder, "shard.json")
     for name, (size, _) in meta["logs"].items():
         path = os.path.join(folder, name)
         if not os.path.isfile(path) or os.path.getsize(path) != size:
-            raise DataError(f"{path} is missing or not of {size:,} bytes, as shard.json says: copy the shard again")
+            raise DataError(f"{path} is missing or not of {size:,} bytes, as shard.json says: copy "
+                            "the shard again")
     for split in SPLITS:
         check_files(folder, meta, split)
     return meta
 
 
+def check_same(part, other):
+    """Raises DataError for two shards whose settings or tokenizers differ."""
+    settings, expected = ({**meta["settings"], "fingerprint": meta["fingerprint"]}
+                          for _, meta in (part, other))
+    for name in sorted({*settings, *expected} - {"shard"}):
+        if settings.get(name) != expected.get(name):
+            raise DataError(f"{part[0]} is of another data set than {other[0]}: {name} is "
+                            f"{settings.get(name)!r} there and {expected.get(name)!r} here. Give "
+                            "the shards of one prepare.py command")
+
+
 def check_hashes(parts):
-    """DataError for the first file that is not what its shard.json says."""
+    """Raises DataError for the first file that is not what its shard.json says."""
     for folder, meta in parts:
-        files = {file["name"]: file["sha256"] for split in SPLITS for file in meta["splits"][split]["files"]}
-        for name, sha256 in (files | {name: sha256 for name, (_, sha256) in meta["logs"].items()}).items():
-            if file_hash(os.path.join(folder, name)) != sha256:
-                raise DataError(f"{os.path.join(folder, name)} has changed since it was written: copy the shard again, "
+        hashes = {file["name"]: file["sha256"]
+                  for split in SPLITS for file in meta["splits"][split]["files"]}
+        hashes |= {name: sha256 for name, (_, sha256) in meta["logs"].items()}
+        for name, sha256 in hashes.items():
+            path = os.path.join(folder, name)
+            if file_hash(path) != sha256:
+                raise DataError(f"{path} has changed since it was written: copy the shard again, "
                                 f"or make it again: {meta['command']}")
 
 
+# --------------------------------------------------------------------------------------------------
+# their documents
+
+
+def read_part(folder, meta, skip, dtype, n_bands):
+    """Yields (number of the first row, rows, ids of the kept ones, their bands) of a shard.
+
+    It starts after `skip` rows. Of these only the rows are read, to find where the ids of the
+    others begin.
+    """
+    files = {split: check_files(folder, meta, split) for split in SPLITS}
+    n_rows = meta["logs"]["rows.bin"][0] // ROW.itemsize
+    start, n_kept, n_tokens = 0, 0, dict.fromkeys(SPLITS, 0)  # read so far
+    while start < n_rows:
+        # Of the skipped rows, no block goes beyond `skip`: what comes after it was not merged yet.
+        wanted = MERGE_ROWS if start >= skip else min(MERGE_ROWS, skip - start)
+        rows = np.fromfile(os.path.join(folder, "rows.bin"), ROW, wanted,
+                           offset=start * ROW.itemsize)
+        ends = np.cumsum(rows["tokens"], dtype=np.int64)
+        rows = rows[: int(np.searchsorted(ends, MERGE_TOKENS)) + 1]
+        kept = rows["kind"] == KEPT
+        n_here, lengths, is_val = int(kept.sum()), rows["tokens"][kept], rows["is_val"][kept]
+        # Train and val are apart in the bins: bring their ids back into the order of the rows.
+        ids = np.empty(lengths.sum(), dtype)
+        for split, chosen in zip(SPLITS, (~is_val, is_val)):
+            n = int(lengths[chosen].sum())
+            if start >= skip:
+                found = read_ids(files[split], n_tokens[split], n, dtype)
+                ids[np.repeat(chosen, lengths)] = found
+            n_tokens[split] += n
+        if start >= skip:
+            bands = np.fromfile(os.path.join(folder, "bands.bin"), "<u8", n_here * n_bands,
+                                offset=8 * n_bands * n_kept)
+            yield start, rows, ids, bands.reshape(n_here, n_bands)
+        n_kept += n_here
+        start += len(rows)
+
+
 def part_chunks(parts, position, seen, dtype, n_bands):
-    """Yields (Chunk, ids of its kept rows, their bands) from `position` on; texts of earlier shards are dropped."""
+    """Yields (Chunk, ids of its kept rows, their bands) of all shards, from `position` on.
+
+    A position is [number of the shard, rows read of it]. Texts in `seen`, those of earlier shards,
+    are dropped.
+    """
     first, done = position or (0, 0)
     for number in range(first, len(parts)):
         folder, meta = parts[number]
         with open(os.path.join(folder, "dropped.jsonl"), encoding="utf-8") as file:
             samples = {sample.pop("document"): sample for sample in map(json.loads, file)}
-        files = {split: check_files(folder, meta, split) for split in SPLITS}
-        n_rows, start, n_kept, at = meta["logs"]["rows.bin"][0] // ROW.itemsize, 0, 0, dict.fromkeys(SPLITS, 0)
-        while start < n_rows:
-            wanted = MERGE_ROWS if number > first or start >= done else min(MERGE_ROWS, done - start)
-            rows = np.fromfile(os.path.join(folder, "rows.bin"), ROW, wanted, offset=start * ROW.itemsize)
-            rows = rows[: int(np.searchsorted(np.cumsum(rows["tokens"], dtype=np.int64), MERGE_TOKENS)) + 1]
+        skip = done if number == first else 0
+        for start, rows, ids, bands in read_part(folder, meta, skip, dtype, n_bands):
             kept = rows["kind"] == KEPT
-            lengths, is_val = rows["tokens"][kept], rows["is_val"][kept]
-            if number > first or start >= done:
-                ids = np.empty(lengths.sum(), dtype)
-                for split, chosen in zip(SPLITS, (~is_val, is_val)):
-                    ids[np.repeat(chosen, lengths)] = read_ids(files[split], at[split], lengths[chosen].sum(), dtype)
-                bands = np.fromfile(os.path.join(folder, "bands.bin"), "<u8", int(kept.sum()) * n_bands,
-                                    offset=8 * n_bands * n_kept).reshape(int(kept.sum()), n_bands)
-                with_text = np.flatnonzero(kept | (rows["kind"] > bins.DUPLICATE))
-                again = np.zeros(len(rows), bool)
-                again[with_text] = ~seen.add(rows["digest"][with_text])
-                ids, bands = drop(rows, again[kept], bins.DUPLICATE, ids, bands)
-                rows["kind"][again] = bins.DUPLICATE
-                shown = [(row, samples[start + row]) for row in np.flatnonzero(rows["kind"] != KEPT).tolist()
-                         if start + row in samples and not again[row]]
-                yield Chunk(rows, [], [number, start + len(rows)], shown, []), ids, bands
-            for split, chosen in zip(SPLITS, (~is_val, is_val)):
-                at[split] += int(lengths[chosen].sum())
-            n_kept += int(kept.sum())
-            start += len(rows)
+            # One machine looks for copies before it applies the filters. So a text that a filter
+            # dropped here is a duplicate if an earlier shard has it.
+            has_text = np.flatnonzero(kept | (rows["kind"] > DUPLICATE))
+            again = np.zeros(len(rows), bool)
+            again[has_text] = ~seen.add(rows["digest"][has_text])
+            ids, bands = drop(rows, again[kept], DUPLICATE, ids, bands)
+            rows["kind"][again] = DUPLICATE
+            dropped = np.flatnonzero((rows["kind"] != KEPT) & ~again).tolist()
+            shown = [(row, samples[start + row]) for row in dropped if start + row in samples]
+            yield Chunk(rows, [], [number, start + len(rows)], shown, []), ids, bands
 
 
 def merge_parts(patterns, out_dir):
@@ -123,27 +176,31 @@ def merge_parts(patterns, out_dir):
     parts = read_parts(patterns)
     meta = parts[0][1]
     settings = {name: value for name, value in meta["settings"].items() if name != "shard"}
-    with locked(out_dir):
+    with bins.locked(out_dir):
         with writing(out_dir):
-            state = load_state(out_dir, settings, meta.get("dropped", ()))
+            state = bins.load_state(out_dir, settings, meta.get("dropped", ()))
         if state is None:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
-        if state["position"] is None:
-            check_disk(out_dir, sum(os.path.getsize(path) for folder, meta in parts for split in SPLITS
-                                    for path, _ in check_files(folder, meta, split)))
+        if state["position"] is None:  # hashing takes long; a merge that goes on has done it
+            check_disk(out_dir, sum(
+                os.path.getsize(path) for folder, meta in parts for split in SPLITS
+                for path, _ in check_files(folder, meta, split)))
             check_hashes(parts)
         folder = os.path.join(parts[0][0], meta["tokenizer"])
         tok = call_tokenizer(Tokenizer.load, folder)
         if tok.fingerprint != meta["fingerprint"]:
-            raise DataError(f"{folder} is another tokenizer than its shard.json says: copy the shard again")
+            raise DataError(f"{folder} is another tokenizer than its shard.json says: copy the "
+                            "shard again")
         tok = save_tokenizer(tok, folder, out_dir, state)
         dtype, before = dtype_of(tok), sum(state["bytes"].values())
         with writing(out_dir):
-            open_bins(out_dir, state, dtype)
+            bins.open_bins(out_dir, state, dtype)
             seen = seen_texts(out_dir, state)
-        chunks = part_chunks(parts, state["position"], seen, dtype, settings.get("minhash", [0])[0])
+        n_bands = settings.get("minhash", [0])[0]
+        chunks = part_chunks(parts, state["position"], seen, dtype, n_bands)
         total = sum(meta["splits"][split]["bytes"] for _, meta in parts for split in SPLITS)
         write_chunks(out_dir, state, chunks, tok, dtype, progress(total, before, "bytes"), "bytes",
                      {name: meta[name] for name in ("source", "licence")})
-        return summary(out_dir, time.perf_counter() - start_s, 0.0, sum(state["bytes"].values()) - before)
+        n_bytes = sum(state["bytes"].values()) - before
+        return summary(out_dir, time.perf_counter() - start_s, 0.0, n_bytes)

@@ -1,7 +1,8 @@
-"""Texts -> token ids, verdicts of the filters and MinHash bands, in several processes.
+"""Documents -> token ids, verdicts of the filters and MinHash bands, in several processes.
 
-Our own processes, not multiprocessing: scripts need no main guard, and the children of a killed parent end by
-themselves because their pipe closes.
+The processes are started with subprocess instead of multiprocessing. So a script needs no
+`if __name__ == "__main__"`, and the workers of a killed parent end by themselves, because their
+pipe closes. A worker must load no torch: data/bins.py and data/tokenizer.py do without it.
 """
 
 import collections
@@ -16,41 +17,60 @@ import numpy as np
 
 from data.bins import KEPT, KINDS, N_SAMPLES, DataError
 
-EXCERPT_CHARS = 500  # of a dropped document, to show
+EXCERPT_CHARS = 500  # of a dropped document, to show in dropped.jsonl
 PIECE_CHARS = 1_000_000  # longer documents are tokenised in pieces, so that memory is bounded
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Ids(NamedTuple):
-    """A document that comes as token ids, uint32 (n,), without eot_id; of none, only what was left out counts."""
-    ids: np.ndarray
-    n_bytes: int  # of its text; 0 when unknown
-    left_out: dict  # {what: how much} that came before or in it
+    """A document that comes as token ids, not as text.
+
+    Without ids it is no document: only what was left out of the input counts.
+    """
+    ids: np.ndarray  # uint32 (n,), without eot_id
+    n_bytes: int  # of its text; 0: unknown
+    left_out: dict  # {what: how much}, tokens and the like that came before or in it
+
+
+class Judged(NamedTuple):
+    """What became of n documents, of which m were kept."""
+    kinds: np.ndarray  # int64 (n,), index in KINDS + filters.names
+    tokens: np.ndarray  # int64 (n,), with eot_id; 0 unless kept
+    bytes: np.ndarray  # int64 (n,), text in the tokens (some tokenizers put it into NFC first)
+    ids: np.ndarray  # of the kept documents, one after the other; each ends in eot_id
+    bands: np.ndarray  # uint64 (m, bands), MinHash; bands is 0 without that filter
+    samples: list  # [(number of the document, what to show of it)] of dropped ones
 
 
 def cut(text, size):
-    """Text -> pieces of at most `size` characters that end after a blank line, else a line, else before a space."""
+    """Text -> pieces of at most `size` characters, which join to it.
+
+    A piece ends after the last blank line in its second half, else after the last line there, else
+    before the last space there.
+    """
     pieces, start = [], 0
     while len(text) - start > size:
         low, high = start + size // 2, start + size
-        ends = ((text.rfind(mark, low, high), keep) for mark, keep in (("\n\n", 2), ("\n", 1), (" ", 0)))
-        end = next((at + keep for at, keep in ends if at > start), high)
+        end = high
+        for mark, kept in (("\n\n", 2), ("\n", 1), (" ", 0)):
+            at = text.rfind(mark, low, high)
+            if at > start:
+                end = at + kept
+                break
         pieces.append(text[start:end])
         start = end
     return [*pieces, text[start:]]
 
 
-Judged = collections.namedtuple("Judged", "kinds tokens bytes ids bands samples")
-
-
 def judge_texts(tokenizer, dtype, filters, texts):
-    """UTF-8 texts or Ids -> Judged: of each what becomes of it (index in KINDS + filters.names), tokens, bytes of text
-    (as in the tokens: some tokenizers put text into NFC first).
+    """Applies the filters to each document and tokenises it. texts: UTF-8 bytes or Ids -> Judged.
 
-    ids: of the kept ones one after the other, `dtype`; each ends in eot_id. bands: of the kept ones, uint64 (m, bands).
-    samples: [(number of the text, what to show of it)] of dropped ones.
+    dtype: of the ids. filters: data/filters.py, or None.
     """
-    counts, parts, bands, samples, eot = [], [np.zeros(0, dtype)], [], [], np.array([tokenizer.eot_id], dtype)
+    counts = []  # (kind, tokens, bytes) of each document
+    parts = [np.zeros(0, dtype)]
+    bands, samples = [], []
+    eot = np.array([tokenizer.eot_id], dtype)
     n_shown, names = collections.Counter(), filters.names if filters else []
     for number, text in enumerate(texts):
         if isinstance(text, Ids):
@@ -61,23 +81,34 @@ def judge_texts(tokenizer, dtype, filters, texts):
         rule, reason, of_text = filters.judge(text) if filters else ("", "", None)
         if rule:
             counts.append((len(KINDS) + names.index(rule), 0, 0))
-            if n_shown[rule] < 2 * N_SAMPLES:
-                shown = {"rule": rule, "reason": reason[:EXCERPT_CHARS], "text": text[:EXCERPT_CHARS]}
+            if n_shown[rule] < 2 * N_SAMPLES:  # no more can be needed, see bins.take_samples
+                shown = {"rule": rule, "reason": reason[:EXCERPT_CHARS],
+                         "text": text[:EXCERPT_CHARS]}
                 samples.append((number, shown))
                 n_shown[rule] += 1
             continue
-        ids = [*(tokenizer.encode([piece])[0].astype(dtype) for piece in cut(text, PIECE_CHARS)), eot]
-        counts.append((KEPT, sum(map(len, ids)), sum(int(tokenizer.n_bytes[part].sum()) for part in ids)))
+        ids = [tokenizer.encode([piece])[0].astype(dtype) for piece in cut(text, PIECE_CHARS)]
+        ids.append(eot)
+        n_bytes = sum(int(tokenizer.n_bytes[part].sum()) for part in ids)
+        counts.append((KEPT, sum(map(len, ids)), n_bytes))
         parts += ids
         if of_text is not None:
             bands.append(of_text)
     kinds, tokens, n_bytes = np.array(counts, np.int64).reshape(-1, 3).T
-    bands = np.array(bands, np.uint64).reshape((tokens > 0).sum(), len(bands[0]) if bands else 0)
+    n_bands = len(bands[0]) if bands else 0
+    bands = np.array(bands, np.uint64).reshape((tokens > 0).sum(), n_bands)
     return Judged(kinds, tokens, n_bytes, np.concatenate(parts), bands, samples)
 
 
+# --------------------------------------------------------------------------------------------------
+# processes
+
+
 def worker():
-    """A process: lists of texts in on stdin, Judged out on stdout, until the parent closes the pipe or dies."""
+    """The program of a process: reads lists of documents on stdin, writes Judged on stdout.
+
+    It ends when the parent closes the pipe or dies.
+    """
     with contextlib.suppress(EOFError, pickle.UnpicklingError, BrokenPipeError):
         tools = pickle.load(sys.stdin.buffer)
         while True:
@@ -90,43 +121,50 @@ def send(pipe, message):
     pipe.flush()
 
 
-def start_process(message):
-    """Starts a worker, out of reach of the terminal's Ctrl-C, and sends it `message`."""
+def start_process(tools):
+    """Starts a worker and sends it its tools.
+
+    It has a session of its own: Ctrl-C on the terminal goes to the parent alone.
+    """
     code = f"import sys; sys.path.insert(0, {ROOT!r}); from data import workers; workers.worker()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
-    send(process.stdin, message)
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    send(process.stdin, tools)
     return process
 
 
 def judge_chunks(chunks, tools, num_proc):
-    """Yields (chunk without its texts, Judged) in input order; a process holds one chunk at a time.
+    """Yields (chunk without its texts, Judged) in the order of the input.
 
-    tools: (tokenizer, dtype, filters).
+    tools: (tokenizer, dtype, filters). A process holds one chunk at a time. num_proc=1 works in
+    this process. Raises DataError when a process died.
     """
     if num_proc == 1:
         for chunk in chunks:
             yield chunk._replace(texts=None), judge_texts(*tools, chunk.texts)
         return
-    processes, busy = [], collections.deque()  # busy: (chunk, process), the oldest first
+    processes, busy = [], collections.deque()  # busy: (chunk, its process), the oldest first
     try:
         for chunk in chunks:
             done = None
-            if len(processes) < num_proc:  # started when there is work for them
-                processes.append(start_process(tools))
-                busy.append((chunk._replace(texts=None), processes[-1]))
+            if len(processes) < num_proc:  # a process is started when there is work for it
+                process = start_process(tools)
+                processes.append(process)
             else:
                 oldest, process = busy.popleft()
                 done = oldest, pickle.load(process.stdout)
-                busy.append((chunk._replace(texts=None), process))
-            send(busy[-1][1].stdin, chunk.texts)  # before the caller writes `done`, so that no process waits
+            busy.append((chunk._replace(texts=None), process))
+            # The process gets its next chunk before the caller writes `done`, so that it need not
+            # wait for the disk.
+            send(process.stdin, chunk.texts)
             if done:
                 yield done
         while busy:
             oldest, process = busy.popleft()
             yield oldest, pickle.load(process.stdout)
     except (EOFError, pickle.UnpicklingError, BrokenPipeError):
-        raise DataError("a tokenising process died; --num_proc=1 goes on from here with the least memory") from None
+        raise DataError("a tokenising process died; --num_proc=1 goes on from here with the least "
+                        "memory") from None
     finally:
         for process in processes:
             process.kill()

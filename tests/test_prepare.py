@@ -1,4 +1,4 @@
-"""Promises of prepare.py and data/NAME/prepare.py: kept through kills, full disks and every kind of input."""
+"""Promises of prepare.py and data/NAME/prepare.py: kills, full disks and every kind of input."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ from data.tokenizer import Tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(ROOT, "..", "shared", "data")
-# prepare.py with chunks of 20 kB instead of 4 MB, so that a small input has many moments to be killed at
+# prepare.py with chunks of 20 kB instead of 4 MB: a small input can be killed at many moments
 SMALL_CHUNKS = f"""
 import runpy, sys
 sys.path.insert(0, {ROOT!r})
@@ -31,21 +31,24 @@ runpy.run_path({ROOT!r} + "/prepare.py", run_name="__main__")
 
 
 def texts(n=60):
-    """n different documents of 50 to 300 words, some of them made up so that a BPE has something to learn."""
+    """n different documents of 50 to 300 words, partly made up: a BPE has something to learn."""
     rng = np.random.default_rng(1)
     made_up = ["".join(map(chr, rng.integers(0x61, 0x7B, 6))) for _ in range(200)]
-    words = np.array("the a concept reads long sequence of naïve tokens 漢字 and thinks\n\n".split(" ") + made_up)
+    known = "the a concept reads long sequence of naïve tokens 漢字 and thinks\n\n".split(" ")
+    words = np.array(known + made_up)
     return [f"{i} " + " ".join(rng.choice(words, rng.integers(50, 300))) for i in range(n)]
 
 
 def write_jsonl(path, some_texts):
-    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(some_texts)))
+    rows = [{"id": i, "text": text} for i, text in enumerate(some_texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def start(*args, code=None, **popen):
     """Starts prepare.py, or python -c `code`, with `args`."""
-    command = [sys.executable, "-c", code] if code else [sys.executable, os.path.join(ROOT, "prepare.py")]
+    script = [os.path.join(ROOT, "prepare.py")]
+    command = [sys.executable, *(["-c", code] if code else script)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *map(str, args)], **pipes, **popen)
 
@@ -80,7 +83,8 @@ def small(folder, some_texts, **settings):
 
 def contents(folder, meta=True):
     """{name: bytes} of all files; the command line in meta.json is left out."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(folder)): path.read_bytes()
+             for path in folder.rglob("*") if path.is_file()}
     about = json.loads(found.pop("meta.json"))
     about.pop("command")
     return {**found, "meta": about} if meta else found
@@ -88,14 +92,16 @@ def contents(folder, meta=True):
 
 def decoded(folder):
     """Sorted documents of both splits."""
-    meta, tok, found = json.loads((folder / "meta.json").read_text()), Tokenizer.load(str(folder / "tokenizer")), []
+    meta = json.loads((folder / "meta.json").read_text())
+    tok, found = Tokenizer.load(str(folder / "tokenizer")), []
     for split in ("train", "val"):
         ids = np.fromfile(folder / f"{split}.bin", meta["dtype"])
-        found += [tok.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == meta["eot_id"]) + 1)[:-1]]
+        ends = np.flatnonzero(ids == meta["eot_id"]) + 1
+        found += [tok.decode(part[:-1]) for part in np.split(ids, ends)[:-1]]
     return sorted(found)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # killed, stopped, full
 
 
@@ -103,7 +109,8 @@ def decoded(folder):
 def corpus(tmp_path_factory):
     """1,500 documents, 1.4 MB, and what an undisturbed run makes of them."""
     folder = tmp_path_factory.mktemp("corpus")
-    args = [f"--input={write_jsonl(folder / 'in.jsonl', texts(1500))}", "--tokenizer=bpe:600", "--val_fraction=0.05"]
+    path = write_jsonl(folder / "in.jsonl", texts(1500))
+    args = [f"--input={path}", "--tokenizer=bpe:600", "--val_fraction=0.05"]
     prepare(*args, f"--out_dir={folder / 'whole'}", "--num_proc=1", code=SMALL_CHUNKS)
     return args, folder / "whole"
 
@@ -131,7 +138,8 @@ def test_bytes_do_not_depend_on_num_proc(corpus, tmp_path):
 def test_kill_9_at_any_moment_then_the_same_bytes(corpus, tmp_path):
     args, whole = corpus
     rng, kills = np.random.default_rng(), []
-    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)  # while the vocabulary is made
+    # the first kill comes while the vocabulary is made
+    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)
     time.sleep(rng.uniform(0.2, 0.6))
     process.kill()
     for num_proc in (1, 2, 1, 2):
@@ -181,7 +189,8 @@ def test_a_full_disk_is_one_message_and_the_same_command_goes_on(corpus, tmp_pat
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    message = refusal(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS, preexec_fn=limit)
+    message = refusal(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS,
+                      preexec_fn=limit)
     assert "while writing" in message and "goes on" in message and committed(tmp_path) > 0
     prepare(*args, f"--out_dir={tmp_path}", code=SMALL_CHUNKS)
     assert contents(tmp_path) == contents(whole)
@@ -203,7 +212,8 @@ def test_tokenising_processes_end_with_a_killed_parent(corpus, tmp_path):
     process = start(*corpus[0], f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)
     wait_for_commit(process, tmp_path, 0)
     process.kill()
-    process.communicate(timeout=20)  # returns when no process holds its stderr any more; each of them inherited it
+    # Every worker inherited stderr, so this returns when none of them is left.
+    process.communicate(timeout=20)
 
 
 def test_the_vocabulary_is_trained_on_a_bounded_sample_without_val(monkeypatch):
@@ -212,17 +222,21 @@ def test_the_vocabulary_is_trained_on_a_bounded_sample_without_val(monkeypatch):
     orders = [documents.from_texts(lambda order=order: ((text, None) for text in order))
               for order in (some, some[::-1] + some)]
     samples = [list(documents.training_sample(order, 0.3)) for order in orders]
-    assert samples[0] == samples[1] and 20_000 < sum(len(text.encode()) for text in samples[0]) <= 50_000
-    keys = np.frombuffer(b"".join(documents.digest(text.encode()) for text in some), "<u8").reshape(-1, 2)
+    assert samples[0] == samples[1]
+    assert 20_000 < sum(len(text.encode()) for text in samples[0]) <= 50_000
+    keys = b"".join(documents.digest(text.encode()) for text in some)
+    keys = np.frombuffer(keys, "<u8").reshape(-1, 2)
     is_val = dict(zip(some, documents.in_val(keys, 0.3)))
     assert 50 < sum(is_val.values()) < 150 and not any(is_val[text] for text in samples[0])
-    forced = documents.from_texts(lambda: ((text, "val" if "7" in text[:2] else "train") for text in some[:40]))
+    forced = documents.from_texts(
+        lambda: ((text, "val" if "7" in text[:2] else "train") for text in some[:40]))
     assert list(documents.training_sample(forced, 0.3)) and not any(
         "7" in text[:2] for text in documents.training_sample(forced, 0.3))
 
 
 def test_two_prepares_do_not_mix(tmp_path):
-    with bins.locked(str(tmp_path)), pytest.raises(ValueError, match="another prepare is writing there"):
+    refused = pytest.raises(ValueError, match="another prepare is writing there")
+    with bins.locked(str(tmp_path)), refused:
         small(tmp_path, texts())
 
 
@@ -231,7 +245,8 @@ def test_a_finished_folder_is_left_alone(corpus):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     result = prepare(*args, f"--out_dir={whole}")
     assert result["documents"] == 1500 and result["mb_per_s"] is None
-    assert "tokenizer is 'bpe:600' there and 'byte' now" in refusal(args[0], f"--out_dir={whole}", "--tokenizer=byte")
+    message = refusal(args[0], f"--out_dir={whole}", "--tokenizer=byte")
+    assert "tokenizer is 'bpe:600' there and 'byte' now" in message
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
 
 
@@ -239,7 +254,8 @@ def test_a_mistyped_tokenizer_does_not_bind_the_folder(corpus, tmp_path):
     args, _ = corpus
     assert "gpt22" in refusal(args[0], f"--out_dir={tmp_path}", "--tokenizer=gpt22")
     assert "bpe:16000" in refusal(args[0], f"--out_dir={tmp_path}", "--tokenizer=bpe:many")
-    assert "16,000 were asked for" in refusal(args[0], f"--out_dir={tmp_path}")  # not enough text for that
+    # not enough text for the default vocabulary
+    assert "16,000 were asked for" in refusal(args[0], f"--out_dir={tmp_path}")
     assert prepare(args[0], f"--out_dir={tmp_path}", "--tokenizer=byte")["n_vocab"] == 261
 
 
@@ -264,21 +280,23 @@ def test_validate_compares_counts_and_entropy(tmp_path):
     meta = json.loads((tmp_path / "meta.json").read_text())
     for name, change in (("documents", {"documents": 7}), ("bytes of text", {"bytes": 7})):
         train = {**meta["splits"]["train"], **change}
-        (tmp_path / "meta.json").write_text(json.dumps({**meta, "splits": {**meta["splits"], "train": train}}))
+        changed = {**meta, "splits": {**meta["splits"], "train": train}}
+        (tmp_path / "meta.json").write_text(json.dumps(changed))
         assert f"{name}, expected 7" in refusal("validate", f"--data_dir={tmp_path}")
     (tmp_path / "meta.json").write_text(json.dumps({**meta, "unigram_entropy": 1.0}))
     assert "meta.json says 1.0" in refusal("validate", f"--data_dir={tmp_path}")
     assert "no other setting" in refusal("validate", f"--data_dir={tmp_path}", "--num_proc=2")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # kinds of input
 
 
 @pytest.fixture(scope="module")
 def from_jsonl(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jsonl")
-    prepare(f"--input={write_jsonl(folder / 'in.jsonl', texts())}", f"--out_dir={folder / 'out'}", "--tokenizer=byte",
+    path = write_jsonl(folder / "in.jsonl", texts())
+    prepare(f"--input={path}", f"--out_dir={folder / 'out'}", "--tokenizer=byte",
             "--val_fraction=0.1")
     return folder
 
@@ -288,12 +306,14 @@ def test_packed_inputs_equal_jsonl(suffix, from_jsonl, tmp_path):
     plain, path = (from_jsonl / "in.jsonl").read_bytes(), tmp_path / f"in{suffix}"
     if suffix == ".parquet":
         pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(pyarrow.table({"text": texts(), "n": range(60)}), path, row_group_size=7)
+        table = pyarrow.table({"text": texts(), "n": range(60)})
+        parquet.write_table(table, path, row_group_size=7)
     elif suffix == ".jsonl.gz":
         path.write_bytes(gzip.compress(plain))
     else:
         path.write_bytes(zstd.compress(plain[:5000]) + zstd.compress(plain[5000:]))  # two frames
-    prepare(f"--input={path}", f"--out_dir={tmp_path / 'out'}", "--tokenizer=byte", "--val_fraction=0.1")
+    prepare(f"--input={path}", f"--out_dir={tmp_path / 'out'}", "--tokenizer=byte",
+            "--val_fraction=0.1")
     assert contents(tmp_path / "out", meta=False) == contents(from_jsonl / "out", meta=False)
 
 
@@ -305,8 +325,8 @@ def test_text_files_come_back_whole(tmp_path):
     (tmp_path / "in/deep/b.md").write_text(long)
     (tmp_path / "in/ignored.csv").write_text("1,2")
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"packed"))
-    result = prepare(f"--input={tmp_path}/in,{tmp_path}/*.gz", f"--out_dir={tmp_path / 'out'}", "--tokenizer=byte",
-                     "--cut_chars=2000", "--val_fraction=0.2")
+    result = prepare(f"--input={tmp_path}/in,{tmp_path}/*.gz", f"--out_dir={tmp_path / 'out'}",
+                     "--tokenizer=byte", "--cut_chars=2000", "--val_fraction=0.2")
     assert result["bytes"] == len(long.encode()) + len("one\r\ntwo") + len("packed")
     found = decoded(tmp_path / "out")
     assert {"one\r\ntwo", "packed"} <= set(found) and max(map(len, found)) <= 2000
@@ -316,13 +336,15 @@ def test_text_files_come_back_whole(tmp_path):
 
 
 def test_bytes_that_are_not_utf8_are_replaced_or_refused(tmp_path):
-    good = b"x" * 1_048_575 + "é".encode()  # a character across the border of two reads is no mistake
+    good = b"x" * 1_048_575 + "é".encode()  # a character over the border of two reads is fine
     (tmp_path / "a.txt").write_bytes(good + b"\n\n" + b"caf\xe9 " * 3 + b"\n" + b"y" * 3000)
-    args = [f"--input={tmp_path}/a.txt", f"--out_dir={tmp_path}/out", "--tokenizer=byte", "--cut_chars=1000"]
+    args = [f"--input={tmp_path}/a.txt", f"--out_dir={tmp_path}/out", "--tokenizer=byte",
+            "--cut_chars=1000"]
     message = refusal(*args, "--on_bad_utf8=refuse")
     assert f"a.txt: not UTF-8 at byte {len(good) + 2 + 3:,};" in message
     result = prepare(*args, "--val_fraction=0.1")
-    assert result["replacement_characters"] == 3 and any("caf\ufffd caf\ufffd" in d for d in decoded(tmp_path / "out"))
+    assert result["replacement_characters"] == 3
+    assert any("caf\ufffd caf\ufffd" in text for text in decoded(tmp_path / "out"))
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
@@ -338,16 +360,22 @@ BAD_INPUT = {
     "no such file": (None, "", "matches nothing"),
     "unknown suffix": ("a.csv", b"1,2", "a.csv: unknown kind of file.*parquet"),
     "empty file": ("a.txt", b"", "the file is empty"),
-    "no JSON": ("a.jsonl", b'{"text": "x"}\n\n{"text": oops}\n', r"a.jsonl:3: no JSON.*--on_bad_line=skip"),
-    "no text_key": ("a.jsonl", b'{"text": "x"}\n{"txt": "y", "n": 1}\n', r"a.jsonl:2: no text under 'text' .*txt, n"),
+    "no JSON": ("a.jsonl", b'{"text": "x"}\n\n{"text": oops}\n',
+                r"a.jsonl:3: no JSON.*--on_bad_line=skip"),
+    "no text_key": ("a.jsonl", b'{"text": "x"}\n{"txt": "y", "n": 1}\n',
+                    r"a.jsonl:2: no text under 'text' .*txt, n"),
     "text is a number": ("a.jsonl", b'{"text": 5}\n', r"a.jsonl:1: no text under 'text'"),
-    "line is a list": ("a.jsonl", b'["x"]\n', r"a.jsonl:1: no text under 'text' \(there is: list\)"),
+    "line is a list": ("a.jsonl", b'["x"]\n',
+                       r"a.jsonl:1: no text under 'text' \(there is: list\)"),
     "nested too deeply": ("a.jsonl", b"[" * 200_000 + b"\n", r"a.jsonl:1: nested too deeply"),
-    "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20], "a.jsonl.gz: damaged or cut short"),
+    "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999)[:-20],
+                 "a.jsonl.gz: damaged or cut short"),
     "no gzip": ("a.txt.gz", b"plain text", "a.txt.gz: damaged or cut short"),
     "no zstd": ("a.txt.zst", b"plain text", "a.txt.zst: damaged or cut short"),
-    "cut zstd": ("a.txt.zst", zstd.compress(b"some text " * 999)[:-5], "a.txt.zst: damaged or cut short"),
-    "no parquet": ("a.parquet", b"plain text", "a.parquet: damaged or cut short .not a whole .parquet file"),
+    "cut zstd": ("a.txt.zst", zstd.compress(b"some text " * 999)[:-5],
+                 "a.txt.zst: damaged or cut short"),
+    "no parquet": ("a.parquet", b"plain text",
+                   "a.parquet: damaged or cut short .not a whole .parquet file"),
 }
 
 
@@ -356,7 +384,8 @@ def test_bad_input_is_one_message(name, tmp_path):
     file, data, message = BAD_INPUT[name]
     if file:
         (tmp_path / file).write_bytes(data)
-    error = refusal(f"--input={tmp_path / (file or '*.txt')}", f"--out_dir={tmp_path}/out", "--tokenizer=byte")
+    error = refusal(f"--input={tmp_path / (file or '*.txt')}", f"--out_dir={tmp_path}/out",
+                    "--tokenizer=byte")
     assert len(error.strip().splitlines()) == 1
     assert re.search(message, error), error
 
@@ -373,8 +402,8 @@ def test_parquet_without_the_column_names_those_it_has(tmp_path):
 def test_bad_lines_can_be_skipped_and_are_counted(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", texts())
     path.write_text(path.read_text() + "oops\n{}\n")
-    result = prepare(f"--input={path}", f"--out_dir={tmp_path}/out", "--tokenizer=byte", "--val_fraction=0.1",
-                     "--on_bad_line=skip")
+    result = prepare(f"--input={path}", f"--out_dir={tmp_path}/out", "--tokenizer=byte",
+                     "--val_fraction=0.1", "--on_bad_line=skip")
     assert (result["documents"], result["bad_lines"]) == (60, 2)
 
 
@@ -384,33 +413,39 @@ def test_50_mb_on_one_line_in_bounded_memory(tmp_path):
     with open(tmp_path / "a.txt", "w", encoding="utf-8") as file:
         for i in range(50):
             file.write(f"{i}{line}")
-    own = "int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"  # ru_maxrss would be pytest's
+    # ru_maxrss of a new process would be that of pytest, which it was forked from
+    own = "int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     children = "resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss"
     code = SMALL_CHUNKS.replace(
         "documents.CHUNK_BYTES = 20_000", "import atexit, re, resource; atexit.register(lambda: "
         f"print({own} // 1024, {children} // 1024, file=sys.stderr))")
-    rc, out, err = finished(start(f"--input={tmp_path}/a.txt", f"--out_dir={tmp_path}/out", "--tokenizer=byte",
-                                  "--num_proc=2", "--val_fraction=0.1", code=code))
+    rc, out, err = finished(start(
+        f"--input={tmp_path}/a.txt", f"--out_dir={tmp_path}/out", "--tokenizer=byte",
+        "--num_proc=2", "--val_fraction=0.1", code=code))
     assert rc == 0, err
     assert json.loads(out.splitlines()[-1])["bytes"] == (tmp_path / "a.txt").stat().st_size
     parent, child = map(int, err.splitlines()[-1].split())
     assert parent + 2 * child < 1000, f"{parent} MiB and twice {child} MiB"
     data = b"".join((tmp_path / f"out/{split}.bin").read_bytes()[::2] for split in ("train", "val"))
-    assert sum(data) == sum((tmp_path / "a.txt").read_bytes()) + 4 * json.loads(out)["documents"]  # eot_id is 260 = 4
+    n_documents = json.loads(out)["documents"]  # each ends in eot_id, 260, whose low byte is 4
+    assert sum(data) == sum((tmp_path / "a.txt").read_bytes()) + 4 * n_documents
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # data/NAME/prepare.py
+
+def data_script(name):
+    return f"import runpy; runpy.run_path('{ROOT}/data/{name}/prepare.py', run_name='__main__')"
 
 
 def run_data(name, *args):
-    code = f"import runpy; runpy.run_path({ROOT!r} + '/data/{name}/prepare.py', run_name='__main__')"
-    return prepare(*args, code=code)
+    return prepare(*args, code=data_script(name))
 
 
 def test_pydocs_is_english_and_the_same_each_time(tmp_path):
     for folder in ("a", "b"):
-        result = run_data("pydocs", "--max_bytes=300000", "--tokenizer=byte", f"--out_dir={tmp_path / folder}")
+        result = run_data("pydocs", "--max_bytes=300000", "--tokenizer=byte",
+                          f"--out_dir={tmp_path / folder}")
     assert 300_000 <= result["bytes"] < 400_000
     assert contents(tmp_path / "a", meta=False) == contents(tmp_path / "b", meta=False)
     words = " ".join(decoded(tmp_path / "a")).split()
@@ -431,7 +466,8 @@ def test_wikitext_keeps_the_official_split_and_cuts_at_articles(tmp_path):
 
     (tmp_path / "train.txt").write_text(" \n" + "".join(map(article, range(9))))
     (tmp_path / "valid.txt").write_text("".join(map(article, range(8, 11))))
-    result = run_data("wikitext2", f"--input={tmp_path}", f"--out_dir={tmp_path}/out", "--tokenizer=byte")
+    result = run_data("wikitext2", f"--input={tmp_path}", f"--out_dir={tmp_path}/out",
+                      "--tokenizer=byte")
     assert (result["documents"], result["duplicates"]) == (11, 1)
     assert decoded(tmp_path / "out") == sorted(map(article, range(11)))
     meta = json.loads((tmp_path / "out/meta.json").read_text())
@@ -444,11 +480,12 @@ def test_no_network_names_input(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name in ("shakespeare", "wikitext2"):
-        code = f"import runpy; runpy.run_path({ROOT!r} + '/data/{name}/prepare.py', run_name='__main__')"
-        assert "--input=" in refusal(f"--out_dir={tmp_path / name}", code=code)
+        message = refusal(f"--out_dir={tmp_path / name}", code=data_script(name))
+        assert "--input=" in message
 
 
 @pytest.mark.skipif(not os.path.isdir(DATA), reason="real data is not part of the repository")
 def test_real_wikitext_2(tmp_path):
-    result = run_data("wikitext2", f"--input={DATA}/wikitext-2", f"--out_dir={tmp_path}/out", "--tokenizer=byte")
+    result = run_data("wikitext2", f"--input={DATA}/wikitext-2", f"--out_dir={tmp_path}/out",
+                      "--tokenizer=byte")
     assert result["bytes"] > 11_000_000 and 600 < result["documents"] < 800

@@ -1,15 +1,15 @@
 """OpenWebText: web pages that Reddit links to, as GPT-2 was trained on (Gokaslan and Cohen 2019).
 
-    python data/owt/prepare.py --max_bytes=4e9          # a tenth, in order: 2.4 GB of download, 1.8 GB of disk
-    python data/owt/prepare.py --fraction=0.1           # a tenth by hash, from everywhere: all 24 GB pass through
-    python data/owt/prepare.py --max_disk_gb=8          # what fits on a laptop with 10 GB free: 4.0 B tokens
+    python data/owt/prepare.py --max_bytes=4e9  # a tenth, in order: download 2.4 GB, 1.8 GB of disk
+    python data/owt/prepare.py --fraction=0.1   # a tenth by hash, from all of it: download 24 GB
+    python data/owt/prepare.py --max_disk_gb=8  # for a laptop with 10 GB free: 4.0 B tokens
 
-Source: Skylion007/openwebtext on the Hugging Face hub. Licence: CC0 for the collection, the pages belong to their
-authors. Download 24 GB; text 39.8 GB, 8.01 M documents, 9.04 B tokens (gpt2); disk 18.1 GB; 8 minutes on 8 cores, or
-what the download takes. There is no official validation part: 0.05 % of the documents, as in nanoGPT, but by hash.
+Source: Skylion007/openwebtext on the Hugging Face hub. Licence: CC0 for the collection; the pages
+belong to their authors. Download 24 GB; text 39.8 GB, 8.01 M documents, 9.04 B tokens (gpt2); disk
+18.1 GB; 8 minutes on 8 cores, or the time of the download. There is no official validation part:
+val is 0.05 % of the documents as in nanoGPT, but chosen by hash.
 """
 
-import json
 import os
 import sys
 
@@ -18,22 +18,18 @@ sys.path.insert(0, ROOT)
 from configurator import configure
 
 hub = "Skylion007/openwebtext"  # repository of the hub, or a folder with a copy of it
-revision = ""  # commit, branch or tag of it; empty: the newest commit, which a run that goes on keeps
+revision = ""  # commit, branch or tag; empty: the newest commit; a run that goes on keeps its own
 out_dir = "data/owt"  # folder to write
-tokenizer = "gpt2"  # byte, bpe:N (trained on the first 500 MB), gpt2, cl100k_base, o200k_base, or a folder
-val_fraction = 0.0005  # share of the documents that goes to val.bin, chosen by a hash of their text
-max_tokens = 0  # budgets, 0 for none: stop with the document that reaches so many tokens,
-max_bytes = 0  # with the one that reaches so many bytes of text,
-max_disk_gb = 0.0  # or before the one with which the folder would hold more than so many GB (1e9 bytes)
-fraction = 1.0  # share of the documents, by hash: 0.01 is within 0.1. All is read; the budgets spare the download
+tokenizer = "gpt2"  # byte, bpe:N (of the first 500 MB), gpt2, cl100k_base, o200k_base, folder
+val_fraction = 0.0005  # share of the documents that goes to val.bin, by a hash of their text
+max_tokens = 0  # budgets, 0 for none: stop after the document that reaches so many tokens
+max_bytes = 0  # stop after the document that reaches so many bytes of text
+max_disk_gb = 0.0  # stop before the folder would hold more than so many GB (1e9 bytes)
+fraction = 1.0  # share of the documents, by hash: 0.01 is a subset of 0.1; all is downloaded
 num_proc = 0  # tokenising processes; 0: one per core, at most 8
 on_bad_file = "refuse"  # a damaged file: refuse, or skip the rest of it (counted)
 config = configure(globals())
 
-from data.documents import one_message
 from data.hub import prepare
 
-with one_message():
-    print(json.dumps(prepare(hub, {"train": "train"}, out_dir, tokenizer, max_tokens, max_bytes, fraction, max_disk_gb,
-                             num_proc, on_bad_file, revision, val_fraction, text_bytes=39_769_491_688,
-                             licence="CC0-1.0")))
+prepare(config, {"train": "train"}, text_bytes=39_769_491_688, licence="CC0-1.0")

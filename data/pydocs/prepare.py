@@ -1,11 +1,12 @@
-"""The prose in every Python installation: docstrings of the standard library and installed packages. No network.
+"""Docstrings of the Python standard library and the installed packages. Needs no network.
 
     python data/pydocs/prepare.py
 
-Source: .py files of this Python and its site-packages (parsed, never run) and the language reference in pydoc_data.
-Licence: that of each package (PSF-2.0, BSD, MIT, Apache-2.0): fine to train on here, not to publish as a data set.
-Download nothing, disk 3 MB, about 1.2 M tokens, under a minute on one core. The amount depends on what is installed.
-A document is one module: those paragraphs of its docstrings that read like English, each once.
+Source: .py files of this Python and its site-packages (parsed, never run) and the language
+reference in pydoc_data. Licence: that of each package (PSF-2.0, BSD, MIT, Apache-2.0): fine to
+train on here, not to publish as a data set. Download nothing, disk 3 MB, about 1.2 M tokens, under
+a minute on one core. The amount depends on what is installed. A document is one module: those
+paragraphs of its docstrings that read like English, each once.
 """
 
 import ast
@@ -23,7 +24,7 @@ sys.path.insert(0, ROOT)
 from configurator import configure
 
 out_dir = "data/pydocs"  # folder to write
-tokenizer = "bpe:8000"  # byte, bpe:N (trained on this text), gpt2, cl100k_base, o200k_base, or a tokenizer folder
+tokenizer = "bpe:8000"  # byte, bpe:N (trained here), gpt2, cl100k_base, o200k_base, or a folder
 max_tokens = 0  # stop after this many tokens; 0: all
 max_bytes = 12_000_000  # stop after about this many bytes of text
 num_proc = 0  # tokenising processes; 0: one per core, at most 8
@@ -32,23 +33,30 @@ config = configure(globals())
 
 from data.documents import from_texts, one_message, write_dataset
 
-MARKUP = ((re.compile(r":[\w:+-]+:`~?([^`<]+?)(?: <[^`]*>)?`"), r"\1"),  # :class:`~io.Text` -> io.Text
-          (re.compile(r"`+([^`]*?)(?: <[^`]*>)?`+_*"), r"\1"),  # ``code`` and `link <url>`_ -> their words
-          (re.compile(r"\*+([^\s*](?:[^*]*[^\s*])?)\*+"), r"\1"),  # *emphasis*
-          (re.compile(r"\s+"), " "))
-SENTENCE = re.compile(r"[A-Z\"'(].*[.!?][\"')]?$")  # "as in the following ::" introduces something that is left out
-HEADING = re.compile(r"^.*\n[-=~^\"]{3,} *\n", re.MULTILINE)  # a line underlined
-SKIP = re.compile(r"/(site-packages|dist-packages|tests?|testing|_?vendor(ed)?|idlelib|lib2to3|turtledemo|encodings)/")
-BIG = "transformers"  # hundreds of models with nearly the same docstrings, half of the time; make test installs it
-SHORTEST = 120  # characters of prose in a docstring: one-liners do not make a text
+MARKUP = (
+    (re.compile(r":[\w:+-]+:`~?([^`<]+?)(?: <[^`]*>)?`"), r"\1"),  # :class:`~io.Text` -> io.Text
+    (re.compile(r"`+([^`]*?)(?: <[^`]*>)?`+_*"), r"\1"),  # ``code``, `link <url>`_ -> their words
+    (re.compile(r"\*+([^\s*](?:[^*]*[^\s*])?)\*+"), r"\1"),  # *emphasis* -> emphasis
+    (re.compile(r"\s+"), " "),
+)
+# A paragraph must end like a sentence: "as in the following ::" introduces what is left out.
+SENTENCE = re.compile(r"[A-Z\"'(].*[.!?][\"')]?$")
+HEADING = re.compile(r"^.*\n[-=~^\"]{3,} *\n", re.MULTILINE)  # a line and its underline
+SKIP = re.compile(r"/(site-packages|dist-packages|tests?|testing|_?vendor(ed)?|idlelib|lib2to3|"
+                  r"turtledemo|encodings)/")
+# Left out, although `make test` installs it: hundreds of models with nearly the same docstrings,
+# which take half of the time.
+BIG = "transformers"
+SHORTEST = 120  # characters of prose in a docstring; shorter ones make no text
 
 
 def prose(text):
-    """Docstring -> its paragraphs that read like English, one line each, without markup."""
+    """Yields the paragraphs of a docstring that read like English, as one line without markup."""
     for paragraph in re.split(r"\n\s*\n", HEADING.sub("\n", inspect.cleandoc(text))):
         lines = paragraph.split("\n")
-        if ">>>" in paragraph or any(line.startswith((" ", "\t", "..", "|", "+-", "#")) for line in lines):
-            continue  # an example, a directive, a table, a list of parameters
+        starts = (" ", "\t", "..", "|", "+-", "#")  # a directive, a table, a list of parameters
+        if ">>>" in paragraph or any(line.startswith(starts) for line in lines):
+            continue
         for pattern, replacement in MARKUP:
             paragraph = pattern.sub(replacement, paragraph)
         words = paragraph.split()
@@ -58,7 +66,7 @@ def prose(text):
 
 
 def docstrings(source):
-    """Source of a module -> its docstrings of some length; none when it does not parse."""
+    """Source of a module -> its docstrings; none when it does not parse or all are short."""
     if not any(len(text) >= SHORTEST for text in source.split('"""')[1::2]):
         return  # parsing is what takes the time
     try:
@@ -71,13 +79,15 @@ def docstrings(source):
 
 
 def modules():
-    """Yields lists of docstrings: one pydoc topic each, then one module each."""
+    """Yields iterables of docstrings: first one pydoc topic each, then one module each."""
     from pydoc_data.topics import topics
 
-    yield from ([topics[name]] for name in sorted(topics))
+    for name in sorted(topics):
+        yield [topics[name]]
     paths = sysconfig.get_paths()
     for folder in (paths["stdlib"], paths["purelib"]):
-        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "**", "*.py"), recursive=True)):
+        pattern = os.path.join(glob.escape(folder), "**", "*.py")
+        for path in sorted(glob.glob(pattern, recursive=True)):
             inside = path.removeprefix(folder)
             if not SKIP.search(inside) and not inside.startswith(f"/{BIG}/"):
                 with open(path, encoding="utf-8", errors="replace") as file:
@@ -86,12 +96,15 @@ def modules():
 
 @functools.cache
 def documents():
-    """[(document, None)] of about max_bytes at most; each paragraph occurs once."""
+    """[(document, None)] of about max_bytes; each paragraph occurs once.
+
+    Cached, because the vocabulary is trained on the same documents before they are tokenised.
+    """
     seen, found, n_bytes = set(), [], 0
     for parts in modules():
         kept = []
-        for paragraphs in map(list, map(prose, parts)):
-            new = [paragraph for paragraph in paragraphs if paragraph not in seen]
+        for docstring in parts:
+            new = [paragraph for paragraph in prose(docstring) if paragraph not in seen]
             if sum(map(len, new)) >= SHORTEST:
                 kept += new
                 seen.update(new)
@@ -105,6 +118,9 @@ def documents():
 
 
 with one_message():
-    print(json.dumps(write_dataset(from_texts(documents), out_dir, tokenizer, val_fraction, max_tokens, num_proc,
-                                   {"max_bytes": max_bytes, "python": sys.version}, max_bytes,
-                                   "docstrings of the installed Python", "of each package")))
+    # Another Python has other docstrings: a folder begun with it is refused.
+    settings = {"max_bytes": max_bytes, "python": sys.version}
+    print(json.dumps(write_dataset(
+        from_texts(documents), out_dir, tokenizer, val_fraction, max_tokens, num_proc, settings,
+        input_bytes=max_bytes, source="docstrings of the installed Python",
+        licence="of each package")))

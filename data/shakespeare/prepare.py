@@ -2,9 +2,10 @@
 
     python data/shakespeare/prepare.py [--input=input.txt]
 
-Source: karpathy/char-rnn on GitHub, data/tinyshakespeare/input.txt. Licence: public domain. Download 1.1 MB, disk
-2.2 MB, 1.1 M tokens, a few seconds. A document is about 4,000 characters of consecutive speeches; a tenth of them, by
-hash, is val (nanoGPT takes the last tenth instead, so losses are near but not equal).
+Source: karpathy/char-rnn on GitHub, data/tinyshakespeare/input.txt. Licence: public domain.
+Download 1.1 MB, disk 2.2 MB, 1.1 M tokens, a few seconds. A document is about 4,000 characters of
+consecutive speeches. val is a tenth of them, chosen by hash; nanoGPT takes the last tenth instead,
+so losses are near its losses but not equal.
 """
 
 import json
@@ -32,17 +33,23 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 
 
 def documents():
-    """Yields (text, None): pieces that join to the file and end after a speech."""
+    """-> iterable of (text, None): pieces that join to the file and end after a speech."""
     try:
-        with open(input, encoding="utf-8") if input else urllib.request.urlopen(URL, timeout=30) as file:
-            text = file.read()
+        if input:
+            with open(input, encoding="utf-8") as file:
+                text = file.read()
+        else:
+            with urllib.request.urlopen(URL, timeout=30) as file:
+                text = file.read().decode("utf-8")
     except OSError as error:  # urllib's errors are OSErrors too
-        raise DataError(f"{input or URL}: {error}. Copy input.txt of karpathy/char-rnn here by hand, then give "
-                        "--input=input.txt") from None
-    return ((piece, None) for piece in cut(text if input else text.decode("utf-8"), 4000))
+        raise DataError(f"{input or URL}: {error}. Copy input.txt of karpathy/char-rnn here by "
+                        "hand, then give --input=input.txt") from None
+    return ((piece, None) for piece in cut(text, 4000))
 
 
 with one_message():
+    # A local copy that changed is another data set; its size is enough to tell.
     settings = {"input": f"{os.path.getsize(input)} bytes"} if os.path.isfile(input) else {}
-    print(json.dumps(write_dataset(from_texts(documents), out_dir, tokenizer, val_fraction, max_tokens, num_proc,
-                                   settings, 1_115_394, URL, "public domain")))
+    print(json.dumps(write_dataset(
+        from_texts(documents), out_dir, tokenizer, val_fraction, max_tokens, num_proc, settings,
+        input_bytes=1_115_394, source=URL, licence="public domain")))

@@ -1,4 +1,4 @@
-"""Promises of inputs.py: standard input, damaged files, folders, text kept as it is; and of data/pipeline.py."""
+"""Promises of data/inputs.py (standard input, damaged files, folders) and of data/pipeline.py."""
 
 import codecs
 import gzip
@@ -11,15 +11,14 @@ import subprocess
 import sys
 import unicodedata
 
-import numpy as np
 import pytest
 from conftest import ROOT, refused, run, zstd
-from test_filters import prose, settings
+from test_filters import decoded, prose, settings, write_jsonl
 
 from data import documents, inputs
 from data.bins import DataError
-from data.tokenizer import Tokenizer
 
+NO_DATATROVE = "datatrove is not installed: pip install -r requirements-extra.txt"
 TEXTS = [prose(40, seed) for seed in range(60)]
 JSONL = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
 
@@ -35,29 +34,22 @@ def prepare(out_dir, stdin=None, **changes):
     with pytest.MonkeyPatch.context() as patch:
         if stdin is not None:
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
-        asked = {name: value if isinstance(value, (int, float)) else str(value) for name, value in asked.items()}
+        asked = {name: value if isinstance(value, (int, float)) else str(value)
+                 for name, value in asked.items()}
         files = inputs.find_inputs(asked["input"]) if stdin is None else None
         return inputs.prepare_text(settings(out_dir=str(out_dir), **asked), files)
-
-
-def decoded(folder):
-    """Sorted documents of both splits."""
-    tok, found = Tokenizer.load(str(folder / "tokenizer")), []
-    for split in ("train", "val"):
-        ids = np.fromfile(folder / f"{split}.bin", "<u2")
-        found += [tok.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == tok.eot_id) + 1)[:-1]]
-    return sorted(found)
 
 
 def bins_of(folder):
     return [(folder / f"{split}.bin").read_bytes() for split in ("train", "val")]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # standard input
 
 
-def test_standard_input_gives_the_bytes_of_a_file_and_goes_on_when_piped_again(tmp_path, monkeypatch):
+def test_standard_input_gives_the_bytes_of_a_file_and_goes_on_when_piped_again(
+        tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_bytes(JSONL)
     prepare(tmp_path / "file", input=tmp_path / "a.jsonl")
     real, calls = documents.commit, iter(range(1000))
@@ -83,29 +75,31 @@ def test_standard_input_gives_the_bytes_of_a_file_and_goes_on_when_piped_again(t
 def test_standard_input_of_plain_text_is_cut_like_a_file(tmp_path):
     text = "\n\n".join(TEXTS).encode()
     (tmp_path / "a.txt").write_bytes(text)
-    for name, asked in (("file", {"input": tmp_path / "a.txt"}), ("pipe", {"input": "-", "stdin": text})):
-        prepare(tmp_path / name, cut_chars=500, **asked)
-    assert bins_of(tmp_path / "pipe") == bins_of(tmp_path / "file") and "".join(decoded(tmp_path / "pipe"))
+    prepare(tmp_path / "file", input=tmp_path / "a.txt", cut_chars=500)
+    prepare(tmp_path / "pipe", text, input="-", cut_chars=500)
+    assert bins_of(tmp_path / "pipe") == bins_of(tmp_path / "file")
+    assert "".join(decoded(tmp_path / "pipe"))
 
 
 def test_standard_input_of_a_real_pipe(tmp_path):
-    command = [sys.executable, "prepare.py", "--input=-", "--input_format=jsonl", "--tokenizer=byte",
-               f"--out_dir={tmp_path}", "--val_fraction=0.2", "--num_proc=1"]
+    command = [sys.executable, "prepare.py", "--input=-", "--input_format=jsonl",
+               "--tokenizer=byte", f"--out_dir={tmp_path}", "--val_fraction=0.2", "--num_proc=1"]
     done = subprocess.run(command, input=JSONL, cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert decoded(tmp_path) == sorted(TEXTS)
 
 
 def test_what_standard_input_cannot_be_is_one_message(tmp_path):
-    for stdin, asked, message in ((JSONL, {"tokenizer": "bpe:600"}, "a file first.*or train a tokenizer"),
-                                  (JSONL, {"input_format": "csv"}, "text or jsonl"),
-                                  (gzip.compress(JSONL), {}, "is gzip.*zcat"),
-                                  (zstd.compress(JSONL), {}, "is zstd"), (b"", {}, "none of 0 documents")):
+    cases = ((JSONL, {"tokenizer": "bpe:600"}, "a file first.*or train a tokenizer"),
+             (JSONL, {"input_format": "csv"}, "text or jsonl"),
+             (gzip.compress(JSONL), {}, "is gzip.*zcat"), (zstd.compress(JSONL), {}, "is zstd"),
+             (b"", {}, "none of 0 documents"))
+    for stdin, asked, message in cases:
         with pytest.raises(DataError, match=message):
             prepare(tmp_path / "out", stdin, input="-", **asked)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # damage
 
 
@@ -127,7 +121,8 @@ def damaged(path, lines):
 
 
 @pytest.mark.parametrize("name", ["b.jsonl.gz", "b.jsonl.zst", "b.parquet"])
-def test_a_damaged_file_in_the_middle_is_refused_or_skipped_named_and_counted(name, tmp_path, capsys):
+def test_a_damaged_file_in_the_middle_is_refused_or_skipped_named_and_counted(
+        name, tmp_path, capsys):
     lines = JSONL.splitlines(keepends=True)
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_bytes(b"".join(lines[:20]))
@@ -136,9 +131,11 @@ def test_a_damaged_file_in_the_middle_is_refused_or_skipped_named_and_counted(na
     with pytest.raises(DataError, match=f"{name}.*--on_bad_file=skip"):
         prepare(tmp_path / "refused", input=tmp_path / "in")
     result = prepare(tmp_path / "out", input=tmp_path / "in", on_bad_file="skip")
-    assert result["bad_files"] == 1 and re.search(f"in/{name}: .*The rest of it is skipped", capsys.readouterr().err)
+    assert result["bad_files"] == 1
+    assert re.search(f"in/{name}: .*The rest of it is skipped", capsys.readouterr().err)
     found = decoded(tmp_path / "out")
-    assert set(TEXTS[:20] + TEXTS[40:]) <= set(found) < set(TEXTS), "what was before the damage stays"
+    # what was before the damage stays
+    assert set(TEXTS[:20] + TEXTS[40:]) <= set(found) < set(TEXTS)
 
 
 def test_a_cut_zst_file_is_noticed_wherever_it_is_cut(tmp_path):
@@ -168,34 +165,36 @@ def test_a_giant_line_is_one_bad_line(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "MAX_LINE", 1000)
     giant = json.dumps({"text": "x" * 5000}).encode()
     hidden = b" " * 1000 + b'{"text": "what looks like a line in the middle of one"}'
-    (tmp_path / "a.jsonl").write_bytes(JSONL[:4000].rpartition(b"\n")[0] + b"\n" + giant + hidden + b"\n" + giant)
+    good = JSONL[:4000].rpartition(b"\n")[0]
+    (tmp_path / "a.jsonl").write_bytes(good + b"\n" + giant + hidden + b"\n" + giant)
     result = prepare(tmp_path / "out", input=tmp_path / "a.jsonl", on_bad_line="skip")
-    assert result["bad_lines"] == 2 and decoded(tmp_path / "out") == sorted(TEXTS[: result["documents"]])
+    assert result["bad_lines"] == 2
+    assert decoded(tmp_path / "out") == sorted(TEXTS[: result["documents"]])
     with pytest.raises(DataError, match="a line of more than 1,000 bytes"):
         prepare(tmp_path / "refused", input=tmp_path / "a.jsonl")
 
 
 def test_nul_bytes_line_ends_and_decomposed_accents_come_back(tmp_path):
-    odd = ["a\0b\0\0c", "one\r\ntwo\rthree\n", unicodedata.normalize("NFD", "caf\u00e9 \u1ebf"), "caf\u00e9 \u1ebf",
-           "\ufeffnot at the start", "\x85\u2028x\x0b\x1c", "tab\tand\x7f"]
-    rows = [{"text": text} for text in [*odd, *TEXTS]]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    odd = ["a\0b\0\0c", "one\r\ntwo\rthree\n", unicodedata.normalize("NFD", "caf\u00e9 \u1ebf"),
+           "caf\u00e9 \u1ebf", "\ufeffnot at the start", "\x85\u2028x\x0b\x1c", "tab\tand\x7f"]
+    write_jsonl(tmp_path / "a.jsonl", [*odd, *TEXTS])
     prepare(tmp_path / "out", input=tmp_path / "a.jsonl")
     assert decoded(tmp_path / "out") == sorted([*odd, *TEXTS])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # folders
 
 
 def test_a_folder_is_listed_once_and_links_that_leave_it_are_refused(tmp_path, monkeypatch):
     (tmp_path / "in/deep/.hidden").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    for name in ("in/b.txt", "in/deep/a.md", "in/deep/.hidden/c.txt", "in/.d.txt", "in/e.csv", "elsewhere/f.txt"):
+    for name in ("in/b.txt", "in/deep/a.md", "in/deep/.hidden/c.txt", "in/.d.txt", "in/e.csv",
+                 "elsewhere/f.txt"):
         (tmp_path / name).write_text(name)
     (tmp_path / "in/link.txt").symlink_to("deep/a.md")
     (tmp_path / "in/again").symlink_to("deep")
-    (tmp_path / "in/e.link").symlink_to(tmp_path / "elsewhere/f.txt")  # no input, so nobody's concern
+    (tmp_path / "in/e.link").symlink_to(tmp_path / "elsewhere/f.txt")  # no input: not followed
     stats = []
     monkeypatch.setattr(os.path, "getsize", lambda path: stats.append(path))
     paths, sizes, _ = inputs.find_inputs(f"{tmp_path}/in,{tmp_path}/in")
@@ -203,16 +202,18 @@ def test_a_folder_is_listed_once_and_links_that_leave_it_are_refused(tmp_path, m
     assert sizes.tolist() == [8, 12, 12] and not stats
     for name, target in (("in/out.txt", "elsewhere/f.txt"), ("in/deep/out", "elsewhere")):
         (tmp_path / name).symlink_to(tmp_path / target)
-        with pytest.raises(DataError, match=f"{name[3:]}.* leads out of .*in, to .*{target}.*--follow_links=1"):
+        message = f"{name[3:]}.* leads out of .*in, to .*{target}.*--follow_links=1"
+        with pytest.raises(DataError, match=message):
             inputs.find_inputs(f"{tmp_path}/in")
         (tmp_path / name).unlink()
     (tmp_path / "in/out").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/round").symlink_to(tmp_path / "in")
     paths = inputs.find_inputs(f"{tmp_path}/in", follow_links=1).paths
-    assert {f"{tmp_path}/in/{name}" for name in ("b.txt", "out/f.txt")} < set(paths) and len(paths) < 12
+    assert {f"{tmp_path}/in/{name}" for name in ("b.txt", "out/f.txt")} < set(paths)
+    assert len(paths) < 12
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # data/pipeline.py
 
 
@@ -221,34 +222,39 @@ def some_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     for i in range(4):
         texts = TEXTS[10 * i : 10 * i + 20] + [TEXTS[i] + " more"]
-        (folder / f"{i}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        write_jsonl(folder / f"{i}.jsonl", texts)
     return folder
 
 
 def test_the_datatrove_pipeline_gives_the_bytes_of_one_machine(some_files, tmp_path):
-    pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -r requirements-extra.txt")
-    asked = [f"--input={some_files}", "--tokenizer=byte", "--val_fraction=0.2", "--minhash_bands=14", "--min_words=5"]
+    pytest.importorskip("datatrove", reason=NO_DATATROVE)
+    asked = [f"--input={some_files}", "--tokenizer=byte", "--val_fraction=0.2",
+             "--minhash_bands=14", "--min_words=5"]
     run("prepare.py", *asked, f"--out_dir={tmp_path / 'one'}", "--num_proc=1")
-    command = [sys.executable, "data/pipeline.py", *asked, f"--out_dir={tmp_path / 'many'}", "--tasks=3", "--workers=2"]
+    command = [sys.executable, "data/pipeline.py", *asked, f"--out_dir={tmp_path / 'many'}",
+               "--tasks=3", "--workers=2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert bins_of(tmp_path / "many") == bins_of(tmp_path / "one")
     metas = [json.loads((tmp_path / name / "meta.json").read_text()) for name in ("one", "many")]
     for meta in metas:
         meta.pop("command")
-    assert metas[0] == metas[1] and metas[0]["dropped"]["near_duplicates"] > 0 < metas[0]["duplicates"]
-    assert (tmp_path / "many/dropped.jsonl").read_bytes() == (tmp_path / "one/dropped.jsonl").read_bytes()
+    assert metas[0] == metas[1]
+    assert metas[0]["dropped"]["near_duplicates"] > 0 < metas[0]["duplicates"]
+    one, many = ((tmp_path / name / "dropped.jsonl").read_bytes() for name in ("one", "many"))
+    assert one == many
     stats = json.loads((tmp_path / "many_parts/logs_shards/stats.json").read_text())
     assert stats[0]["stats"]["documents"]["total"] > metas[0]["splits"]["train"]["documents"]
 
 
 def test_the_pipeline_can_be_sent_to_slurm_and_ray(tmp_path):
     dill = pytest.importorskip("dill")
-    pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -r requirements-extra.txt")
+    pytest.importorskip("datatrove", reason=NO_DATATROVE)
     pipeline = runpy.run_path(str(ROOT / "data/pipeline.py"), run_name="pipeline")
     asked = {name: default for name, (default, _) in pipeline["own"].items()} | {"tasks": 5}
     for name, kind in (("slurm", "SlurmPipelineExecutor"), ("ray", "RayPipelineExecutor")):
-        executor = pipeline["make_executors"](settings(out_dir=str(tmp_path / "x")), {**asked, "executor": name})
+        asked_here = {**asked, "executor": name}
+        executor = pipeline["make_executors"](settings(out_dir=str(tmp_path / "x")), asked_here)
         assert (type(executor).__name__, executor.tasks, executor.depends.tasks) == (kind, 1, 5)
         [step] = dill.loads(dill.dumps(executor.depends)).pipeline
         assert step.settings["num_proc"] == 1 and step.parts_dir == f"{tmp_path}/x_parts"
@@ -257,15 +263,17 @@ def test_the_pipeline_can_be_sent_to_slurm_and_ray(tmp_path):
 
 
 def test_a_mistake_in_the_pipeline_is_one_message_before_anything_starts(some_files, tmp_path):
-    pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -r requirements-extra.txt")
+    pytest.importorskip("datatrove", reason=NO_DATATROVE)
     where = [f"--input={some_files}", f"--out_dir={tmp_path / 'out'}"]
-    for wrong, message in (("--quality=gofer", "gopher, c4"), ("--qualty=c4", "did you mean 'quality'")):
+    mistakes = (("--quality=gofer", "gopher, c4"), ("--qualty=c4", "did you mean 'quality'"))
+    for wrong, message in mistakes:
         refused(run("data/pipeline.py", *where, wrong, ok=False), message)
     check = runpy.run_path(str(ROOT / "data/pipeline.py"), run_name="pipeline")["check"]
     good = {"input": str(some_files), "out_dir": str(tmp_path / "out")}
     check(settings(**good), 4)
-    for wrong, tasks, message in (({}, 9, "9 shards of 4 files"), ({"shard": "0/2"}, 2, "no --shard"),
-                                  ({"input": "-"}, 2, "--input=GLOB")):
+    mistakes = (({}, 9, "9 shards of 4 files"), ({"shard": "0/2"}, 2, "no --shard"),
+                ({"input": "-"}, 2, "--input=GLOB"))
+    for wrong, tasks, message in mistakes:
         with pytest.raises(DataError, match=message):
             check(settings(**{**good, **wrong}), tasks)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Promises of duplicates.py and parts.py: near-duplicates, shards, and a merge that gives one machine's bytes."""
+"""Promises of data/duplicates.py and data/merge.py: shards merge to the bytes of one machine."""
 
 import json
 import os
@@ -11,18 +11,18 @@ import pytest
 from data import bins, documents, duplicates, inputs
 from data import merge as parts
 from data.bins import DataError
-from data.tokenizer import Tokenizer
 from data.workers import EXCERPT_CHARS
 
 from conftest import call, crashed, refused  # isort: skip
-from test_filters import WORDS, prose, settings  # isort: skip
+from test_filters import WORDS, decoded, prose, settings, write_jsonl  # isort: skip
 
 
 def documents_of(n, seed):
     """n texts: new ones, exact copies, near-duplicates, too short ones, and copies of these."""
     rng, made = np.random.default_rng(seed), ["too short"]
     for i in range(n):
-        kind = rng.choice(["new", "copy", "near", "short", "empty"], p=[0.5, 0.15, 0.15, 0.15, 0.05])
+        kind = rng.choice(["new", "copy", "near", "short", "empty"],
+                          p=[0.5, 0.15, 0.15, 0.15, 0.05])
         if kind == "new":
             made.append(f"{prose(int(rng.integers(30, 80)), 1000 * seed + i)} caf\u00e9 \ufffd")
         elif kind == "short":
@@ -37,8 +37,8 @@ def documents_of(n, seed):
     return made[1:]
 
 
-FILTERS = {"min_words": 10, "minhash_bands": 14, "on_bad_line": "skip", "val_fraction": 0.2, "tokenizer": "byte",
-           "num_proc": 1, "on_bad_file": "skip"}
+FILTERS = {"min_words": 10, "minhash_bands": 14, "on_bad_line": "skip", "on_bad_file": "skip",
+           "val_fraction": 0.2, "tokenizer": "byte", "num_proc": 1}
 
 
 def prepare(input, out_dir, **changes):
@@ -54,7 +54,8 @@ def shards(input, folder, n, **changes):
 
 def contents(folder):
     """{name: bytes} of all files; the command line in meta.json is left out."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(folder)): path.read_bytes()
+             for path in folder.rglob("*") if path.is_file()}
     about = json.loads(found.pop("meta.json"))
     about.pop("command")
     return {**found, "meta": about}
@@ -62,7 +63,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """7 files of texts that repeat each other within and across files, and what one machine makes of them."""
+    """7 files of texts that repeat each other, also across files; their bins from one machine."""
     folder, patch = tmp_path_factory.mktemp("corpus"), pytest.MonkeyPatch()
     patch.setattr(documents, "CHUNK_BYTES", 10_000)
     some = documents_of(220, 1)
@@ -81,7 +82,7 @@ def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # near-duplicates
 
 
@@ -89,7 +90,8 @@ def test_a_document_goes_if_and_only_if_it_shares_a_band_with_an_earlier_one(cor
     """Against a loop over sets: which documents stay, and the counts."""
     some = [json.loads(line)["text"] for path in sorted((corpus / "in").iterdir())
             for line in path.read_text().splitlines() if line != "oops"]
-    judge, seen_texts, seen_bands, kept, counts = inputs.Filters(settings(**FILTERS)).judge, set(), set(), [], {}
+    judge = inputs.Filters(settings(**FILTERS)).judge
+    seen_texts, seen_bands, kept, counts = set(), set(), [], {}
     for text in some:
         rule, _, bands = judge(text)
         what = ("empty" if not text.strip() else "duplicates" if text in seen_texts else rule
@@ -99,20 +101,19 @@ def test_a_document_goes_if_and_only_if_it_shares_a_band_with_an_earlier_one(cor
             seen_bands |= set(bands.tolist())
         counts[what] = counts.get(what, 0) + 1
         kept += [] if what else [text]
-    meta, tok, found = json.loads((corpus / "whole/meta.json").read_text()), Tokenizer.load("byte"), []
-    for split in ("train", "val"):
-        ids = np.fromfile(corpus / f"whole/{split}.bin", "<u2")
-        found += [tok.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == tok.eot_id) + 1)[:-1]]
-    assert sorted(found) == sorted(kept) and len(kept) > 60
+    meta = json.loads((corpus / "whole/meta.json").read_text())
+    assert decoded(corpus / "whole") == sorted(kept) and len(kept) > 60
     for name in ("empty", "duplicates"):
         assert meta[name] == counts[name]
-    assert meta["dropped"] == {"words": counts["words"], "near_duplicates": counts["near_duplicates"]}
+    near = counts["near_duplicates"]
+    assert meta["dropped"] == {"words": counts["words"], "near_duplicates": near}
     assert min(counts.values()) > 5 and meta["bad_lines"] == 7
 
 
 def test_dropped_jsonl_shows_the_first_of_each_rule_and_what_they_are_like(corpus):
     lines = [json.loads(line) for line in (corpus / "whole/dropped.jsonl").read_text().splitlines()]
-    some = [line for path in sorted((corpus / "in").iterdir()) for line in path.read_text().splitlines()]
+    some = [line for path in sorted((corpus / "in").iterdir())
+            for line in path.read_text().splitlines()]
     near = [line for line in lines if line["rule"] == "near_duplicates"]
     for line in lines:
         assert line["text"] == json.loads(some[line["document"]])["text"][:EXCERPT_CHARS]
@@ -134,10 +135,11 @@ def test_processes_chunks_and_files_of_hashes_do_not_matter(corpus, tmp_path, mo
     prepare(corpus / "in", tmp_path / "spilled")
     monkeypatch.setattr(documents, "CHUNK_ROWS", 31)
     prepare(corpus / "in", tmp_path / "small", num_proc=2)
-    assert contents(tmp_path / "spilled") == contents(tmp_path / "small") == contents(corpus / "whole")
+    assert contents(tmp_path / "spilled") == contents(corpus / "whole")
+    assert contents(tmp_path / "small") == contents(corpus / "whole")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # shards
 
 
@@ -145,14 +147,16 @@ def test_processes_chunks_and_files_of_hashes_do_not_matter(corpus, tmp_path, mo
 def test_merged_shards_are_what_one_machine_makes(n, corpus, tmp_path, monkeypatch):
     pattern = shards(corpus / "in", tmp_path / "parts", n)
     monkeypatch.setattr(parts, "MERGE_ROWS", 50)
-    result = json.loads(call("prepare.py", "merge", f"--input={pattern}", f"--out_dir={tmp_path / 'out'}").stdout)
+    done = call("prepare.py", "merge", f"--input={pattern}", f"--out_dir={tmp_path / 'out'}")
+    result = json.loads(done.stdout)
     assert contents(tmp_path / "out") == contents(corpus / "whole")
     assert result["dropped"] == json.loads((corpus / "whole/meta.json").read_text())["dropped"]
 
 
 def test_a_budget_ends_the_merge_at_the_document_that_ends_one_machine(corpus, tmp_path):
     prepare(corpus / "in", tmp_path / "whole", max_tokens=20_000)
-    parts.merge_parts(shards(corpus / "in", tmp_path / "parts", 3, max_tokens=20_000), str(tmp_path / "out"))
+    pattern = shards(corpus / "in", tmp_path / "parts", 3, max_tokens=20_000)
+    parts.merge_parts(pattern, str(tmp_path / "out"))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert json.loads((tmp_path / "out/meta.json").read_text())["duplicates"] > 0
 
@@ -160,8 +164,8 @@ def test_a_budget_ends_the_merge_at_the_document_that_ends_one_machine(corpus, t
 def test_samples_are_the_first_even_if_shards_drop_the_same_texts(tmp_path):
     (tmp_path / "in").mkdir()
     for i, (start, end) in enumerate(((0, 15), (0, 19), (5, 300))):
-        some = [f"short {n}" for n in range(start, end)] + [prose(40, 50 * i + n) for n in range(20)]
-        (tmp_path / f"in/{i}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
+        short = [f"short {n}" for n in range(start, end)]
+        write_jsonl(tmp_path / f"in/{i}.jsonl", short + [prose(40, 50 * i + n) for n in range(20)])
     prepare(tmp_path / "in", tmp_path / "whole")
     parts.merge_parts(shards(tmp_path / "in", tmp_path / "parts", 3), str(tmp_path / "out"))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -181,8 +185,7 @@ def test_a_crash_before_or_after_any_step_then_the_same_bytes(what, where, tmp_p
     monkeypatch.setattr(documents, "CHUNK_ROWS", 25)
     (tmp_path / "in").mkdir()
     for i in range(2):
-        some = documents_of(40, 2)[20 * i : 20 * i + 30]
-        (tmp_path / f"in/{i}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
+        write_jsonl(tmp_path / f"in/{i}.jsonl", documents_of(40, 2)[20 * i : 20 * i + 30])
     pattern = shards(tmp_path / "in", tmp_path / "parts", 2)
 
     def work(out):
@@ -205,15 +208,17 @@ def test_a_crash_before_or_after_any_step_then_the_same_bytes(what, where, tmp_p
 def test_a_shard_without_val_documents_is_fine(tmp_path):
     (tmp_path / "in").mkdir()
     some = [prose(40, n) for n in range(60)]
-    digests = np.frombuffer(b"".join(documents.digest(text.encode()) for text in some), "<u8").reshape(-1, 2)
+    digests = b"".join(documents.digest(text.encode()) for text in some)
+    digests = np.frombuffer(digests, "<u8").reshape(-1, 2)
     in_val = documents.in_val(digests, 0.2)
     for name, chosen in (("a", ~in_val), ("b", in_val)):
         texts = [text for text, is_chosen in zip(some, chosen) if is_chosen]
-        (tmp_path / f"in/{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        write_jsonl(tmp_path / f"in/{name}.jsonl", texts)
     prepare(tmp_path / "in", tmp_path / "whole")
     parts.merge_parts(shards(tmp_path / "in", tmp_path / "parts", 2), str(tmp_path / "out"))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert prepare(tmp_path / "in", tmp_path / "parts/0", shard="0/2")["val_tokens"] == 0  # finished, left alone
+    finished = prepare(tmp_path / "in", tmp_path / "parts/0", shard="0/2")  # left alone
+    assert finished["val_tokens"] == 0
 
 
 def test_files_are_shared_out_by_size_in_order_and_none_is_left_out():
@@ -223,9 +228,11 @@ def test_files_are_shared_out_by_size_in_order_and_none_is_left_out():
         sizes[0] += 1
         n = int(rng.integers(1, len(sizes) + 1))
         cuts = [inputs.part_of(sizes, f"{i}/{n}") for i in range(n)]
-        assert [cuts[0][0], cuts[-1][1]] == [0, len(sizes)] and all(a[1] == b[0] for a, b in zip(cuts, cuts[1:]))
+        assert [cuts[0][0], cuts[-1][1]] == [0, len(sizes)]
+        assert all(a[1] == b[0] for a, b in zip(cuts, cuts[1:]))
         assert all(first < last for first, last in cuts)
-    assert [inputs.part_of(np.array([5] * 9), f"{i}/3") for i in range(3)] == [(0, 3), (3, 6), (6, 9)]
+    thirds = [inputs.part_of(np.array([5] * 9), f"{i}/3") for i in range(3)]
+    assert thirds == [(0, 3), (3, 6), (6, 9)]
 
 
 def flip(path):
@@ -242,11 +249,14 @@ def foreign(folder):
 
 WRONG = {
     "missing": (lambda folder: shutil.rmtree(folder / "1"), "missing shards: 1/3"),
-    "twice": (lambda folder: shutil.copytree(folder / "1", folder / "one"), "a shard twice: 1/3 is .*one"),
+    "twice": (lambda folder: shutil.copytree(folder / "1", folder / "one"),
+              "a shard twice: 1/3 is .*one"),
     "foreign": (foreign, "of another data set than .*0: quality is .*11.* there"),
-    "unfinished": (lambda folder: (folder / "1/shard.json").rename(folder / "1/progress.json"), "interrupted"),
+    "unfinished": (lambda folder: (folder / "1/shard.json").rename(folder / "1/progress.json"),
+                   "interrupted"),
     "no shard": (lambda folder: (folder / "1/shard.json").unlink(), "shard.json is missing"),
-    "whole": (lambda folder: shutil.copytree(folder.parent / "whole", folder / "x"), "whole data set, not a shard"),
+    "whole": (lambda folder: shutil.copytree(folder.parent / "whole", folder / "x"),
+              "whole data set, not a shard"),
     "cut": (lambda folder: os.truncate(folder / "1/rows.bin", 5), "rows.bin is missing or not of"),
     "changed rows": (lambda folder: flip(folder / "1/rows.bin"), "rows.bin has changed"),
     "changed ids": (lambda folder: flip(folder / "2/train.bin"), "train.bin has changed"),
@@ -267,15 +277,18 @@ def test_shards_that_are_not_all_of_one_data_set_are_one_message(name, corpus, t
     folder = shutil.copytree(three, tmp_path / "parts")
     damage, message = WRONG[name]
     damage(folder)
-    done = call("prepare.py", "merge", f"--input={folder}/*", f"--out_dir={tmp_path / 'out'}", ok=False)
+    done = call("prepare.py", "merge", f"--input={folder}/*", f"--out_dir={tmp_path / 'out'}",
+                ok=False)
     refused(done)
     assert len(done.stdout.strip().splitlines()) == 1
     assert re.search(message, done.stdout), done.stdout
 
 
 def test_what_cannot_be_sharded_is_one_message(corpus, tmp_path):
-    for asked, message in (({"shard": "3/3"}, "0 <= i < n"), ({"shard": "1"}, "expected i/n"),
-                           ({"shard": "0/8"}, "8 shards of 7 files"), ({"shard": "0/2", "input": "-"}, "need files")):
+    mistakes = (({"shard": "3/3"}, "0 <= i < n"), ({"shard": "1"}, "expected i/n"),
+                ({"shard": "0/8"}, "8 shards of 7 files"),
+                ({"shard": "0/2", "input": "-"}, "need files"))
+    for asked, message in mistakes:
         with pytest.raises(DataError, match=message):
             prepare(**{"input": corpus / "in", "out_dir": tmp_path / "out", **asked})
     with pytest.raises(DataError, match="is one shard of a data set"):
@@ -285,7 +298,8 @@ def test_what_cannot_be_sharded_is_one_message(corpus, tmp_path):
 
 
 def test_a_vocabulary_too_large_for_what_the_filters_keep_names_them(corpus, tmp_path):
-    with pytest.raises(DataError, match="give more text.*what these rules keep: words, near_duplicates"):
+    message = "give more text.*what these rules keep: words, near_duplicates"
+    with pytest.raises(DataError, match=message):
         prepare(corpus / "in", tmp_path / "out", tokenizer="bpe:5000", min_words=75)
 
 
