@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import call, crashed, refused, result, run
-from test_pretokenised import (
+from test_ids import (
     EOT,
     IDS,
     PAD,
@@ -24,7 +24,7 @@ from test_pretokenised import (
     write_npy,
 )
 
-from data import ids as formats
+from data import ids as id_files
 from data.bins import DataError
 from data.documents import digest
 from data.reader import TokenData
@@ -115,9 +115,9 @@ def test_thousands_of_files_do_not_need_thousands_of_descriptors(tmp_path, monke
 
 
 def test_the_same_split_whatever_order_the_files_are_listed_in(raw, tmp_path, monkeypatch):
-    real, found = formats.glob.glob, []
+    real, found = id_files.glob.glob, []
     for n, step in enumerate((1, -1)):
-        monkeypatch.setattr(formats.glob, "glob", lambda *args, step=step, **more: real(*args, **more)[::step])
+        monkeypatch.setattr(id_files.glob, "glob", lambda *args, step=step, **more: real(*args, **more)[::step])
         make_split(str(raw[0]), str(tmp_path / f"out{n}"), OPTIONS, val_ratio=0.3)
         found.append({path.name: path.read_bytes() for path in (tmp_path / f"out{n}").glob("*.npy")})
     assert found[0] == found[1] and len(found[0]) == 2

@@ -1,4 +1,4 @@
-"""Promises of formats.py and pretokenised.py: what files of token ids hold arrives in the bins, each document once."""
+"""data/ids.py: what files of token ids hold arrives in the bins, each document once."""
 
 import json
 import os
@@ -14,9 +14,9 @@ import torch
 from conftest import call, crashed, refused, result
 
 from data import documents
-from data import ids as pretokenised
+from data import ids as id_files
 from data.bins import DataError
-from data.ids import open_input, open_sources, pieces, read_documents
+from data.ids import cut_documents, open_input, open_sources, read_documents
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
 
@@ -209,7 +209,7 @@ def test_the_split_depends_on_the_ids_alone(tmp_path):
 
 @pytest.mark.parametrize("eot_id", [EOT, 5, -1])
 def test_documents_are_cut_at_the_same_places_wherever_blocks_begin(eot_id, monkeypatch):
-    monkeypatch.setattr(pretokenised, "LONGEST", 50)
+    monkeypatch.setattr(id_files, "LONGEST", 50)
     ids, rng = np.array(stream(some_documents(30)), "<u4"), np.random.default_rng(0)
     ids[200:210] = ids[300] = ids[rng.integers(0, len(ids), 20)] = PAD
 
@@ -220,19 +220,19 @@ def test_documents_are_cut_at_the_same_places_wherever_blocks_begin(eot_id, monk
             yield start, ids[start:start + n], ends
             start += n
 
-    whole = [(part.tolist(), end) for part, end in pieces(blocks(0, 9999), eot_id, PAD)]
+    whole = [(part.tolist(), end) for part, end in cut_documents(blocks(0, 9999), eot_id, PAD)]
     assert [i for part, _ in whole for i in part] == ids.tolist() and max(len(part) for part, _ in whole) == 50
     assert {100, 500, 501} <= {end for _, end in whole} and all(eot_id not in part[:-1] for part, _ in whole)
     assert all(part.index(PAD) == 0 for part, _ in whole if PAD in part)
     for n, (_, end) in enumerate(whole):
-        assert [(part.tolist(), end) for part, end in pieces(blocks(end, 60), eot_id, PAD)] == whole[n + 1:]
+        assert [(part.tolist(), end) for part, end in cut_documents(blocks(end, 60), eot_id, PAD)] == whole[n + 1:]
 
 
 @pytest.mark.parametrize("name", ["npy, a document a row", "llm.c", "Megatron", "arrow", "parquet"])
 def test_killed_after_any_chunk_then_the_same_bytes(name, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "CHUNK_BYTES", 1500)
-    monkeypatch.setattr(pretokenised, "BLOCK", 300)
-    monkeypatch.setattr(pretokenised, "LONGEST", 70)
+    monkeypatch.setattr(id_files, "BLOCK", 300)
+    monkeypatch.setattr(id_files, "LONGEST", 70)
     some = [[], *some_documents(40), [], *some_documents(3)]
     for file in ("a", "b"):
         FORMATS[name][1]((tmp_path / file).with_suffix(os.path.splitext(FORMATS[name][0])[1]), some)
@@ -402,7 +402,7 @@ def test_parquet_is_ids_when_it_has_no_text_or_token_key_says_so(tmp_path):
     rows = some_documents()
     table = pyarrow.table({"text": [f"text number {i}" for i in range(80)], "input_ids": rows})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert not pretokenised.open_sources([str(tmp_path / "a.parquet")])[0].width
+    assert not id_files.open_sources([str(tmp_path / "a.parquet")])[0].width
     args = [f"--input={tmp_path}/a.parquet", "--val_fraction=0.2"]
     assert result(call("prepare.py", *args, f"--out_dir={tmp_path}/text", "--tokenizer=byte"))["bytes"] > 80 * 10
     assert result(call("prepare.py", *args, f"--out_dir={tmp_path}/ids", "--token_key=input_ids", *IDS))["bytes"] == 0
