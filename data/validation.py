@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from array import array
+from functools import partial
 
 import numpy as np
 
@@ -51,11 +52,9 @@ def validate_folder(data_dir, run="", tokens_per_s=0.0):
     show = progress(sum(meta["splits"][split]["tokens"] for split in SPLITS), 0, "tokens")
     for split in SPLITS:
         tokens = Tokens(data_dir, meta, split)
-        blocks = watched(split_blocks(tokens), show, done)
-        found = measured[split] = measure(blocks, tok, meta.get("pad_id", tok.pad_id))
+        blocks, pad_id = partial(split_blocks, tokens), meta.get("pad_id", tok.pad_id)
+        found = measured[split] = measure(blocks, tok, pad_id, width, show, done)
         done += tokens.n_tokens
-        if width:
-            found["rows"] = row_digests(split_blocks(tokens), width)
         columns[split] = numbers(found, tok, len(np.unique(tokens.number)), width)
         problems += differences(data_dir, meta, split, found["counts"], tok)
     if problems:
@@ -77,18 +76,14 @@ def validate_input(pattern, found, options, run="", tokens_per_s=0.0):
     found: an Input; pattern and options: the --input and the other settings it was opened with.
     run, tokens_per_s: as above. DataError for the first id that cannot be one.
     """
-    rate, parts, rows, done = measured_rate(run, tokens_per_s), [], [], 0
+    rate, parts, done = measured_rate(run, tokens_per_s), [], 0
     show = progress(sum(source.tokens for source in found.sources), 0, "tokens")
     for source in found.sources:
-        blocks = watched(read_blocks(source, 0, found.tok, found.packed), show, done)
-        parts.append(measure(blocks, found.tok, found.pad_id))
+        blocks = partial(read_blocks, source, 0, found.tok, found.packed)
+        width = 0 if source.column else source.width  # blocks of lists hold eot_ids that were added
+        parts.append(measure(blocks, found.tok, found.pad_id, width, show, done))
         done += source.tokens
-        if source.width and not source.column:
-            blocks = read_blocks(source, 0, found.tok, found.packed)
-            rows.append(row_digests(blocks, source.width))
     everything, width = joined(parts), max(source.width for source in found.sources)
-    if rows:
-        everything["rows"] = np.concatenate(rows)
     column = numbers(everything, found.tok, len(found.sources), width)
     print_report({"input": column}, everything, found.tok)
     # A val split of about 20 documents, but no more than a fifth of the tokens.
@@ -123,24 +118,24 @@ def split_blocks(tokens, size=BLOCK):
         yield at, ids, np.zeros(0, np.int64)  # eot_id alone ends documents
 
 
-def watched(blocks, show, done):
-    """The same blocks; moves the progress bar, which stands at `done` tokens before the first."""
-    for at, ids, ends in blocks:
-        yield at, ids, ends
-        show(done + at + len(ids))
+def measure(read, tok, pad_id, width, show, done):
+    """Blocks, which each call of read() yields -> a dict of what they hold:
 
+    counts: int64 (n_vocab + 1,), occurrences of each id; the last entry is for ids out of range
+    lengths, digests: int64 and uint64 of each document, without eot_id and padding, if not empty
+    rows: digests of the rows of `width` tokens; not there with width 0
+    padding: tokens
 
-def measure(blocks, tok, pad_id):
-    """Blocks -> {"counts": int64 (n_vocab + 1,), the last entry those of ids out of range;
-    "lengths" int64 and "digests" uint64 of each document that is not empty, without eot_id and
-    padding; "padding": tokens}."""
+    Moves the progress bar, which stands at `done` tokens.
+    """
     counts, padding = np.zeros(tok.n_vocab + 1, np.int64), 0
-    lengths, digests = array("q"), bytearray()  # 8 bytes a document each; a list would take 40
+    lengths, digests = array("q"), bytearray()  # 16 bytes a document; Python objects take 100
 
     def counted():
-        for at, ids, ends in blocks:
+        for at, ids, ends in read():
             counts[:] += np.bincount(np.minimum(ids, tok.n_vocab), minlength=len(counts))
             yield at, ids, ends
+            show(done + at + len(ids))
 
     for ids, _ in cut_documents(counted(), tok.eot_id, pad_id):
         text, left_out = without_markers(ids, tok.eot_id, pad_id)
@@ -148,22 +143,22 @@ def measure(blocks, tok, pad_id):
         if len(text):
             lengths.append(len(text))
             digests += digest(text.tobytes())[:8]
-    return {"counts": counts, "lengths": np.array(lengths, np.int64),
-            "digests": np.frombuffer(digests, "<u8"), "padding": padding}
-
-
-def row_digests(blocks, width):
-    """Blocks -> digests uint64 of the rows of `width` tokens."""
-    rows = (digest(ids.tobytes())[:8] for ids, _ in cut_rows(blocks, width))
-    return np.frombuffer(b"".join(rows), "<u8")
+    found = {"counts": counts, "lengths": np.array(lengths, np.int64),
+             "digests": np.frombuffer(digests, "<u8"), "padding": padding}
+    if width:
+        rows = b"".join(digest(ids.tobytes())[:8] for ids, _ in cut_rows(read(), width))
+        found["rows"] = np.frombuffer(rows, "<u8")
+    return found
 
 
 def joined(parts):
     """Measurements of several files -> one."""
-    return {"counts": sum(part["counts"] for part in parts),
-            "lengths": np.concatenate([part["lengths"] for part in parts]),
-            "digests": np.concatenate([part["digests"] for part in parts]),
-            "padding": sum(part["padding"] for part in parts)}
+    found = {name: sum(part[name] for part in parts) for name in ("counts", "padding")}
+    for name in ("lengths", "digests", "rows"):
+        arrays = [part[name] for part in parts if name in part]
+        if arrays:
+            found[name] = np.concatenate(arrays)
+    return found
 
 
 def sequences(found):
