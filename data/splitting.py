@@ -92,6 +92,7 @@ def find_input(data_dir, options, follow_links):
     ignored = " ".join(f"--{name}" for name in options if name != "sequence_length")
     if ignored:
         raise DataError(f"{ignored}: no effect on a prepared folder, {data_dir}/meta.json says it")
+    # The old train and val are put together and divided anew.
     meta, folder = load_meta(data_dir), os.path.join(data_dir, "tokenizer")
     tok = call_tokenizer(Tokenizer.load, folder)
     sources = [Source(path, np.dtype(meta["dtype"]), 0, n_tokens) for split in SPLITS
@@ -122,6 +123,7 @@ def check_settings(data_dir, out_dir, sources, sequence_length, val_ratio, by, s
     if any(source.column for source in sources):
         problems.append("the lists of Arrow files have no fixed place to refer to; "
                         f"python prepare.py --input={data_dir} makes bins of them")
+    # The lists of ranges are .npy files: the next split would take them for token ids.
     if os.path.commonpath([inner, outer]) == outer:
         problems.append(f"--out_dir={out_dir} lies in --data_dir={data_dir}: expected another "
                         "folder")
@@ -140,6 +142,7 @@ def is_done(out_dir, settings):
             return True
         raise DataError(f"{out_dir} holds another data set or another split: use another --out_dir")
     ours = {"meta.json", "tokenizer", *SPLITS, *(f"{split}_ranges.npy" for split in SPLITS)}
+    # A killed command leaves any of these, or one of them half written with .tmp after its name.
     foreign = [os.path.join(out_dir, name) for name in os.listdir(out_dir)
                if name.removesuffix(".tmp") not in ours]
     links = [os.path.join(folder, name) for split in SPLITS
@@ -168,7 +171,7 @@ def divide(settings, found, names):
     is_val = choose(sum(n for _, n in units), ratio, seed)
     counts, ranges, files = np.zeros((2, found.tok.n_vocab), np.int64), ([], []), []
     show = progress(sum(source.tokens for source in found.sources), 0, "tokens")
-    n_units = n_tokens = 0  # of the files before
+    n_units = n_tokens = 0  # of the files before this one
     for source, name, (width, n) in zip(found.sources, names, units):
         stat = os.stat(source.path)  # before reading, so that a change meanwhile is noticed later
         of_file = is_val[n_units : n_units + n]
@@ -284,7 +287,7 @@ def write_split(out_dir, settings, found, names, data_dir, is_val, ranges, count
             "n_vocab": tok.n_vocab, "vocab_size": tok.vocab_size, "eot_id": int(tok.eot_id),
             "pad_id": found.pad_id, "tokenizer": "tokenizer", "fingerprint": tok.fingerprint,
             "unigram_entropy": bins.unigram_entropy(counts[0], tok.eot_id), "splits": {}}
-    with writing(out_dir):
+    with writing(out_dir):  # a full disk becomes one message
         tok.save(os.path.join(out_dir, "tokenizer"))
         for k, split in enumerate(SPLITS):
             name = f"{split}_ranges.npy"

@@ -98,6 +98,7 @@ def measure(name, n_folders):
     documents, counts = scan(train, tok)
     val_documents, val_counts = scan(val, tok)
     _, lengths, n_bytes = documents
+    # Ends of documents and padding are no words. What is left, sorted, gives the coverage.
     word_counts = np.delete(counts, [train.eot_id, train.stored_pad])
     covered = np.cumsum(np.sort(word_counts)[::-1]) / max(1, word_counts.sum())
     rare = np.where(counts < ENOUGH, val_counts, 0)
@@ -116,7 +117,9 @@ def measure(name, n_folders):
     if tok.has_text:
         train_texts = sample(train, tok, documents, sample_mb * 1e6 / n_folders)
         val_texts = sample(val, tok, val_documents, val_mb * 1e6 / n_folders)
-    return numbers, train_texts, val_texts, (lengths[lengths > 0], n_bytes[n_bytes > 0], covered)
+    # An empty document has no place on the logarithmic axis of the picture.
+    curves = (lengths[lengths > 0], n_bytes[n_bytes > 0], covered)
+    return numbers, train_texts, val_texts, curves
 
 
 def scan(data, tok):
@@ -161,7 +164,7 @@ def padding_shares(data):
 
 def sample(data, tok, documents, max_bytes):
     """Texts of documents in random order, about max_bytes of them together -> list of str."""
-    texts, size = [], 0
+    texts, size = [], 0  # the seed is fixed: the same data always give the same sample
     for i in np.random.default_rng(0).permutation(documents.shape[1]):
         if size >= max_bytes:
             break
@@ -187,8 +190,10 @@ def try_vocabularies(sizes, train, val, total_bytes):
             rows.append(dict(vocabulary=size, bytes_per_token=None))
             continue
         ids = np.concatenate(tok.encode(train))
-        learned = np.bincount(ids, minlength=tok.n_vocab)[N_BYTES : size - len(SPECIALS)]
-        counts = learned * (total_bytes / train_bytes)
+        # Bytes come first and special ids last. In between are the ids that BPE made; their
+        # occurrences in the sample are scaled to all of the text.
+        made = np.bincount(ids, minlength=tok.n_vocab)[N_BYTES : size - len(SPECIALS)]
+        counts = made * (total_bytes / train_bytes)
         rows.append(dict(
             vocabulary=size, bytes_per_token=val_bytes / sum(map(len, tok.encode(val))),
             train_bytes_per_token=train_bytes / len(ids),
@@ -317,6 +322,7 @@ def draw(path, curves, rows, line):
         draw_lengths(panels[0, column], lengths, unit)
     draw_coverage(panels[1, 0], {name: each[2] for name, each in curves.items()})
     draw_vocabularies(panels[1, 1], rows)
+    # Room between the panels, in inches and in fractions of a panel.
     figure.get_layout_engine().set(w_pad=0.14, h_pad=0.14, wspace=0.04, hspace=0.05)
     if line:
         figure.suptitle("\n".join(textwrap.wrap(line, 140)), x=0.02, ha="left", fontsize=11)
@@ -336,7 +342,7 @@ def draw_lengths(panel, lengths, unit):
         panel.stairs(share, edges, color=colour, lw=1.6,
                      label=f"{name}, median {np.median(values):,.0f}")
     panel.set(xscale="log", xlabel=f"{unit} a document", ylabel="% of documents")
-    panel.set_ylim(0, panel.get_ylim()[1] * 1.08)
+    panel.set_ylim(0, panel.get_ylim()[1] * 1.08)  # room for the row lengths written at the top
     panel.xaxis.set_major_formatter(lambda x, _: compact(x))
     if unit == "tokens":
         for T in ROW_LENGTHS:

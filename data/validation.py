@@ -42,7 +42,8 @@ def validate_folder(data_dir, run="", tokens_per_s=0.0):
     takes. DataError lists everything that is not as meta.json says.
     """
     rate, meta = measured_rate(run, tokens_per_s), bins.load_meta(data_dir)
-    problems, width, measured, columns, done = [], 0, {}, {}, 0
+    problems, measured, columns = [], {}, {}
+    width = done = 0  # tokens a row, 0 without rows; tokens read so far
     tok = call_tokenizer(Tokenizer.load, os.path.join(data_dir, meta["tokenizer"]))
     if "sources" in meta:
         bins.check_sources(data_dir, meta, thoroughly=True)
@@ -55,7 +56,8 @@ def validate_folder(data_dir, run="", tokens_per_s=0.0):
         blocks, pad_id = partial(split_blocks, tokens), meta.get("pad_id", tok.pad_id)
         found = measured[split] = measure(blocks, tok, pad_id, width, show, done)
         done += tokens.n_tokens
-        columns[split] = numbers(found, tok, len(np.unique(tokens.number)), width)
+        n_files = len(np.unique(tokens.number))  # a split may refer to some of the files only
+        columns[split] = numbers(found, tok, n_files, width)
         problems += differences(data_dir, meta, split, found["counts"], tok)
     if problems:
         raise DataError("\n".join([*problems, f"made by: {meta['command']}"]))
@@ -80,7 +82,8 @@ def validate_input(pattern, found, options, run="", tokens_per_s=0.0):
     show = progress(sum(source.tokens for source in found.sources), 0, "tokens")
     for source in found.sources:
         blocks = partial(read_blocks, source, 0, found.tok, found.packed)
-        width = 0 if source.column else source.width  # blocks of lists hold eot_ids that were added
+        # Blocks of lists hold eot_ids that were added, so they cannot be cut into rows.
+        width = 0 if source.column else source.width
         parts.append(measure(blocks, found.tok, found.pad_id, width, show, done))
         done += source.tokens
     everything, width = joined(parts), max(source.width for source in found.sources)
@@ -353,6 +356,7 @@ def plan(n_params, preset, train_tokens, block_size, has_text):
     micro_batch = max(1, min(micro_batch, batch_size))
     while batch_size % micro_batch:
         micro_batch -= 1
+    # A tenth of a short run, at most, is warm-up, and it is evaluated ten times or more.
     max_steps = n_tokens // (batch_size * block_size)
     a_tenth = -(-max_steps // 10)
     is_learned = block_size <= MOST_LEARNED_POSITIONS
