@@ -1,14 +1,19 @@
-# make demo    text -> tokens -> training -> filled masks, about five minutes on two cores, no network data
-# make train   your own: DATA=folder, files or globs; SIZE=micro, tiny, small; ARGS="--max_steps=1000" PREPARE_ARGS="--tokenizer=gpt2": README
-# make test    lint and every test, CPU only
-# make bench   speed and memory side by side with BERT, ModernBERT and Perceiver of equal size
+# make demo    Python's documentation -> tokens -> training -> filled masks; 5 minutes on two cores,
+#              no network data
+# make train   trains on your own data, DATA=folder, files or globs (see data/quick.py):
+#              make train DATA=texts/ SIZE=tiny ARGS=--max_steps=1000 PREPARE_ARGS=--tokenizer=gpt2
+# make test    ruff and all tests, on the CPU
+# make bench   speed and memory beside BERT, ModernBERT and Perceiver models of the same size
+# make clean   removes .venv, out and caches
 PY = .venv/bin/python
 
 .PHONY: demo train test bench clean
 
+# Settings of make train: DATA, ARGS, PREPARE_ARGS, EVAL_ARGS and
 SIZE = micro
 NPROC = 1
 
+# Empty files that say when the packages were installed: make installs again when a list is newer.
 .venv/core: requirements.txt
 	test -x $(PY) || python3 -m venv .venv
 	$(PY) -m pip install -q -r requirements.txt

@@ -1,11 +1,12 @@
-"""prepare.py as a datatrove pipeline: shards are read, filtered and tokenised by many tasks, then merged into one set.
+"""Runs prepare.py as a datatrove pipeline: many tasks make shards of the data set, one merges them.
 
-    python data/pipeline.py --input=texts --out_dir=data/mine --tasks=8 --workers=2 --minhash_bands=14
-    python data/pipeline.py --input=/shared/texts --out_dir=/shared/mine --tasks=500 --executor=slurm --partition=cpu
+    python data/pipeline.py --input=texts --out_dir=data/mine --tasks=8 --workers=2
+    python data/pipeline.py --input=/disk/texts --out_dir=/disk/mine --tasks=500 --executor=slurm
 
-Takes all settings of prepare.py too (python prepare.py --help) and gives its bytes. The shards stay in `parts_dir`,
-with datatrove's logs and statistics; run again, what is complete is left alone and what was stopped goes on. slurm and
-ray need a disk that all machines share, and paths that mean the same on all of them.
+Takes all settings of prepare.py too (python prepare.py --help) and writes the same bytes as
+prepare.py on one machine. The shards stay in `parts_dir`, with datatrove's logs and statistics. Run
+again, it leaves complete shards alone and goes on with those that were stopped. slurm and ray need
+a disk that all machines share, and paths that mean the same on all of them.
 """
 
 import json
@@ -28,24 +29,30 @@ time = "24:00:00"  # slurm: limit of a task
 parts_dir = ""  # folder of the shards; "": out_dir with _parts after it
 own = read_settings(__file__)
 if __name__ == "__main__":
-    mine = [arg for arg in sys.argv[1:] if arg in ("-h", "--help") or arg.removeprefix("--").partition("=")[0] in own]
+    mine = [arg for arg in sys.argv[1:]
+            if arg in ("-h", "--help") or arg.removeprefix("--").partition("=")[0] in own]
     config = configure(globals(), mine)
-    settings = configure({"__file__": os.path.join(ROOT, "prepare.py")}, [a for a in sys.argv[1:] if a not in mine])
+    others = [arg for arg in sys.argv[1:] if arg not in mine]
+    settings = configure({"__file__": os.path.join(ROOT, "prepare.py")}, others)
 
 try:
-    from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+    from datatrove import executor as executors
     from datatrove.pipeline.base import PipelineStep
 except ImportError as error:
-    sys.exit(f"{error}; pip install -r requirements-extra.txt, or use prepare.py --shard=i/n and merge without it")
+    sys.exit(f"{error}; pip install -r requirements-extra.txt, or use prepare.py --shard=i/n and "
+             "merge without it")
 
 from data.bins import DataError
 from data.documents import one_message, summary
 from data.filters import Filters
 from data.inputs import find_inputs, part_of
 
+# datatrove sends a step to a slurm job as a pickle of the class, without this file. So `run`
+# imports what it needs, along the PYTHONPATH that make_executors sets.
+
 
 class Shard(PipelineStep):
-    """Task i of n: shard i of the data set. A slurm job has this class without its file: run imports what it needs."""
+    """Task i of n makes shard i of the data set."""
 
     name, type = "read, filter, tokenise", "PREPARE"
 
@@ -59,9 +66,10 @@ class Shard(PipelineStep):
         part = {"shard": f"{rank}/{world_size}", "out_dir": f"{self.parts_dir}/shard_{rank:05d}"}
         files = find_inputs(self.settings["input"], self.settings["follow_links"])
         done = prepare_text({**self.settings, **part}, files)
-        counts = {name: count for name, count in done.items() if isinstance(count, int) and name != "n_vocab"}
-        for name, count in {**counts, **done.get("dropped", {})}.items():
-            self.stat_update(name, value=count, unit="shard")
+        # n_vocab is the same in all shards; datatrove would add it up.
+        counts = {name: n for name, n in done.items() if isinstance(n, int) and name != "n_vocab"}
+        for name, n in {**counts, **done.get("dropped", {})}.items():
+            self.stat_update(name, value=n, unit="shard")
         yield from data or ()
 
 
@@ -82,28 +90,39 @@ class Merge(PipelineStep):
 
 
 def make_executors(settings, config):
-    """Settings of prepare.py and of this file -> the executor that runs all; what it `depends` on makes the shards."""
+    """Settings of prepare.py, settings of this file -> the executor of Merge.
+
+    Its `depends` is the executor that makes the shards; running the first runs both.
+    """
     parts = config["parts_dir"] or settings["out_dir"].rstrip("/") + "_parts"
-    kind = {"local": LocalPipelineExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
-    if config["executor"] not in kind:
-        raise DataError(f"--executor={config['executor']}: expected local, slurm or ray")
     settings = {**settings, "num_proc": settings["num_proc"] or config["cpus_per_task"]}
     machine = {name: config[name] for name in ("cpus_per_task", "mem_per_cpu_gb")}
-    of_kind = {"local": {}, "slurm": {**machine, "partition": config["partition"], "time": config["time"],
-                                      "job_name": "prepare", "env_command": f"export PYTHONPATH={shlex.quote(ROOT)}"},
-               "ray": {**machine, "ray_remote_kwargs": {"runtime_env": {"env_vars": {"PYTHONPATH": ROOT}}}}}
-    of_kind = {**of_kind[config["executor"]], "skip_completed": False}  # a finished folder knows that it is
-    shards = kind[config["executor"]](
-        pipeline=[Shard(settings, parts)], tasks=config["tasks"], workers=min(config["workers"], config["tasks"]),
-        logging_dir=os.path.join(parts, "logs_shards"), **of_kind)
-    return kind[config["executor"]](pipeline=[Merge(settings["out_dir"], parts)], tasks=1, workers=1, depends=shards,
-                                    logging_dir=os.path.join(parts, "logs_merge"), **of_kind)
+    if config["executor"] == "local":
+        make, options = executors.LocalPipelineExecutor, {}
+    elif config["executor"] == "slurm":
+        make, options = executors.SlurmPipelineExecutor, {
+            **machine, "partition": config["partition"], "time": config["time"],
+            "job_name": "prepare", "env_command": f"export PYTHONPATH={shlex.quote(ROOT)}"}
+    elif config["executor"] == "ray":
+        environment = {"env_vars": {"PYTHONPATH": ROOT}}
+        make, options = executors.RayPipelineExecutor, {
+            **machine, "ray_remote_kwargs": {"runtime_env": environment}}
+    else:
+        raise DataError(f"--executor={config['executor']}: expected local, slurm or ray")
+    options["skip_completed"] = False  # prepare.py itself leaves a finished folder alone
+    shards = make(pipeline=[Shard(settings, parts)], tasks=config["tasks"],
+                  workers=min(config["workers"], config["tasks"]),
+                  logging_dir=os.path.join(parts, "logs_shards"), **options)
+    return make(pipeline=[Merge(settings["out_dir"], parts)], tasks=1, workers=1, depends=shards,
+                logging_dir=os.path.join(parts, "logs_merge"), **options)
 
 
 def check(settings, tasks):
     """DataError for what would fail in every task."""
-    if not settings["input"] or not settings["out_dir"] or settings["shard"] or settings["input"] == "-":
-        raise DataError("expected: python data/pipeline.py --input=GLOB[,GLOB] --out_dir=DIR --tasks=N, no --shard")
+    if (not settings["input"] or not settings["out_dir"] or settings["shard"]
+            or settings["input"] == "-"):
+        raise DataError("expected: python data/pipeline.py --input=GLOB[,GLOB] --out_dir=DIR "
+                        "--tasks=N, no --shard")
     Filters(settings)
     part_of(find_inputs(settings["input"], settings["follow_links"]).sizes, f"0/{tasks}")
 
@@ -112,4 +131,7 @@ if __name__ == "__main__":
     with one_message():
         check(settings, tasks)
         make_executors(settings, config).run()
-        print(json.dumps(summary(settings["out_dir"], 1.0) if executor == "local" else {"launched": executor}))
+        result = {"launched": executor}
+        if executor == "local":
+            result = summary(settings["out_dir"], 1.0)
+        print(json.dumps(result))
