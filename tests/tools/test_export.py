@@ -225,7 +225,7 @@ class ConceptEncoder(ConceptEncoder):
 
     def logits(self, states):
         loss = super().logits(states)
-        return extra.stronger(multiplied(self.scale(loss))) + loss.amin()
+        return extra.stronger(multiplied(self.scale(loss))) + loss.amin(-1, keepdim=True)
 """
 USE_OF_MODEL = """
 import sys, torch
