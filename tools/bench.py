@@ -70,7 +70,7 @@ class Bench:
         self.name, self.T = name, T
         self.machine = find_machine(device, T)
         self.dtype, _ = choose_dtype(dtype, self.machine.device)
-        self.memory_before = resident_gib()
+        self.memory_before = resident_gib()  # torch and the libraries, not the model
         torch.manual_seed(0)
         self.ours = name in OURS
         self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
@@ -80,6 +80,8 @@ class Bench:
 
     def make_batch(self, n_rows):
         """Ours take the predicted positions and their targets, transformers' models labels."""
+        # Random ids do: time and memory depend on shapes alone. Those below 999 are special ids
+        # and placeholders in BERT's vocabulary.
         self.n_slots = slots(self.T, "token", mlm_probability)
         ids = torch.randint(999, VOCABULARY, (n_rows, self.T))
         positions = torch.rand(n_rows, self.T).argsort(1)[:, :self.n_slots].sort(1).values
@@ -275,7 +277,7 @@ def start_workers(T, names, expected):
             left_out[name] = f"a step would take about {expected[name]:,.0f} s (--longest_step)"
             continue
         worker = Worker(name, T)
-        try:
+        try:  # the first step shows whether the model fits into memory
             facts[name], workers[name] = worker.ask("facts"), worker
         except RuntimeError as error:
             worker.stop()
@@ -297,6 +299,7 @@ def bench_length(T, names, expected, peak):
             tokens_per_s=round(n_tokens / seconds), step_ms=round(seconds * 1e3, 1),
             peak_mb=round(workers[name].ask("peak_mb")),
             gemm_share=round(flops / seconds / peak, 3))
+    # freeze() casts the weights, so the training steps have to be over by now.
     if T <= 512:
         for worker in workers.values():
             worker.ask("freeze")
@@ -360,6 +363,7 @@ def compare(report):
               if name in result}
         for T in at:
             if T > 2048 and 2048 in at:
+                # 1: time is linear in the length of a row
                 ratios[f"{name}: time a token at {T} / at 2048"] = round(at[2048] / at[T], 2)
     return ratios
 
@@ -435,6 +439,7 @@ def main():
     if collator:
         ratio = rates["whole_word_mtok_per_s"] / collator
         ratios["whole_word / hf collator"] = round(ratio, 1)
+    # Under names that are no lengths, beside the figures of each length.
     report |= dict(data=rates, ratios=ratios)
     write_json(os.path.join(out_dir, "bench.json"), report)
     print("\n" + "\n".join(f"{value:>10}  {what}" for what, value in ratios.items()))

@@ -203,10 +203,11 @@ class OneFile:
         needs = {name: module.needs for name, module in self.modules.items()}
         for name in TopologicalSorter(needs).static_order():
             module = self.modules[name]
-            code = [statement.text for statement in module.statements if statement.kept]
-            text = "\n".join(code + list(module.aliases.values())).strip()
             title = f"# ---- {name.replace('.', '/')}.py "
-            parts.append(f"{title:-<100}\n\n{text}")
+            code = "\n".join(statement.text for statement in module.statements if statement.kept)
+            parts.append(f"{title:-<100}\n\n{code.strip()}")
+            if module.aliases:
+                parts.append("\n".join(module.aliases.values()))
         return "\n\n\n".join(parts)
 
 
