@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Reference
 
 from data import tokenizer as tokenizer_json
 from data.tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, PATTERNS, QWEN2_PATTERN, Tokenizer
-from tools import hub_model
+from tools import hub_files
 
 SHORT = [text for text in ODD if len(text) < MAX_PRETOKEN] + ["  \n\n\t na\u00efve x\u2581y"]
 TEXTS = SHORT + [path.read_text(encoding="utf-8", errors="replace")[:20_000]
@@ -150,7 +150,7 @@ def test_a_saved_and_a_pickled_one_are_the_same(case, tmp_path):
 
 def test_an_exported_model_gets_the_same_ids(case):
     _, _, tok, _ = case
-    hub = Reference.from_str(hub_model.hub_tokenizer(tok).to_str())
+    hub = Reference.from_str(hub_files.hub_tokenizer(tok).to_str())
     names = regex.compile("|".join(map(regex.escape, tok.specials)))
     for text in filter(lambda text: not names.search(text), [*SHORT, *random_texts(100, seed=12)]):
         assert hub.encode(text).ids == [tok.eot_id, *tok.encode([text])[0].tolist(), tok.eot_id], text[:50]
