@@ -18,11 +18,11 @@ Only step 1 differs between strategies:
 
 To add a strategy, write its grouping function and add one entry to STRATEGIES.
 
-All strategies mask every maskable token with probability mlm_probability, in long and short words
+Every strategy masks every maskable token with probability mlm_probability, in long and short words
 and at any place in the row, and the number of masked tokens in a row differs from
-mlm_probability * maskable tokens by less than one group. (The loops of BERT and SpanBERT mask short
-words more often, T5's masks the end of the row more often.) Words are never cut, special tokens are
-never masked, and a group never reaches from one document into the next.
+mlm_probability * maskable tokens by less than one group (while K suffices, see slots). The loops of
+BERT and SpanBERT mask short words more often, T5's masks the end of the row more often. Only
+`token` cuts words. Special tokens are never masked, and no group spans two documents.
 
 Random numbers are hashes of (seed, epoch, kind of draw, sample id, index). There is no generator
 state to save, and a sample gets the same mask in any batch, on any device, at any world size.
@@ -48,6 +48,7 @@ SPACER_MAX_RATE = 0.5
 
 
 class MaskedBatch(NamedTuple):
+    """What the model is trained on."""
     inputs: torch.Tensor  # (B, T) int64, what the encoder sees
     positions: torch.Tensor  # (B, K) int64, where to predict; unused slots point to 0
     targets: torch.Tensor  # (B, K) int64, the original ids there

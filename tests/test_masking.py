@@ -35,7 +35,7 @@ def tok():
 
 
 def rows(B, T, seed=0, eot=0.01, starts=0.7):
-    """Random rows: a fraction `starts` of tokens begins a word, a fraction `eot` ends a document."""
+    """Random rows. starts, eot: fractions of tokens that begin a word, that end a document."""
     rng = np.random.default_rng(seed)
     begins = rng.random((B, T)) < starts
     ids = np.where(begins, rng.integers(0, 50, (B, T)), rng.integers(50, 95, (B, T)))
