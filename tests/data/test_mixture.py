@@ -14,7 +14,7 @@ from conftest import call, refused, result
 from test_reader import all_ids, texts, write
 from test_train import losses, train
 
-from data import reader as rows
+from data import bins
 from data.bins import DataError
 from data.reader import WINDOW, Batches, DocumentRows, Mixture, TokenData
 from data.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def batches(data_dir, weights="", rows="block", T=64, schedule="", steps=100, ba
 
 
 def plain_rows(ids, eot, T):
-    """The rows of rows.py by a loop over the tokens."""
+    """The rows of DocumentRows by a loop over the tokens."""
     found, begin = [], 0
     while begin < len(ids):
         if ids[begin] == eot:
@@ -61,7 +61,7 @@ def test_rows_by_document_are_those_of_a_plain_loop(monkeypatch):
     rng, n_compared = np.random.default_rng(0), 0
     for _ in range(200):
         ids, T = rng.integers(0, rng.integers(2, 60), rng.integers(1, 300)).astype("<u2"), int(rng.integers(1, 20))
-        monkeypatch.setattr(rows, "SCAN_TOKENS", int(rng.integers(1, 60)))
+        monkeypatch.setattr(bins, "SCAN_TOKENS", int(rng.integers(1, 60)))
         data = SimpleNamespace(n_tokens=len(ids), eot_id=0, stored_pad=0, dtype=ids.dtype, split="train", data_dir="a")
         data.read = lambda at, out, ids=ids: out.__setitem__(slice(None), ids[at : at + len(out)])
         expected = plain_rows(ids.tolist(), 0, T)
@@ -94,10 +94,10 @@ def test_every_document_begins_a_row_and_every_token_comes_once_an_epoch(T, sour
 
 
 def test_a_large_index_is_kept_beside_the_bins_and_found_anew_when_it_does_not_fit(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "KEPT_TOKENS", 1)
+    monkeypatch.setattr(bins, "KEPT_TOKENS", 1)
     folder, scans = shutil.copytree(sources[0], tmp_path / "a"), []
-    scan = rows.distances
-    monkeypatch.setattr(rows, "distances", lambda data, T: scans.append(T) or scan(data, T))
+    scan = bins.distances
+    monkeypatch.setattr(bins, "distances", lambda data, T: scans.append(T) or scan(data, T))
 
     def blocks(T=16):
         data = TokenData(str(folder), "train", T, 5, "document")
@@ -119,7 +119,7 @@ def test_a_large_index_is_kept_beside_the_bins_and_found_anew_when_it_does_not_f
     def read_only(path):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(rows, "FolderLock", read_only)
+    monkeypatch.setattr(bins, "FolderLock", read_only)
     assert torch.equal(blocks(8), TokenData(sources[0], "train", 8, 5, "document").block(range(len(blocks(8)))))
     assert not list(folder.glob("train.bin.rows_8_*"))
 
