@@ -82,7 +82,7 @@ class DataError(ValueError):
 
 @contextlib.contextmanager
 def locked(out_dir):
-    """Makes this process the only writer of a folder, until it ends, however it ends."""
+    """Makes this process the only writer of a folder. The kernel frees it when the process ends."""
     try:
         lock = FolderLock(out_dir)
     except BlockingIOError:
@@ -180,7 +180,8 @@ def temporary(out_dir, split, shard):
 
 def open_bins(out_dir, state, dtype):
     """Takes the files of `out_dir` back to what was committed."""
-    # A kill in finish() leaves some files with their final names.
+    # A kill in finish() leaves some files with their final names. That of a bin is train.bin or
+    # train_00003.bin, its temporary one always has a number.
     for name in LOGS:
         with contextlib.suppress(FileNotFoundError):
             os.replace(os.path.join(out_dir, name), os.path.join(out_dir, f"{name}.tmp"))
@@ -228,7 +229,7 @@ def append_ids(out_dir, state, rows, ids):
     """Appends ids of documents to the last bin of their split, or to a new one if that is full."""
     shard_tokens, lengths = state["settings"]["shard_tokens"], rows["tokens"]
     ids = ids[: lengths.sum()]
-    is_kept = rows["kind"] == KEPT
+    is_kept = rows["kind"] == KEPT  # all others have a length of 0
     for split, chosen in zip(SPLITS, (is_kept & ~rows["is_val"], is_kept & rows["is_val"])):
         left = ids[np.repeat(chosen, lengths)]
         while len(left):
