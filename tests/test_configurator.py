@@ -103,7 +103,7 @@ def test_every_setting_is_read(script):
     """Each setting occurs again as a name in its script, or is a field of the model's configuration."""
     tree = ast.parse(script.read_text())
     read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    model_fields = set().union(*map(fields_of, ARCHS)) if "fields_of(" in script.read_text() else set()
+    model_fields = set().union(*map(fields_of, ARCHS)) if "model_settings(" in script.read_text() else set()
     unread = set(read_settings(script)) - read - model_fields
     assert not unread, f"settings nobody reads: {unread}"
 
