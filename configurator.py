@@ -39,8 +39,8 @@ def read_settings(path):
         value = node.value
         if isinstance(value, ast.Call) and getattr(value.func, "id", "") == "configure":
             break
-        # Other assignments, such as lists or calls, are ordinary code. A negative number is a
-        # minus sign (UnaryOp) and a constant.
+        # Other assignments, such as lists or calls, are ordinary code.
+        # A negative number is a minus sign (UnaryOp) and a constant.
         if isinstance(value, (ast.Constant, ast.UnaryOp)):
             # ast drops comments, so the help text is cut out of the source line
             rest_of_line = lines[node.end_lineno - 1][node.end_col_offset:]
@@ -132,7 +132,7 @@ def configure(script_globals, argv=None):
             hint = f", did you mean {nearest[0]!r}?" if nearest else ""
             problems.append(f"{where}: unknown setting {name!r}{hint}")
             return
-        default, _ = known[name]
+        default, _ = known[name]  # its type is that of the setting
         try:
             values[name] = convert(value, type(default), from_text)
         except ValueError as error:

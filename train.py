@@ -134,10 +134,12 @@ with run.user_mistakes():
 n_steps = data.n_steps  # max_steps, or fewer where max_tokens ends the run earlier
 unigram_entropy = data.unigram_entropy  # nats, the loss of a model that knows word frequencies only
 rows_per_process = batch_size // machine.world_size
+# With many processes the rows of one can be fewer than the micro_batch asked for.
 micro_batch = min(micro_batch, rows_per_process)
 
 # ---- model --------------------------------------------------------------------------------------
 
+# The model, then its weights: those of a checkpoint of this run, of another run, or random ones.
 with run.user_mistakes():
     torch.manual_seed(seed)  # the initial weights are the same in every process
     model = run.build_model(run.model_settings(arch, config, tok))
@@ -156,6 +158,7 @@ with run.user_mistakes():
         model.start_table(token_vectors(data, model.cfg.vocab_size, token_dim, seed))
     model.to(machine.device)
 
+# model and net share their weights: net is for training steps, model for all else
 use_compile = compile == "true" or (compile == "auto" and machine.device.type == "cuda")
 net = torch.compile(model, fullgraph=True, dynamic=False) if use_compile else model
 if machine.world_size > 1:
@@ -221,7 +224,7 @@ def progress_at(step):
 optimizers = make_optimizers()
 scaler = torch.amp.GradScaler(machine.device.type, enabled=dtype == "fp16")
 
-# What a run keeps beside weights and optimizers. All of it is in the checkpoint.
+# What a run keeps beside weights and optimizers. All but the last is in the checkpoint.
 step = 0  # updates so far
 evaluated_at = -1  # step of the latest evaluation
 best_loss = math.inf  # lowest validation loss so far
@@ -297,7 +300,7 @@ def forward_backward(batch, total_weight):
     parts = list(zip(*(tensor.split(rows_at_once) for tensor in batch)))
     for i, part in enumerate(parts):
         inputs = part[0]
-        is_real = inputs != tok.pad_id if data.padded else None
+        is_real = inputs != tok.pad_id if data.padded else None  # (B,T), False: padding
         # DDP sums the gradients of all processes at the last micro-batch only
         is_last = i == len(parts) - 1
         with nullcontext() if is_last or machine.world_size == 1 else net.no_sync():

@@ -13,6 +13,7 @@ import sys
 import traceback
 import zipfile
 from dataclasses import asdict, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from lib.machine import autocast, is_out_of_memory
 from masking import check_masking, mask_batch
 from model import ConceptConfig, ConceptEncoder
 
+# value of the setting `arch` -> (its settings as a dataclass, its model)
 ARCHS = {
     "concept": (ConceptConfig, ConceptEncoder),
     "transformer": (TransformerConfig, Transformer),
@@ -63,6 +65,7 @@ def check_settings(config, defaults, world_size):
     problems = bad_values(config) + settings_without_effect(config, defaults)
     batch_size, micro_batch = config["batch_size"], config["micro_batch"]
     rows = batch_size // world_size
+    # A run of so many minutes does not know its number of steps in advance.
     if config["block_schedule"] and config["max_minutes"]:
         problems.append("block_schedule: its shares are of a known number of steps; "
                         "give max_steps, not max_minutes")
@@ -114,11 +117,15 @@ def bad_values(config):
 
 def settings_without_effect(config, defaults):
     """Settings of train.py that were changed, but nothing reads them here -> list of messages."""
+    # A setting that silently does nothing would be believed in: an experiment with it says "no
+    # difference". So it is refused.
     unread = []
     if config["masking_type"] != "concepts":
         unread += ["concept_window"]
     if config["masking_type"] != "span":
         unread += ["span_length_distribution"]
+    # strict has no local path beside the concepts; a transformer may be given the settings of a
+    # concept model, so that one command line compares the two
     if config["arch"] == "concept" and config["bottleneck"] != "open":
         unread += ["n_mixer", "mixer_kernel", "n_decoder", "self_attention", "lexicon"]
     if config["wandb"] == "off":
@@ -174,7 +181,7 @@ def describe_start(resumed, config, defaults):
 
 def build_model(model_settings):
     """Model settings of a checkpoint ("arch", fields of its config) -> model with fresh weights."""
-    settings = {"arch": "concept"} | model_settings
+    settings = {"arch": "concept"} | model_settings  # older checkpoints have no "arch"
     config_class, model_class = ARCHS[settings.pop("arch")]
     return model_class(config_class(**settings))
 
@@ -193,18 +200,10 @@ def model_state(model):
 def load_run(out_dir, device):
     """For commands that start from a training run -> (model in eval mode, tokenizer, checkpoint).
 
-    Takes best.pt, else the newest ckpt.pt. Raises ValueError or FileNotFoundError saying what is
-    missing.
+    Takes best.pt, or ckpt.pt where that is damaged or missing. Raises ValueError or
+    FileNotFoundError saying what is missing.
     """
-    checkpoint = None
-    best = os.path.join(out_dir, "best.pt")
-    if os.path.exists(best):
-        try:
-            checkpoint = read_checkpoint(best)
-        except ValueError as error:
-            print(f"WARNING: {error}; trying ckpt.pt", file=sys.stderr)
-    if checkpoint is None:
-        checkpoint = latest_checkpoint(out_dir)
+    checkpoint = latest_checkpoint(out_dir, names=("best.pt", "ckpt.pt", "ckpt_prev.pt"))
     if checkpoint is None:
         raise FileNotFoundError(f"{out_dir} holds no checkpoint; train first: "
                                 f"python train.py --out_dir={out_dir}")
@@ -213,6 +212,7 @@ def load_run(out_dir, device):
     if tok.fingerprint != trained_with:
         raise ValueError(f"{out_dir}/tokenizer is not the one its checkpoint was trained with "
                          f"({tok.fingerprint[:12]} against {trained_with[:12]})")
+    # The model is built from the settings in the checkpoint; no setting has to be given again.
     try:
         model = build_model(checkpoint["model_settings"])
         model.load_state_dict(checkpoint["model"])
@@ -272,6 +272,7 @@ def save_checkpoint(out_dir, checkpoint, name="ckpt.pt"):
 
     Raises FloatingPointError, and writes nothing, when weights are not finite.
     """
+    # NaN weights would replace the last good ones, and after two saves there are none left.
     for tensor in checkpoint["model"].values():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise FloatingPointError("the weights are not finite; nothing was written")
@@ -301,6 +302,7 @@ def read_checkpoint(path):
             damaged = archive.testzip()  # torch.load does not compare the stored checksums
         if damaged:
             raise ValueError(f"{path} is damaged: the checksum of {damaged} does not fit")
+        # weights_only: a checkpoint from somebody else cannot run code here
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
@@ -308,12 +310,14 @@ def read_checkpoint(path):
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from None
 
 
-def latest_checkpoint(out_dir, say=print):
-    """ckpt.pt, or with a warning ckpt_prev.pt if it is damaged; None if there never was one.
+def latest_checkpoint(out_dir, say=None, names=("ckpt.pt", "ckpt_prev.pt")):
+    """The first of these files that can be read -> dict, or None if out_dir has none of them.
 
-    Raises ValueError if there are checkpoints and none can be read.
+    say: prints a warning about each damaged one; by default on stderr. Raises ValueError if all
+    are damaged.
     """
-    paths = [os.path.join(out_dir, name) for name in ("ckpt.pt", "ckpt_prev.pt")]
+    say = say or partial(print, file=sys.stderr)
+    paths = [os.path.join(out_dir, name) for name in names]
     paths = [path for path in paths if os.path.exists(path)]
     for path in paths:
         try:
@@ -388,6 +392,7 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     n_bytes = torch.from_numpy(tok.n_bytes).to(machine.device)
     # sums over predicted tokens: nats, tokens, hits, bytes, then nats and tokens of each split
     sums = torch.zeros(4 + 2 * len(SPLITS), dtype=torch.float64)
+    # process r of n takes rows r, r + n, r + 2n, ...
     my_rows = torch.arange(machine.rank, min(rows, data.n_blocks), machine.world_size)
     for index in my_rows.split(micro_batch):
         ids = torch.as_tensor(data.block(index.numpy()))
@@ -407,6 +412,7 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     if not predicted:
         raise ValueError("no token of the evaluation rows can be masked: they hold special "
                          "tokens only")
+    # the only division, after all sums: no mean of means, which would weigh rows unequally
     loss = nats / predicted
     bits_per_byte = nats / math.log(2) / max(text_bytes, 1) if tok.has_text else None
     result = dict(loss=loss, accuracy=hits / predicted, perplexity=math.exp(min(loss, 100)),
@@ -427,6 +433,7 @@ def predict(model, inputs, positions, targets, is_real, vocab_size):
     concepts, tokens = model.encode(inputs, is_real)
     documents = model.documents(inputs)
     at_once = max(1, MOST_LOGITS // (len(inputs) * vocab_size))
+    # Logits are (B, positions, V): with large vocabularies more than everything else together.
     nats, hits = [], []
     for place, target in zip(positions.split(at_once, 1), targets.split(at_once, 1)):
         states = model.decode(concepts, tokens, place, documents, is_real)
@@ -482,7 +489,7 @@ def split_masks(inputs, positions, targets, frequency):
 def token_frequency(data, tok, rows=4096):
     """Share of each id in up to `rows` rows, spread evenly over `data` -> float32 (V,)."""
     n = min(rows, data.n_blocks)
-    index = torch.arange(n) * data.n_blocks // n
+    index = torch.arange(n) * data.n_blocks // n  # evenly spread over all rows
     counts = torch.zeros(tok.vocab_size)
     for part in index.split(256):
         ids = torch.as_tensor(data.block(part.numpy()))
@@ -563,6 +570,7 @@ def read_log(out_dir):
 
 def rewind_log(out_dir, step):
     """Drops the records after `step`, which a crashed run wrote after its last checkpoint."""
+    # otherwise the steps that are trained again would be in the log twice
     lines = [json.dumps(record) + "\n" for record in read_log(out_dir) if record["step"] <= step]
     text = "".join(lines).encode()
     replace_file(os.path.join(out_dir, "log.jsonl"), lambda file: file.write(text))
