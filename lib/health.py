@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from lib.machine import autocast
 from lib.run import EVAL_SEED
 from masking import mask_batch
+from model import StrictDecoder, split_heads
 
 MIN_COUNT = 5  # occurrences of an id below which its PMI with a concept is mostly noise
 
@@ -211,12 +212,12 @@ def attention(model, ids, positions, machine, dtype):
 
     def catch(kind):
         def hook(module, inputs):
-            caught[kind].append(module.weights(*inputs).float().cpu())
+            caught[kind].append(attention_weights(module, *inputs).float().cpu())
         return hook
 
-    hooks = [module.register_forward_pre_hook(catch("read")) for module in model.readers()]
+    hooks = [module.register_forward_pre_hook(catch("read")) for module in readers(model)]
     hooks += [module.register_forward_pre_hook(catch("decode"))
-              for module in model.decode_readers()]
+              for module in decode_readers(model)]
     try:
         with autocast(machine.device, dtype):
             ids, positions = machine.take([ids, positions])
@@ -226,6 +227,41 @@ def attention(model, ids, positions, machine, dtype):
         for hook in hooks:
             hook.remove()
     return caught["read"], caught["decode"]
+
+
+def readers(model):
+    """The modules in which the concepts of a ConceptEncoder read tokens, in order."""
+    return [layer.read for layer in model.layers]
+
+
+def decode_readers(model):
+    """The modules in which predicted positions read concepts."""
+    if isinstance(model.decoder, StrictDecoder):
+        return [model.decoder]
+    return [block["read"] for block in model.decoder.blocks]
+
+
+def attention_weights(module, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=None):
+    """The softmax of an attention module of model.py, from the inputs of its forward. (B,H,Q,N).
+
+    Rows sum to 1. In the heads of an OwnedAttention that read owned tokens only, the rows of a
+    query that owns nothing are zero.
+    """
+    if isinstance(module, StrictDecoder):
+        q, k, gain = x_BQD, module.k(y_BNE), None
+    else:
+        q, k, gain = module.q(x_BQD), module.kv(y_BNE).chunk(2, dim=-1)[0], module.gain
+    q, k = split_heads(q, k, module.n_head, None, gain)
+    scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
+    if owner_BN is not None:
+        query_Q1 = torch.arange(q.shape[2], device=owner_BN.device)[:, None]
+        head_H11 = torch.arange(module.n_head, device=owner_BN.device)[:, None, None]
+        reads_all = head_H11 < module.n_head - module.n_owned_head
+        may_read = (owner_BN[:, None, None] == query_Q1) | reads_all
+        mask = may_read if mask is None else may_read & mask
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1).nan_to_num()
 
 
 def attention_use(read, decode):

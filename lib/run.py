@@ -295,6 +295,24 @@ def save_or_warn(out_dir, checkpoint, name):
         print(f"WARNING: {name} was not written ({reason}); the previous one stays", flush=True)
 
 
+# Parameters of the lexicon that had other names in older checkpoints.
+RENAMED = {"lexicon.words.weight": "lexicon.to_words.weight",
+           "lexicon.salience": "lexicon.token_weight",
+           "lexicon.loudness": "lexicon.match_bias",
+           "lexicon.sharpness": "lexicon.match_scale"}
+
+
+def rename_old_keys(weights):
+    """State dict of a model, also inside a fine-tuned one ("encoder."...) -> with today's names."""
+    renamed = {}
+    for name, tensor in weights.items():
+        for old, new in RENAMED.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        renamed[name] = tensor
+    return renamed
+
+
 def read_checkpoint(path):
     """-> dict of tensors and plain Python. ValueError if the file is cut short or a bit flipped."""
     try:
@@ -303,11 +321,14 @@ def read_checkpoint(path):
         if damaged:
             raise ValueError(f"{path} is damaged: the checksum of {damaged} does not fit")
         # weights_only: a checkpoint from somebody else cannot run code here
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file: zipfile, zlib, pickle and torch raise many kinds
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from None
+    if "model" in checkpoint:
+        checkpoint["model"] = rename_old_keys(checkpoint["model"])
+    return checkpoint
 
 
 def latest_checkpoint(out_dir, say=None, names=("ckpt.pt", "ckpt_prev.pt")):

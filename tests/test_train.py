@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, call, refused, result, run, start, wait_for
 
 from configurator import read_settings
+from lib import run as run_module
 from lib.run import read_checkpoint, read_log
 
 TINY = ["--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=8", "--concept_dim=32",
@@ -459,3 +460,23 @@ def test_weights_of_an_edited_model_are_refused_in_one_message(trained, data_dir
     refused(sampled, "another model.py", "layers.0.extra.weight")
     refused(train(data_dir, tmp_path / "run", "--dropout=0.1", ok=False),
             "model.py: it has other weights")
+
+
+def test_checkpoints_with_older_names_of_parameters_load_and_resume(data_dir, tmp_path):
+    """The lexicon's parameters were renamed: a run saved before goes on as if nothing happened."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    train(data_dir, whole)
+    train(data_dir, stopped, "--stop_at_step=12")
+    older = {new: old for old, new in run_module.RENAMED.items()}
+    for name in ("ckpt.pt", "best.pt"):
+        checkpoint = read_checkpoint(stopped / name)
+        assert older.keys() <= checkpoint["model"].keys()
+        weights = checkpoint["model"].items()
+        checkpoint["model"] = {older.get(key, key): tensor for key, tensor in weights}
+        torch.save(checkpoint, stopped / name)
+    model, _, _ = run_module.load_run(str(stopped), "cpu")
+    assert torch.equal(model.lexicon.match_bias, checkpoint["model"]["lexicon.loudness"])
+    train(data_dir, stopped)
+    after = read_checkpoint(stopped / "ckpt.pt")["model"]
+    for key, tensor in read_checkpoint(whole / "ckpt.pt")["model"].items():
+        assert torch.equal(tensor, after[key]), key

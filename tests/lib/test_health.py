@@ -15,10 +15,10 @@ from test_model import MASK, VARIANTS, batch, small
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
 from lib import health
-from lib.layers import OwnWordReading
 from lib.machine import find_machine
 from lib.run import SPLITS, evaluate, split_masks
 from masking import MaskedBatch
+from model import OwnedAttention
 
 CPU = find_machine("cpu")
 
@@ -77,7 +77,7 @@ def test_looked_at_attention_is_what_the_model_used(variant):
     model, (ids, positions, *_) = small(**variant), batch()
     outputs = []
     hooks = [m.register_forward_hook(lambda m, inputs, output: outputs.append((m, inputs, output)))
-             for m in [*model.readers(), *model.decode_readers()]]
+             for m in [*health.readers(model), *health.decode_readers(model)]]
     read, decode = health.attention(model, ids, positions, CPU, "fp32")
     for hook in hooks:
         hook.remove()
@@ -85,8 +85,8 @@ def test_looked_at_attention_is_what_the_model_used(variant):
     for weights, (module, (_, y, _, *own_words), output) in zip(read + decode, outputs):
         total = weights.sum(-1)
         value = y if hasattr(module, "norm") else module.kv(y).chunk(2, dim=-1)[1]
-        if isinstance(module, OwnWordReading):
-            free = value.shape[-1] - module.own * value.shape[-1] // module.n_head
+        if isinstance(module, OwnedAttention):
+            free = value.shape[-1] - module.n_owned_head * value.shape[-1] // module.n_head
             own_value = module.kv(own_words[0]).chunk(2, dim=-1)[1]
             value = torch.cat((value[..., :free], own_value[..., free:]), dim=-1)
             total = total + (total == 0)  # a concept that owns no word of the row reads nothing
