@@ -379,8 +379,8 @@ def check_masking(masking_type, mlm_probability, concept_window=3,
     """Raises ValueError, naming what is allowed, for a setting that is out of range or that needs
     more than the tokenizer `tok` (if given) knows."""
     if masking_type not in MASKING_TYPES:
-        raise ValueError(f"masking_type={masking_type!r}: expected one of "
-                         f"{', '.join(MASKING_TYPES)}")
+        known = ", ".join(MASKING_TYPES)
+        raise ValueError(f"masking_type={masking_type!r}: expected one of {known}")
     if tok and masking_type not in masking_types(tok):
         raise ValueError(f"masking_type={masking_type!r} hides words, and tokenizer {tok.name} "
                          "knows ids only, not where words begin: use --masking_type=token, or "

@@ -114,10 +114,15 @@ def embed_rows(model, rows, names, batch_tokens, device):
             if name not in found:
                 found[name] = torch.empty(len(rows), vectors.shape[1])
             found[name][index] = vectors
-    if not all(torch.isfinite(vectors).all() for vectors in found.values()):
+    check_finite(found.values())
+    return found
+
+
+def check_finite(tensors):
+    """Raises ValueError if a number that the encoder has returned is NaN or infinite."""
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise ValueError("the encoder returns NaN or infinity: its weights are broken; train again "
                          "or restore an earlier checkpoint (ckpt_prev.pt)")
-    return found
 
 
 # ---- texts from a file --------------------------------------------------------

@@ -20,6 +20,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from lib.embed import check_finite
 from lib.machine import autocast
 from lib.run import EVAL_SEED
 from masking import mask_batch
@@ -48,9 +49,7 @@ def encode_rows(model, ids, machine, dtype, micro_batch=32):
         with autocast(machine.device, dtype):
             parts.append([t.float().cpu() for t in model.encode(*machine.take([part]))])
     concepts, tokens = (torch.cat(group) for group in zip(*parts))
-    if not (torch.isfinite(concepts).all() and torch.isfinite(tokens).all()):
-        raise ValueError("the encoder returns NaN or infinity: its weights are broken; train again "
-                         "or restore an earlier checkpoint (ckpt_prev.pt)")
+    check_finite([concepts, tokens])
     return concepts, tokens
 
 
