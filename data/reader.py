@@ -264,7 +264,7 @@ class Mixture:
         # ~seed, because seed itself chooses the order of the epochs.
         key = mix(np.array([number], np.uint64) + mix(np.array([~self.seed % 2**64], np.uint64)))
         places = permute(np.arange(WINDOW, dtype=np.uint64), WINDOW, np.repeat(key, WINDOW))
-        # Of the places 0..WINDOW-1 the first source owns the lowest, the next those after them.
+        # The lowest numbers that come out belong to the first source, the next ones to the second.
         source = np.searchsorted(np.cumsum(end - begin), places.astype(np.int64), side="right")
         sample = np.empty(WINDOW, np.int64)
         for k in range(len(self.sources)):

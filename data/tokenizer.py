@@ -43,7 +43,7 @@ from lib.files import replace_file, write_json
 # The `tokenizers` library is imported where it is used: only training, tokenizer.json and NFC need
 # it, and the processes that encode texts start faster without it.
 
-SPECIALS = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "<|endoftext|>")  # the last ids, in this order
+SPECIALS = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "<|endoftext|>")  # follow the vocabulary
 TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
 META_FILE, RANKS_FILE, LIBRARY_FILE = "tokenizer_meta.json", "tokenizer.tiktoken", "tokenizer.json"
 VOCAB_SIZES = range(512, 262_144 + 1)  # that may be trained, specials and bytes included
@@ -246,10 +246,10 @@ def fingerprint_of(pattern, ranks, specials, *others):
 
 # ---- text and words -------------------------------------------------------------------------
 
-# Cuts a text into, in this order: the rest of a contraction, only at the end of a word, because the
-# quote in 'single would otherwise take the s | a word with its space and accents | up to 3 digits |
-# punctuation, symbols, emoji | white space, whose last space goes to the next word. It has no
-# possessive quantifier and no "$": Oniguruma (training) and Rust (tiktoken) read them differently.
+# The alternatives, in this order: the end of a contraction ('s, 't, 'll) where the word ends there,
+# because 'single must not become 's + ingle | a word with the space before it and its accents | up
+# to 3 digits | punctuation, symbols, emoji | white space, whose last space goes to the next word.
+# No possessive quantifier and no "$": Oniguruma (training) and Rust (tiktoken) differ in these.
 PATTERN = ("['\u2019](?:[sdmtSDMT]|ll|ve|re|LL|VE|RE)(?![\\p{L}\\p{M}\\p{N}])"
            "| ?\\p{L}[\\p{L}\\p{M}]*| ?\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+")
 BYTE_PATTERN = r"[\s\S]{1,16}"  # bytes are never joined, so any cut will do; 16 is the fastest
