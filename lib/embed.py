@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from data.tokenizer import MAX_PRETOKEN
 from lib.files import write_json
+from lib.health import check_finite
 
 # A file is embedded in chunks. One chunk is in memory at a time, and a kill loses at most one.
 CHUNK_TEXTS = 4096  # most texts
@@ -116,13 +117,6 @@ def embed_rows(model, rows, names, batch_tokens, device):
             found[name][index] = vectors
     check_finite(found.values())
     return found
-
-
-def check_finite(tensors):
-    """Raises ValueError if a number that the encoder has returned is NaN or infinite."""
-    if not all(torch.isfinite(tensor).all() for tensor in tensors):
-        raise ValueError("the encoder returns NaN or infinity: its weights are broken; train again "
-                         "or restore an earlier checkpoint (ckpt_prev.pt)")
 
 
 # ---- texts from a file --------------------------------------------------------

@@ -20,7 +20,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from lib.embed import check_finite
 from lib.machine import autocast
 from lib.run import EVAL_SEED
 from masking import mask_batch
@@ -51,6 +50,13 @@ def encode_rows(model, ids, machine, dtype, micro_batch=32):
     concepts, tokens = (torch.cat(group) for group in zip(*parts))
     check_finite([concepts, tokens])
     return concepts, tokens
+
+
+def check_finite(tensors):
+    """Raises ValueError if a number that the encoder has returned is NaN or infinite."""
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise ValueError("the encoder returns NaN or infinity: its weights are broken; train again "
+                         "or restore an earlier checkpoint (ckpt_prev.pt)")
 
 
 def evenly_spaced(x, n):
