@@ -186,7 +186,7 @@ def concept_pictures(model, ids, tok):
             masked=[i in dict(used) for i in range(len(batch.inputs[0]))],
             guess=[tok.decode([dict(used)[i]]) if i in dict(used) else None for i in range(len(batch.inputs[0]))],
             weights=[[round(w, 4) for w in concept] for concept in weights[-1].mean(1)[0].tolist()]))
-    free = read[-1].shape[1] - model.readers()[-1].own  # what own words are is no news
+    free = read[-1].shape[1] - model.readers()[-1].n_owned_head  # what own words are is no news
     return dict(sentences=sentences, concepts=health.top_tokens(read[-1][:, :free].mean(1), some, tok),
                 similarity=[[round(x, 3) for x in row] for row in (centred @ centred.mT).mean(0).tolist()])
 
