@@ -1,4 +1,4 @@
-"""Measure a trained model: losses on fixed masks, where the loss is, and the health of its concepts.
+"""Measure a trained model: losses on fixed masks, where the loss is, health of the concepts.
 
     python tools/eval.py --out_dir=out/demo                on the data it was trained on
     python tools/eval.py --out_dir=out/demo --data_dir=data/owt,data/wikitext2
@@ -455,7 +455,7 @@ def draw_report(run, summary, records, ids):
 
 
 def write_all(run, summary, ids):
-    """eval.json, metrics.json, summary.md, and the pictures. ids: rows the concepts were read on."""
+    """eval.json, metrics.json, summary.md and the pictures. ids: rows the concepts were seen on."""
     say, records = run.machine.say, read_log(out_dir)
     write_json(os.path.join(out_dir, "eval.json"), summary)
     write_metrics(run, summary, records)

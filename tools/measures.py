@@ -51,7 +51,7 @@ LOSS_FIELDS = [measure for measure in LOSSES if measure.field]
 
 CONCEPTS = [
     Measure("rank", "effective rank", "directions",
-            "directions that the concepts of a row span, at most n_concept - 1; 1: all are the same",
+            "directions that the concepts of a row span, at most n_concept - 1; 1: all the same",
             field="concept_rank", curve="concept_rank"),
     Measure("rank_share", "effective rank / n_concept", "of n_concepts",
             "the same as a share of n_concept", "half or more", field="concept_rank_share"),
