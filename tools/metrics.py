@@ -42,6 +42,7 @@ def timed(call, device, warm_up=3, most=30, seconds=10.0):
     First come `warm_up` calls that are not timed, then 5 to `most`; beyond the fifth, none begins
     after they have taken `seconds` together.
     """
+    # A GPU works on after a call has returned: the clock must wait for it.
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(warm_up):
         call()
@@ -70,9 +71,11 @@ def measure_speed(model, tok, machine, dtype, T, batch_size):
     memory_peak_mb: on a GPU the most that tensors needed for these measurements; on a CPU the most
     that this process has needed since it began, Python and libraries included.
     """
+    # A copy: freeze() changes the weights for good, and the losses need them in float32.
     fast = copy.deepcopy(model).freeze(DTYPES[dtype])
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    # Special tokens would split a row into documents, which changes the work.
     ordinary = torch.from_numpy((~tok.is_special).nonzero()[0])
 
     def random_rows(B, T):
@@ -113,6 +116,7 @@ def model_fields(model, tok, settings):
     expansion = getattr(model, "expansion", None)  # widens the rows of a narrow table
     if expansion:
         embedding += sum(p.numel() for p in expansion.parameters())
+    # FLOPs of training depend on how many tokens of a row were predicted, and on rows a pass.
     n_predicted = math.ceil(settings.get("mlm_probability", 0.15) * cfg.block_size)
     micro_batch = settings.get("micro_batch", 1)
     return dict(
@@ -171,6 +175,7 @@ def training_fields(out_dir, checkpoint, log, train_tokens):
 def evaluation_fields(summary, arch):
     """What eval.py measured. summary: the content of eval.json; losses of its first data set."""
     (name, result), split = next(iter(summary["data"].items())), summary["split"]
+    # The keys of the splits are those of SPLITS in lib/run.py.
     token, parts = result["token"], result["token"]["splits"]
     found = dict(
         eval_data=name, eval_split=split, eval_rows=summary["rows"][name],
@@ -191,6 +196,7 @@ def evaluation_fields(summary, arch):
         fields = FIELDS["pseudo-log-likelihood"]
         found |= {field: summary["pll"][field.removeprefix("pll_")] for field in fields}
     if "sts" in summary:
+        # Of all embeddings, the one that sample.py writes, and the mean token state beside it.
         pooling, pooled = choose_pooling("auto", arch)
         found |= dict(sts_file=summary["sts_file"], sts_pooling=pooling)
         for prefix, embedding in (("sts", pooled), ("sts_token_mean", "tokens")):
@@ -220,6 +226,7 @@ def glue_fields(glue):
     for field in GLUE_FIELDS:
         task, _, metric = field.partition("_")
         found[f"glue_{field}"] = glue[task]["median"].get(metric) if task in glue else None
+    # An average over some of the four would not be comparable: all of them, or null.
     small = {f"smallbench_{name}_acc": found[f"glue_{task}_accuracy"]
              for name, task in SMALLBENCH.items()}
     average = None if None in small.values() else sum(small.values()) / len(small)
@@ -247,6 +254,7 @@ def collect(out_dir, model, tok, checkpoint, log, summary, glue, machine, dtype,
     found |= glue_fields(glue) | machine_fields(machine, dtype)
     found["experiment_name"] = os.path.basename(os.path.normpath(out_dir))
     found["total_flops"] = found["flops_per_token"] * found["total_tokens"]
+    # Without this check a new number would be left out silently.
     known = [name for section in FIELDS.values() for name in section]
     assert set(found) <= set(known), f"fields without a unit: {sorted(set(found) - set(known))}"
     for name, value in found.items():
