@@ -1,224 +1,258 @@
-"""Which tokens are hidden and predicted. Token ids in, MaskedBatch out.
+"""Which tokens are hidden and predicted: token ids in, MaskedBatch out.
 
-Every strategy is one idea: cut the row into GROUPS, lay the groups in random order on a circle as long as all of them
-together, and mask the groups that start inside an arc drawn at a random place. Only the grouping differs:
+Masked-language modelling hides some tokens of a row behind [MASK] and trains the model to predict
+them. A masking strategy says which tokens are hidden together: it cuts the row into GROUPS of
+tokens, and a group is masked as a whole or not at all. Every batch goes through four steps:
+
+    1. group     the strategy numbers the groups of each row        the functions in STRATEGIES
+    2. choose    groups are chosen at random, up to a budget        choose_groups
+    3. replace   chosen tokens become [MASK], or BERT's mixture     replace_tokens
+    4. gather    their positions and original ids fill K slots      gather_slots
+
+Only step 1 differs between strategies:
 
     token        each token is a group
-    whole_word   each word is a group
-    concepts     runs of 2 * concept_window + 1 neighbouring words, a word apart
-    span         runs of words with lengths drawn from span_length_distribution, a word apart
+    whole_word   the tokens of a word are a group
+    concepts     2 * concept_window + 1 neighbouring words are a group, one free word between groups
+    span         as concepts, but the number of words is drawn from span_length_distribution
 
-A group is masked with probability arc / circle whatever its length, so every word of every row is masked with
-probability mlm_probability exactly, long or short, first or last; and the number of masked tokens in a row differs from
-mlm_probability * maskable tokens by less than one group. (BERT's and SpanBERT's loops favour short words; T5's favours
-the end of the row.) Words are never cut, special tokens never masked, and a span ends where its document ends.
+To add a strategy, write its grouping function and add one entry to STRATEGIES.
 
-Randomness is an integer hash of (seed, epoch, stream, sample id, index): no generator, nothing to checkpoint, and the
-same sample gets the same mask in any batch, on any device, at any world size.
+Every strategy masks every maskable token with probability mlm_probability, in long and short words
+and at any place in the row, and the number of masked tokens in a row differs from
+mlm_probability * maskable tokens by less than one group (while K suffices, see slots). The loops of
+BERT and SpanBERT mask short words more often, T5's masks the end of the row more often. Only
+`token` cuts words. Special tokens are never masked, and no group spans two documents.
 
-Shapes: B rows, T tokens a row, K slots for predicted tokens, G groups.
+Random numbers are hashes of (seed, epoch, kind of draw, sample id, index). There is no generator
+state to save, and a sample gets the same mask in any batch, on any device, at any world size.
+
+Shapes, also as suffixes of names: B rows, T tokens a row, G groups a row, K slots for predictions.
 """
 
 import math
 import re
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-MASKING_TYPES = ("token", "whole_word", "concepts", "span")
-ROW, ORDER, LENGTH, REPLACE, RANDOM_ID = range(5)  # one independent hash stream for each kind of draw
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as a signed 64-bit number, which is what torch multiplies
-SPACER_MAX_RATE = 0.5  # above it, a free word between neighbouring spans would leave too few words to choose from
+# Each kind of draw hashes its own number, so that the draws are independent of each other. ROW has
+# three draws for each row: where the arc begins, the rounding, where to start counting words.
+ROW, ORDER, LENGTH, REPLACE, RANDOM_ID = range(5)
+
+# Above this rate, a free word between neighbouring spans would leave too few words to mask.
+SPACER_MAX_RATE = 0.5
 
 
 class MaskedBatch(NamedTuple):
+    """What the model is trained on."""
     inputs: torch.Tensor  # (B, T) int64, what the encoder sees
     positions: torch.Tensor  # (B, K) int64, where to predict; unused slots point to 0
     targets: torch.Tensor  # (B, K) int64, the original ids there
     weights: torch.Tensor  # (B, K) float32, 1 for a used slot, 0 for an unused one
 
 
-def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoch=0, *, concept_window=3,
-               span_length_distribution="poisson(3)", mask_replace="100"):
+class Groups(NamedTuple):
+    """What a grouping function returns."""
+    group_BT: torch.Tensor  # (B, T) int64, number of the token's group, below n_groups
+    member_BT: torch.Tensor  # (B, T) bool, True: masked when its group is; False: never masked
+    n_groups: int  # G, most groups a row can have
+    n_words_B1: torch.Tensor  # (B, 1) int64, words in the row (for `token`: maskable tokens)
+    n_candidates_B1: torch.Tensor  # (B, 1) int64, those of them in groups that can be chosen
+
+
+def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoch=0, *,
+               concept_window=3, span_length_distribution="poisson(3)", mask_replace="100"):
     """Draws the masks of a batch. ids (B, T) int64, sample_ids (B,) int64 -> MaskedBatch.
 
-    mlm_probability: expected share of maskable tokens that is predicted, in (0, 1), the same for every strategy.
-    mask_replace: "100" (all predicted tokens become [MASK]) or "80/10/10" ([MASK] / random id / kept; one draw for a
-    whole group, as in SpanBERT). Raises ValueError for settings out of range.
+    sample_ids      number of each row in the data set: the same number gets the same mask
+    mlm_probability expected fraction of maskable tokens that is predicted, between 0 and 1
+    concept_window  words on each side of a word that are masked with it (concepts)
+    span_length_distribution   "poisson(MEAN)" or "geometric(P,LONGEST)", in words (span)
+    mask_replace    "100": every predicted token becomes [MASK]; "80/10/10": see replace_tokens
+
+    Raises ValueError for settings out of range.
     """
-    check_masking(masking_type, mlm_probability, concept_window, span_length_distribution, mask_replace, tok)
-    ids, sample_ids = (torch.as_tensor(x, dtype=torch.int64) for x in (ids, sample_ids))
-    B, T = ids.shape
-    n_slots = slots(T, masking_type, mlm_probability)
+    check_masking(masking_type, mlm_probability, concept_window, span_length_distribution,
+                  mask_replace, tok)
+    ids = torch.as_tensor(ids, dtype=torch.int64)
+    sample_ids = torch.as_tensor(sample_ids, dtype=torch.int64)
+    settings = dict(mlm_probability=mlm_probability, concept_window=concept_window,
+                    span_length_distribution=span_length_distribution)
+    bits = partial(random_bits, sample_ids, seed, epoch)  # bits(kind of draw, n) -> (B, n) int64
+    n_slots = slots(ids.shape[1], masking_type, mlm_probability)
 
-    def bits(stream, n):
-        return random_bits(sample_ids, seed, epoch, stream, n)
-
-    phase_B1, rounding_B1, rotation_B1 = to_unit(bits(ROW, 3)).split(1, dim=1)
-    flags_BT = word_flags(tok, ids.device).index_select(0, ids.reshape(-1)).view(B, T)
-    maskable_BT = flags_BT & SPECIAL == 0
-    G = T
-    if masking_type == "token":
-        group_BT, member_BT = torch.arange(T, device=ids.device).expand(B, T), maskable_BT
-        n_words_B1 = n_candidate_B1 = maskable_BT.sum(1, keepdim=True)
-    else:
-        word_BT = (word_starts(flags_BT) & maskable_BT).cumsum(1)
-        n_words_B1 = word_BT[:, -1:].clone()
-        word_BT.sub_(1).clamp_(min=0)
-        if masking_type == "whole_word":
-            group_BT, member_BT, n_candidate_B1 = word_BT, maskable_BT, n_words_B1
-        else:
-            spacer = int(mlm_probability <= SPACER_MAX_RATE)
-            G = 2 * T // 3 + 3 if spacer else T  # spans take two words or more; ends of documents add pieces
-            n_spans = T // (1 + spacer) + 1
-            if masking_type == "concepts":
-                length_BG = torch.full((B, n_spans), 2 * concept_window + 1, device=ids.device)
-            else:
-                law = span_law(span_length_distribution).to(ids.device)
-                draw_BG = bits(LENGTH, n_spans) >> 48 & 0xFFFF
-                length_BG = law.index_select(0, draw_BG.view(-1)).view(B, n_spans).long()
-            group_BT, member_BT, n_candidate_B1 = group_spans(
-                word_BT, maskable_BT, n_words_B1, length_BG, spacer, (rotation_B1 * n_words_B1).long())
-
-    length_BG = torch.zeros_like(ids[:, :1]).repeat(1, G).scatter_add_(1, group_BT, member_BT.long())
-    circle_B1 = length_BG.sum(1, keepdim=True)
-    # candidates cover n_candidate of n_words words: choosing among them is raised by the ratio (1 but for spans)
-    wanted_B1 = mlm_probability * circle_B1 * n_words_B1 / n_candidate_B1.clamp(min=1)
-    budget_B1 = (wanted_B1 + rounding_B1).long().clamp(max=n_slots)
-    chosen_BG = choose_groups(length_BG, circle_B1, budget_B1, n_slots, bits(ORDER, G), phase_B1)
-    masked_BT = chosen_BG.gather(1, group_BT) & member_BT
-
+    # index_select on a flat index is faster than flags[ids].
+    flags_BT = word_flags(tok, ids.device).index_select(0, ids.reshape(-1)).view(ids.shape)
+    groups = STRATEGIES[masking_type].group(flags_BT, bits, settings)
+    masked_BT = choose_groups(groups, bits, mlm_probability, n_slots)
     inputs = torch.where(masked_BT, tok.mask_id, ids)
     if mask_replace == "80/10/10":
-        draw_BT = to_unit(bits(REPLACE, G)).gather(1, group_BT)
-        ordinary = ordinary_ids(tok, ids.device)
-        random_BT = ordinary.take((to_unit(bits(RANDOM_ID, T)) * len(ordinary)).long())
-        inputs = torch.where(masked_BT & (draw_BT >= 0.8), torch.where(draw_BT < 0.9, random_BT, ids), inputs)
+        inputs = replace_tokens(inputs, ids, masked_BT, groups, tok, bits)
     return gather_slots(ids, inputs, masked_BT, n_slots)
 
 
-def check_masking(masking_type, mlm_probability, concept_window=3, span_length_distribution="poisson(3)",
-                  mask_replace="100", tok=None):
-    """Raises ValueError, naming what is allowed, for settings that no mask can be drawn from, or not with `tok`."""
-    if masking_type in MASKING_TYPES and tok and masking_type not in masking_types(tok):
-        raise ValueError(f"masking_type={masking_type!r} hides words, and tokenizer {tok.name} knows ids only, not "
-                         "where words begin: use --masking_type=token, or prepare the data with its own --tokenizer")
-    if masking_type not in MASKING_TYPES:
-        raise ValueError(f"masking_type={masking_type!r}: expected one of {', '.join(MASKING_TYPES)}")
-    if not 0 < mlm_probability < 1:
-        raise ValueError(f"mlm_probability={mlm_probability}: expected a fraction above 0 and below 1, such as 0.15")
-    if concept_window < 1:
-        raise ValueError(f"concept_window={concept_window}: expected 1 or more neighbours on each side")
-    if mask_replace not in ("100", "80/10/10"):
-        raise ValueError(f"mask_replace={mask_replace!r}: expected '100' or '80/10/10'")
-    span_law(span_length_distribution)
+# ---- words: which tokens belong together --------------------------------------
 
-
-def masking_types(tok):
-    """The strategies that a tokenizer allows: without text there are no words."""
-    return MASKING_TYPES if getattr(tok, "has_text", True) else MASKING_TYPES[:1]
-
-
-def slots(T, masking_type, mlm_probability):
-    """Static number of predicted positions K a row of T tokens needs: the budget, its rounding, one group, up to 8s."""
-    overhang = {"token": 0, "whole_word": 7, "concepts": 23, "span": 23}[masking_type]
-    return min(T, -(-(math.ceil(T * mlm_probability) + overhang) // 8) * 8)
-
-
-# ---- words ------------------------------------------------------------------
-
+# What the tokenizer knows about an id, one bit each.
 SPECIAL, STARTS_WORD, STARTS_PUNCT, ENDS_PUNCT = 1, 2, 4, 8
 
 
 @lru_cache(maxsize=8)
 def word_flags(tok, device):
-    """(vocab_size,) uint8: what the tokenizer knows about each id, one bit each."""
-    flags = tok.is_special * SPECIAL + tok.starts_word * STARTS_WORD
-    flags = flags + tok.starts_punct * STARTS_PUNCT + tok.ends_punct * ENDS_PUNCT
-    return torch.from_numpy(flags).to(device, torch.uint8)
+    """(vocab_size,) uint8: for each id the sum of the flags above that hold."""
+    flags = np.zeros(len(tok.is_special), np.uint8)
+    flags[tok.is_special] |= SPECIAL
+    flags[tok.starts_word] |= STARTS_WORD
+    flags[tok.starts_punct] |= STARTS_PUNCT
+    flags[tok.ends_punct] |= ENDS_PUNCT
+    return torch.from_numpy(flags).to(device)
 
 
 def word_starts(flags_BT):
-    """(B, T) uint8 -> bool. A word begins where the id says so, after a special token and at the start of the row;
-    a punctuation mark that follows another one belongs to the same word."""
+    """Flags (B, T) uint8 -> (B, T) bool, True where a token begins a word.
+
+    A word begins where the tokenizer says that the id begins one, after a special token and at the
+    start of the row. Punctuation after punctuation continues the word, so "...)" is one word.
+    """
     starts_BT = flags_BT & STARTS_WORD != 0
-    after_BT = flags_BT[:, :-1]
-    starts_BT[:, 1:] &= (flags_BT[:, 1:] & STARTS_PUNCT == 0) | (after_BT & ENDS_PUNCT == 0)
-    starts_BT[:, 1:] |= after_BT & SPECIAL != 0
+    before_BT = flags_BT[:, :-1]
+    starts_BT[:, 1:] &= (flags_BT[:, 1:] & STARTS_PUNCT == 0) | (before_BT & ENDS_PUNCT == 0)
+    starts_BT[:, 1:] |= before_BT & SPECIAL != 0
     starts_BT[:, 0] = True
     return starts_BT
 
 
-@lru_cache(maxsize=8)
-def ordinary_ids(tok, device):
-    return torch.from_numpy(~tok.is_special).nonzero()[:, 0].to(device)
+def number_words(flags_BT):
+    """Flags (B, T) -> word_BT int64 (the number of each token's word), maskable_BT, n_words_B1.
 
-
-# ---- groups -----------------------------------------------------------------
-
-def group_spans(word_BT, maskable_BT, n_words_B1, length_BG, spacer, rotation_B1):
-    """Cuts the words of each row, seen as a circle turned by rotation_B1, into spans of length_BG words and spacers.
-
-    Returns (group_BT, member_BT bool: in a span that may be masked, n_candidate_B1 words in such spans). The span that
-    the end of the circle would cut is no candidate, so the length law holds; turning makes every word equally likely.
-    A span that meets the end of a document or of the row becomes two groups, masked independently of each other.
+    A special token gets the number of the word before it; maskable_BT is False there.
     """
-    B, T = word_BT.shape
-    length_BG = torch.minimum(length_BG, (n_words_B1 - spacer).clamp_(min=1))
+    maskable_BT = flags_BT & SPECIAL == 0
+    word_BT = (word_starts(flags_BT) & maskable_BT).cumsum(1)
+    n_words_B1 = word_BT[:, -1:].clone()  # a copy: the next line changes word_BT in place
+    word_BT.sub_(1).clamp_(min=0)  # count from 0; special tokens before the first word also get 0
+    return word_BT, maskable_BT, n_words_B1
+
+
+# ---- step 1: the strategies, one grouping function each -----------------------
+# Each takes the flags of all tokens (B, T), bits(kind of draw, n) for random numbers, and the
+# settings of mask_batch that concern grouping, as a dict; it returns Groups.
+
+def group_tokens(flags_BT, bits, settings):
+    """token: each token is a group."""
+    B, T = flags_BT.shape
+    maskable_BT = flags_BT & SPECIAL == 0
+    n_maskable_B1 = maskable_BT.sum(1, keepdim=True)
+    group_BT = torch.arange(T, device=flags_BT.device).expand(B, T)
+    return Groups(group_BT, maskable_BT, T, n_maskable_B1, n_maskable_B1)
+
+
+def group_words(flags_BT, bits, settings):
+    """whole_word: the tokens of a word are a group."""
+    word_BT, maskable_BT, n_words_B1 = number_words(flags_BT)
+    return Groups(word_BT, maskable_BT, flags_BT.shape[1], n_words_B1, n_words_B1)
+
+
+def group_neighbours(flags_BT, bits, settings):
+    """concepts: 2 * concept_window + 1 neighbouring words are a group."""
+    length = 2 * settings["concept_window"] + 1
+
+    def draw_lengths(n):
+        return torch.full((len(flags_BT), n), length, device=flags_BT.device)
+    return group_spans(flags_BT, bits, settings["mlm_probability"], draw_lengths)
+
+
+def group_random_spans(flags_BT, bits, settings):
+    """span: groups of neighbouring words, their number drawn from span_length_distribution."""
+    law = span_law(settings["span_length_distribution"]).to(flags_BT.device)
+
+    def draw_lengths(n):
+        quantile_BG = bits(LENGTH, n) >> 48 & 0xFFFF  # 16 bits: an index into the table
+        return law.index_select(0, quantile_BG.view(-1)).view(-1, n).long()
+    return group_spans(flags_BT, bits, settings["mlm_probability"], draw_lengths)
+
+
+# Up to SPACER_MAX_RATE, one free word (a spacer, never masked) follows each span: without it, two
+# neighbouring spans that are both chosen would be one long span. Words are counted from a random
+# place on (rotated), or the first word would always begin a span and the last ones rarely be in
+# one. Nine words counted from the last one on, and spans a, b, c of 2, 3 and 4 words:
+#
+#     word           0 1 2 3 4 5 6 7 8
+#     rotated word   1 2 3 4 5 6 7 8 0
+#     span           a x b b b x - - a
+#
+# x are spacers. c (-) is never masked, because the end cuts it to 2 words, and its length would not
+# follow the distribution. a reaches around the end of the row, so it becomes two groups: word 0 and
+# word 8. That leaves 5 candidates of 9 words, so each is chosen with 9/5 * mlm_probability.
+
+def group_spans(flags_BT, bits, mlm_probability, draw_lengths):
+    """Cuts the words of each row into spans -> Groups. draw_lengths(n) -> (B, n) int64 words."""
+    B, T = flags_BT.shape
+    word_BT, maskable_BT, n_words_B1 = number_words(flags_BT)
+    spacer = 1 if mlm_probability <= SPACER_MAX_RATE else 0
+
+    # 1. Lay spans and spacers end to end. end_BG: the first word after a span and its spacer.
+    length_BG = draw_lengths(T // (1 + spacer) + 1)  # enough for T words in spans of one word
+    length_BG = torch.minimum(length_BG, (n_words_B1 - spacer).clamp(min=1))
     end_BG = (length_BG + spacer).cumsum(1)
-    last = torch.where(n_words_B1 > 1, n_words_B1, 1 + spacer) if spacer else torch.full_like(n_words_B1, 2 * T)
-    edges = torch.zeros(B, T + 1, dtype=word_BT.dtype, device=word_BT.device)
-    span_of_word_BT = edges.scatter_add_(1, end_BG.clamp(max=T), torch.ones_like(end_BG)).cumsum(1)
-    turned_BT = word_BT + rotation_B1
-    turned_BT -= n_words_B1 * (turned_BT >= n_words_B1)
-    span_BT = span_of_word_BT.gather(1, turned_BT)
-    new_BT = maskable_BT.clone()  # a group begins with a span and, within a span, after the end of a document
-    new_BT[:, 1:] &= (span_BT[:, 1:] != span_BT[:, :-1]) | ~maskable_BT[:, :-1]
-    group_BT = new_BT.cumsum(1).sub_(1).clamp_(min=0)
+
+    # 2. The span of the w-th word is the number of spans that have ended at or before w.
+    ends_at = torch.zeros(B, T + 1, dtype=torch.int64, device=flags_BT.device)
+    ends_at.scatter_add_(1, end_BG.clamp(max=T), torch.ones_like(end_BG))
+    span_of_word = ends_at.cumsum(1)
+
+    # 3. Count the words from a random place on, and look up the span of each token.
+    rotation_B1 = (to_unit(bits(ROW, 3)[:, 2:]) * n_words_B1).long()
+    rotated_BT = word_BT + rotation_B1
+    rotated_BT -= n_words_B1 * (rotated_BT >= n_words_B1)
+    span_BT = span_of_word.gather(1, rotated_BT)
+
+    # 4. A group begins where the span changes and after a special token: a span that reaches
+    # into the next document becomes two groups, which are chosen independently of each other.
+    begins_BT = maskable_BT.clone()
+    begins_BT[:, 1:] &= (span_BT[:, 1:] != span_BT[:, :-1]) | ~maskable_BT[:, :-1]
+    group_BT = begins_BT.cumsum(1).sub_(1).clamp_(min=0)
+
+    # Without spacers the span that the end cuts stays a candidate: high rates need every word.
+    if not spacer:
+        return Groups(group_BT, maskable_BT, T, n_words_B1, n_words_B1)
+
+    # 5. Leave out the spacers and the span that the end cuts (but a row of one word is one span).
+    limit_B1 = torch.where(n_words_B1 > 1, n_words_B1, 1 + spacer)
     end_BT = end_BG.gather(1, span_BT)
-    member_BT = maskable_BT & (turned_BT < end_BT - spacer) & (end_BT <= last)
-    n_candidate_B1 = torch.where(end_BG <= last, length_BG, 0).sum(1, keepdim=True) if spacer else n_words_B1
-    return group_BT, member_BT, n_candidate_B1
+    member_BT = maskable_BT & (rotated_BT < end_BT - spacer) & (end_BT <= limit_B1)
+    n_candidates_B1 = torch.where(end_BG <= limit_B1, length_BG, 0).sum(1, keepdim=True)
+    # Most groups: documents of two words and an end mark, each cut in two, are 2 in 3 tokens.
+    return Groups(group_BT, member_BT, 2 * T // 3 + 3, n_words_B1, n_candidates_B1)
 
 
-def choose_groups(length_BG, circle_B1, budget_B1, n_slots, order_bits_BG, phase_B1):
-    """Groups in random order on a circle; those that start in [phase, phase + budget) are chosen. -> bool (B, G).
-
-    P(chosen) = budget / circle for every group, whatever its length (systematic sampling, Madow 1949). A last group
-    that would need more than n_slots slots is left out.
-    """
-    G = length_BG.shape[1]
-    index = torch.arange(G, device=length_BG.device)
-    low = G.bit_length()  # the low bits carry the index through the sort, so ties cannot happen
-    order_BG = sort_rows((order_bits_BG >> low << low) | index) & ((1 << low) - 1)
-    length_BG = length_BG.gather(1, order_BG)
-    start_BG = length_BG.cumsum(1).sub_(length_BG).sub_((phase_B1 * circle_B1).long())
-    start_BG += circle_B1 * (start_BG < 0)
-    chosen_BG = (start_BG < budget_B1) & (start_BG + length_BG <= n_slots)
-    return torch.zeros_like(chosen_BG).scatter_(1, order_BG, chosen_BG)
+class Strategy(NamedTuple):
+    group: Callable  # the grouping function
+    extra_slots: int  # room for one long group, on top of the expected number of masked tokens
 
 
-def sort_rows(x):
-    return torch.from_numpy(np.sort(x.numpy(), axis=1)) if x.device.type == "cpu" else x.sort(dim=1).values  # 3x faster
-
-
-def gather_slots(ids, inputs, masked_BT, n_slots):
-    """The masked positions of each row, in order, in K static slots."""
-    B, T = ids.shape
-    slot_BT = torch.where(masked_BT, masked_BT.cumsum(1) - 1, n_slots)
-    position_BT = torch.arange(T, device=ids.device).expand(B, T)
-    positions = torch.zeros(B, n_slots + 1, dtype=ids.dtype, device=ids.device).scatter_(1, slot_BT, position_BT)
-    positions = positions[:, :n_slots]
-    used = torch.arange(n_slots, device=ids.device) < masked_BT.sum(1, keepdim=True)
-    return MaskedBatch(inputs, positions, ids.gather(1, positions), used.float())
+STRATEGIES = {
+    "token": Strategy(group_tokens, extra_slots=0),
+    "whole_word": Strategy(group_words, extra_slots=7),
+    "concepts": Strategy(group_neighbours, extra_slots=23),
+    "span": Strategy(group_random_spans, extra_slots=23),
+}
+MASKING_TYPES = tuple(STRATEGIES)
 
 
 @lru_cache(maxsize=16)
 def span_law(text):
-    """ "poisson(3)" (at least 1) or "geometric(0.2,10)" (p, longest) -> (65536,) uint8 lengths, its inverse CDF."""
-    match = re.fullmatch(r"(poisson|geometric)\((?:lambda=)?([\d.]+)(?:,\s*(\d+))?\)", text.replace(" ", ""))
+    """A distribution of span lengths as a table of its quantiles: (65536,) uint8, ascending.
+
+    text: "poisson(MEAN)" (BART: 3) or "geometric(P,LONGEST)" (SpanBERT: 0.2,10), limited to lengths
+    of 1 to LONGEST, 20 if not given. Raises ValueError for anything else.
+    """
+    pattern = r"(poisson|geometric)\((?:lambda=)?([\d.]+)(?:,\s*(\d+))?\)"
+    match = re.fullmatch(pattern, text.replace(" ", ""))
     name, value, longest = match.groups() if match else (None, "0", None)
     value, longest = float(value), int(longest or 20)
     if name == "poisson" and 0 < value <= 10:
@@ -226,30 +260,182 @@ def span_law(text):
     elif name == "geometric" and 0 < value < 1 and 1 <= longest <= 100:
         p = [value * (1 - value) ** (n - 1) for n in range(1, longest + 1)]
     else:
-        raise ValueError(f"span_length_distribution={text!r}: expected poisson(MEAN up to 10) or geometric(P,LONGEST)")
+        raise ValueError(f"span_length_distribution={text!r}: expected poisson(MEAN up to 10) or "
+                         "geometric(P,LONGEST)")
     cdf = torch.tensor(p, dtype=torch.float64).cumsum(0)
-    lengths = torch.searchsorted(cdf / cdf[-1], (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536) + 1
-    return lengths.to(torch.uint8)  # small enough for the cache
+    quantile = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
+    lengths = torch.searchsorted(cdf / cdf[-1], quantile) + 1
+    return lengths.to(torch.uint8)  # 64 KiB, which stays in the processor's cache
 
 
-# ---- hash -------------------------------------------------------------------
+# ---- step 2: choose groups ----------------------------------------------------
+
+# Lay the groups of a row in random order around a circle, as long as all of them together. Draw an
+# arc as long as the budget, from a random place on. Choose the groups whose first token is in the
+# arc. For groups a, b, c, d of 2, 3, 1 and 4 tokens, a budget of 2 tokens and the arc from place 5:
+#
+#     place   0 1 2 3 4 5 6 7 8 9
+#     group   a a b b b c d d d d
+#     arc               ^ ^            c and d begin here: both are chosen, 5 tokens
+#
+# Of the 10 places where the arc can begin, 2 choose a given group, whatever its length. So every
+# group and every token is chosen with probability budget / circle = 2/10, and the average is 2
+# tokens a row. This is systematic sampling (Madow 1949).
+
+def choose_groups(groups, bits, mlm_probability, n_slots):
+    """Chooses groups at random, as explained above -> (B, T) bool, True for tokens to predict.
+
+    A last group that would need more than n_slots slots is left out.
+    """
+    group_BT, n_groups = groups.group_BT, groups.n_groups
+    length_BG = group_BT.new_zeros(len(group_BT), n_groups)
+    length_BG.scatter_add_(1, group_BT, groups.member_BT.long())
+    circle_B1 = length_BG.sum(1, keepdim=True)
+
+    # Where some words are no candidates, the others are chosen more often to make up for them.
+    budget_B1 = mlm_probability * circle_B1 * groups.n_words_B1
+    budget_B1 = budget_B1 / groups.n_candidates_B1.clamp(min=1)
+    # Random rounding: 19.2 tokens become 20 in one row of five and 19 in the others.
+    arc_begins_B1, rounding_B1 = to_unit(bits(ROW, 2)).split(1, dim=1)
+    budget_B1 = (budget_B1 + rounding_B1).long().clamp(max=n_slots)
+
+    # Random order: sort random bits. Their low bits are replaced by the number of the group, which
+    # makes them distinct and saves an argsort: the sorted values contain the order.
+    n_low = n_groups.bit_length()
+    index = torch.arange(n_groups, device=group_BT.device)
+    sorted_BG = sort_rows((bits(ORDER, n_groups) >> n_low << n_low) | index)
+    order_BG = sorted_BG & ((1 << n_low) - 1)
+
+    # start_BG: how far beyond the beginning of the arc each group starts, going around the circle.
+    length_BG = length_BG.gather(1, order_BG)
+    start_BG = length_BG.cumsum(1).sub_(length_BG).sub_((arc_begins_B1 * circle_B1).long())
+    start_BG += circle_B1 * (start_BG < 0)
+    chosen_BG = (start_BG < budget_B1) & (start_BG + length_BG <= n_slots)
+
+    chosen_BG = torch.zeros_like(chosen_BG).scatter_(1, order_BG, chosen_BG)  # the row's order
+    return chosen_BG.gather(1, group_BT) & groups.member_BT
+
+
+def sort_rows(x):
+    """Each row of x in ascending order. On a CPU numpy sorts three times as fast as torch."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(np.sort(x.numpy(), axis=1))
+    return x.sort(dim=1).values
+
+
+# ---- steps 3 and 4: replace and gather ----------------------------------------
+
+@lru_cache(maxsize=8)
+def ordinary_ids(tok, device):
+    """The ids that stand for text, int64: what a random replacement is drawn from."""
+    return torch.from_numpy(~tok.is_special).nonzero()[:, 0].to(device)
+
+
+def replace_tokens(inputs, ids, masked_BT, groups, tok, bits):
+    """BERT's mixture: inputs (B, T) with [MASK] -> inputs (B, T).
+
+    Of the predicted groups, 80 % stay [MASK], 10 % become random ids and 10 % keep their own ids.
+    One draw decides for a whole group, as in SpanBERT; else the visible half of a word would tell
+    the other half.
+    """
+    draw_BT = to_unit(bits(REPLACE, groups.n_groups)).gather(1, groups.group_BT)
+    ordinary = ordinary_ids(tok, ids.device)
+    index_BT = (to_unit(bits(RANDOM_ID, ids.shape[1])) * len(ordinary)).long()
+    replaced_BT = torch.where(draw_BT < 0.9, ordinary.take(index_BT), ids)
+    return torch.where(masked_BT & (draw_BT >= 0.8), replaced_BT, inputs)
+
+
+def gather_slots(ids, inputs, masked_BT, n_slots):
+    """The masked positions of each row, in ascending order, in K = n_slots slots -> MaskedBatch."""
+    B, T = ids.shape
+    # The i-th masked token goes to slot i; all others to one extra slot, which is cut off.
+    slot_BT = torch.where(masked_BT, masked_BT.cumsum(1) - 1, n_slots)
+    position_BT = torch.arange(T, device=ids.device).expand(B, T)
+    positions = torch.zeros(B, n_slots + 1, dtype=ids.dtype, device=ids.device)
+    positions = positions.scatter_(1, slot_BT, position_BT)[:, :n_slots]
+    used = torch.arange(n_slots, device=ids.device) < masked_BT.sum(1, keepdim=True)
+    return MaskedBatch(inputs, positions, ids.gather(1, positions), used.float())
+
+
+def slots(T, masking_type, mlm_probability):
+    """K, how many predicted tokens a row of T tokens has room for.
+
+    It is the same for all rows, so that every batch has the same shape: the expected number of
+    masked tokens and extra_slots, rounded up to a multiple of 8.
+    """
+    needed = math.ceil(T * mlm_probability) + STRATEGIES[masking_type].extra_slots
+    return min(T, math.ceil(needed / 8) * 8)
+
+
+# ---- settings -----------------------------------------------------------------
+
+def masking_types(tok):
+    """The strategies that work with this tokenizer: one that knows no text knows no words."""
+    return MASKING_TYPES if getattr(tok, "has_text", True) else ("token",)
+
+
+def check_masking(masking_type, mlm_probability, concept_window=3,
+                  span_length_distribution="poisson(3)", mask_replace="100", tok=None):
+    """Raises ValueError, naming what is allowed, for a setting that is out of range or that needs
+    more than the tokenizer `tok` (if given) knows."""
+    if masking_type not in MASKING_TYPES:
+        known = ", ".join(MASKING_TYPES)
+        raise ValueError(f"masking_type={masking_type!r}: expected one of {known}")
+    if tok and masking_type not in masking_types(tok):
+        raise ValueError(f"masking_type={masking_type!r} hides words, and tokenizer {tok.name} "
+                         "knows ids only, not where words begin: use --masking_type=token, or "
+                         "prepare the data with its own --tokenizer")
+    if not 0 < mlm_probability < 1:
+        raise ValueError(f"mlm_probability={mlm_probability}: expected a fraction above 0 and "
+                         "below 1, such as 0.15")
+    if concept_window < 1:
+        raise ValueError(f"concept_window={concept_window}: expected 1 or more neighbours on each "
+                         "side")
+    if mask_replace not in ("100", "80/10/10"):
+        raise ValueError(f"mask_replace={mask_replace!r}: expected '100' or '80/10/10'")
+    span_law(span_length_distribution)
+
+
+# ---- random numbers: a hash instead of a generator ----------------------------
+
+def signed(x):
+    """A 64-bit pattern (0 to 2**64 - 1) as the int64 with the same bits, which torch needs."""
+    return x - 2**64 if x >= 2**63 else x
+
+
+GOLDEN = signed(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, splitmix64's step between two states
+
 
 def mix(x):
-    """The splitmix64 finaliser (Steele et al. 2014) on int64, in place; multiplication wraps."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 0)):
-        x ^= (x >> shift).bitwise_and_((1 << 64 - shift) - 1)  # a logical shift
-        if factor:
-            x *= factor
+    """Mixes the bits of x int64, in place: the finaliser of splitmix64 (Steele et al. 2014).
+
+    data/reader.py has the same function on numpy's uint64; this file does not import data/.
+    """
+    x ^= shifted_right(x, 30)
+    x *= signed(0xBF58476D1CE4E5B9)  # int64 products wrap modulo 2**64, as the hash wants
+    x ^= shifted_right(x, 27)
+    x *= signed(0x94D049BB133111EB)
+    x ^= shifted_right(x, 31)
     return x
 
 
+def shifted_right(x, n):
+    """x int64 shifted right by n bits, with zeros from the left; torch's >> repeats the sign."""
+    return (x >> n).bitwise_and_((1 << 64 - n) - 1)
+
+
 def random_bits(sample_ids, seed, epoch, stream, n):
-    """(B,) sample ids -> (B, n) int64 hashed bits, a function of (seed, epoch, stream, sample id, index) alone."""
-    salt = (seed * 0x632BE59BD9B4E019 + epoch * 0xD1342543DE82EF95 + stream * 0x8CB92BA72F3D8DD7 + 1) % 2**64
-    key_B1 = mix(mix(sample_ids[:, None] * GOLDEN + (salt - 2**64 if salt >= 2**63 else salt)))
-    return mix(key_B1 + (torch.arange(1, n + 1, device=sample_ids.device) * GOLDEN))
+    """n random int64 for each sample: (B,) ids -> (B, n). stream: the kind of draw, as ROW.
+
+    Index i of a sample depends on (seed, epoch, stream, sample id, i) alone: n only cuts the list.
+    """
+    # The factors are large odd numbers, so that small seeds, epochs and streams differ in all bits.
+    salt = seed * 0x632BE59BD9B4E019 + epoch * 0xD1342543DE82EF95 + stream * 0x8CB92BA72F3D8DD7
+    salt = signed((salt + 1) % 2**64)
+    key_B1 = mix(mix(sample_ids[:, None] * GOLDEN + salt))  # one stream of numbers for each sample
+    return mix(key_B1 + torch.arange(1, n + 1, device=sample_ids.device) * GOLDEN)
 
 
 def to_unit(bits):
-    """int64 bits -> float64 in [0, 1)."""
+    """int64 bits -> float64 in [0, 1): the upper 53 bits, as many as a float64 holds."""
     return (bits >> 11 & (1 << 53) - 1).double() * 2.0**-53

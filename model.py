@@ -228,11 +228,6 @@ class Attention(nn.Module):
         read_BQD = attend(self.q(x_BQD), k, v, self.n_head, mask, rotary, self.gain, self.normalize)
         return self.out(read_BQD)
 
-    def weights(self, x_BQD, y_BNE, mask=None, rotary=None):
-        """The softmax of `forward`, for looking at it. -> (B,H,Q,N), rows sum to 1."""
-        k = self.kv(y_BNE).chunk(2, dim=-1)[0]
-        return attention_weights(self.q(x_BQD), k, self.n_head, mask, rotary, self.gain)
-
 
 def attend(q, k, v, n_head, mask=None, rotary=None, gain_H=None, normalize=False):
     """Attention with normalised queries and keys. q (B,Q,D), k and v (B,N,D) -> (B,Q,D)."""
@@ -242,15 +237,6 @@ def attend(q, k, v, n_head, mask=None, rotary=None, gain_H=None, normalize=False
     if normalize:
         read_BHQe = F.rms_norm(read_BHQe, read_BHQe.shape[-1:])
     return read_BHQe.transpose(1, 2).flatten(2)
-
-
-def attention_weights(q, k, n_head, mask=None, rotary=None, gain_H=None):
-    """The weights that `attend` averages values with. -> (B,H,Q,N)."""
-    q, k = split_heads(q, k, n_head, rotary, gain_H)
-    scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    return scores.softmax(-1)
 
 
 def split_heads(q, k, n_head, rotary=None, gain_H=None):
@@ -302,16 +288,6 @@ class OwnedAttention(Attention):
         owned = attention_by_owner(q[:, n_free:], k[:, n_free:], v[:, n_free:], owner_BN, mask)
         read_BHQe = torch.cat((free, owned.to(v.dtype)), dim=1)
         return self.out(F.rms_norm(read_BHQe, (e,)).transpose(1, 2).flatten(2))
-
-    def weights(self, x_BQD, y_BNE, mask, words_BNE, owner_BN):
-        """As Attention.weights; zero in the owned heads of a query that owns nothing."""
-        query_Q1 = torch.arange(x_BQD.shape[1], device=owner_BN.device)[:, None]
-        head_H11 = torch.arange(self.n_head, device=owner_BN.device)[:, None, None]
-        is_free = head_H11 < self.n_head - self.n_owned_head
-        may_read = (owner_BN[:, None, None] == query_Q1) | is_free
-        if mask is not None:
-            may_read = may_read & mask
-        return super().weights(x_BQD, y_BNE, may_read).nan_to_num()
 
 
 def attention_by_owner(q_BHQe, k_BHNe, v_BHNe, owner_BN, mask=None):
@@ -449,9 +425,6 @@ class StrictDecoder(nn.Module):
     def forward(self, query_BKD, c_BCD, mask=None):
         return self.norm(attend(query_BKD, self.k(c_BCD), c_BCD, self.n_head, mask))
 
-    def weights(self, query_BKD, c_BCD, mask=None):
-        return attention_weights(query_BKD, self.k(c_BCD), self.n_head, mask)
-
 
 class OpenDecoder(nn.Module):
     """n_decoder blocks: masked tokens (B,K,D) read the concepts' content (B,C,E). -> (B,K,D)."""
@@ -551,20 +524,6 @@ class Lexicon(nn.Module):
 
 # ---- the model ------------------------------------------------------------------------
 
-# Parameters that had other names in checkpoints of before.
-RENAMED = {"lexicon.words.weight": "lexicon.to_words.weight",
-           "lexicon.salience": "lexicon.token_weight",
-           "lexicon.loudness": "lexicon.match_bias",
-           "lexicon.sharpness": "lexicon.match_scale"}
-
-
-def rename_old_keys(state_dict, prefix=""):
-    """Gives the parameters of an older checkpoint their names of today, in place."""
-    for old, new in RENAMED.items():
-        if prefix + old in state_dict:
-            state_dict[prefix + new] = state_dict.pop(prefix + old)
-
-
 class ConceptEncoder(nn.Module):
     arch = "concept"  # its name in settings and checkpoints
 
@@ -590,8 +549,6 @@ class ConceptEncoder(nn.Module):
         self.to_table = nn.Identity() if d == D else nn.Linear(D, d, bias=cfg.bias)
         self.table_cache = None  # the expanded table while the model is frozen
         self.init_weights()
-        self.register_load_state_dict_pre_hook(
-            lambda module, state_dict, prefix, *_: rename_old_keys(state_dict, prefix))
 
     @torch.no_grad()
     def init_weights(self):
@@ -809,16 +766,6 @@ class ConceptEncoder(nn.Module):
         if self.lexicon:
             self.lexicon.owned_table_cache = None
         return super().train(mode)
-
-    def readers(self):
-        """The modules in which concepts read tokens, in order; lib/health.py looks at them."""
-        return [layer.read for layer in self.layers]
-
-    def decode_readers(self):
-        """The modules in which predicted positions read concepts."""
-        if self.cfg.bottleneck == "strict":
-            return [self.decoder]
-        return [block["read"] for block in self.decoder.blocks]
 
     # ---- size and cost ------------------------------------------------------------------
 

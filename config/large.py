@@ -2,10 +2,11 @@
 
     torchrun --nproc_per_node=4 train.py config/large.py --data_dir=data/mine
 
-3,058,638,536 parameters with a 30,522-word vocabulary, 9,914.7 MFLOP a token, 20 B tokens, 2.0e+20 FLOP.
-At 35 % of the bf16 peak (assumed): 4x3090 553 h; 4x4090 238 h, $572.28; 4xA100 126 h, $605.30.
-Weights, gradients and two AdamW moments take 46 GiB a process, because train.py copies the model to each
-process (DDP): an 80 GB card holds it, a 24 GB card does not.
+3,058,638,536 parameters with a 30,522-word vocabulary, 9,914.7 MFLOP a token.
+20 B tokens are 2.0e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
+4x3090 553 h; 4x4090 238 h, $572.28; 4xA100 126 h, $605.30.
+Weights, gradients and two AdamW moments take 46 GiB a process, because train.py copies the model
+to each process (DDP). An 80 GB card holds that, a 24 GB card does not.
 """
 out_dir = "out/large"
 data_dir = "data/owt"

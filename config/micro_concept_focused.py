@@ -1,9 +1,10 @@
-"""More concepts, narrower: 128 of width 480.
+"""More and narrower concepts than micro_balanced: 128 of width 480.
 
     torchrun --nproc_per_node=4 train.py config/micro_concept_focused.py --data_dir=data/mine
 
-33,666,720 parameters with a 30,522-word vocabulary, 53.3 MFLOP a token, 10 B tokens, 5.3e+17 FLOP.
-At 35 % of the bf16 peak (assumed): 4x3090 1.5 h; 4x4090 0.6 h, $1.54; 4xA100 0.3 h, $1.63.
+33,666,720 parameters with a 30,522-word vocabulary, 53.3 MFLOP a token.
+10 B tokens are 5.3e+17 FLOP. At 35 % of the bf16 peak (assumed) they take:
+4x3090 1.5 h; 4x4090 0.6 h, $1.54; 4xA100 0.3 h, $1.63.
 """
 out_dir = "out/micro_concept_focused"
 data_dir = "data/owt"

@@ -1,9 +1,10 @@
-"""Three wide layers, 96 concepts of width 640.
+"""Fewer and wider layers than micro_balanced: 3, with 96 concepts of width 640.
 
     torchrun --nproc_per_node=4 train.py config/micro_wide.py --data_dir=data/mine
 
-44,956,160 parameters with a 30,522-word vocabulary, 60.5 MFLOP a token, 10 B tokens, 6.0e+17 FLOP.
-At 35 % of the bf16 peak (assumed): 4x3090 1.7 h; 4x4090 0.7 h, $1.74; 4xA100 0.4 h, $1.85.
+44,956,160 parameters with a 30,522-word vocabulary, 60.5 MFLOP a token.
+10 B tokens are 6.0e+17 FLOP. At 35 % of the bf16 peak (assumed) they take:
+4x3090 1.7 h; 4x4090 0.7 h, $1.74; 4xA100 0.4 h, $1.85.
 """
 out_dir = "out/micro_wide"
 data_dir = "data/owt"

@@ -1,10 +1,10 @@
-"""What the sweeps start from: minutes a run on one CPU core, rows of 128 tokens, a 16k vocabulary.
+"""The base of the sweeps: minutes a run on one CPU core, rows of 128 tokens, 16k vocabulary.
 
     python prepare.py --input='texts/*' --out_dir=data/mine --tokenizer=bpe:16000
     python train.py config/mini.py --data_dir=data/mine
 
-5,444,492 parameters with a 30,522-word vocabulary, 1 M tokens. High masking and learning rates, as small budgets want
-them: see records/architecture.
+5,444,492 parameters with a 30,522-word vocabulary, 1 M tokens. The masking and learning rates are
+high because that is better for small budgets: see records/architecture.
 """
 out_dir = "out/mini"
 data_dir = "data/mine"

@@ -2,10 +2,12 @@
 
     torchrun --nproc_per_node=4 train.py config/xlarge.py --data_dir=data/mine
 
-6,928,710,692 parameters with a 30,522-word vocabulary, 22,022.8 MFLOP a token, 20 B tokens, 4.4e+20 FLOP.
-At 35 % of the bf16 peak (assumed): 4x3090 1,227 h; 4x4090 530 h, $1,271.16; 4xA100 280 h, $1,344.50.
-Weights, gradients and two AdamW moments take 103 GiB a process, because train.py copies the model to each
-process (DDP): no single card holds it, so these shapes are for counting and planning until sharded training is there.
+6,928,710,692 parameters with a 30,522-word vocabulary, 22,022.8 MFLOP a token.
+20 B tokens are 4.4e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
+4x3090 1,227 h; 4x4090 530 h, $1,271.16; 4xA100 280 h, $1,344.50.
+Weights, gradients and two AdamW moments take 103 GiB a process, because train.py copies the model
+to each process (DDP). No single card holds that: until train.py can shard a model, these shapes
+are for counting and planning.
 """
 out_dir = "out/xlarge"
 data_dir = "data/owt"

@@ -1,17 +1,36 @@
-"""Token bins on disk: DIR/{train,val}.bin + meta.json + tokenizer/. Linux and macOS.
+"""Token bins: the files of a prepared data set, how they are written, checked and read.
 
-A bin is raw little-endian token ids, uint16, or uint32 when there are more than 65,536 ids; each document ends in
-eot_id. nanoGPT reads these files. A split of more than 2**31 tokens is train_00000.bin and so on. meta.json is written
-last: a folder that has it is complete. Until then, after every chunk of text the new ids are fsynced and progress.json
-is replaced (`commit`): killed at any moment, the same command goes on from there and gives the same bytes.
-documents.py turns text into chunks of ids and writes them with this file; shards.py reads what is complete.
+    train.bin, val.bin    raw little-endian token ids, one document after the other, each ending in
+                          eot_id: uint16, or uint32 above 65,536 ids. nanoGPT reads these files.
+    train_00000.bin, ...  instead of train.bin, for a split of more than 2**31 tokens
+    tokenizer/            what Tokenizer.save wrote
+    dropped.jsonl         the first documents that each filter rule dropped
+    meta.json             counts, sha256 of each bin, unigram entropy, settings, command. Written
+                          last: a folder that has it is complete.
 
-rows.bin.tmp has one ROW for each document of the input, also for those that were dropped, and bands.bin.tmp the MinHash
-bands of those that were not (filters.py). A resume needs them, and so does `prepare.py merge`: a folder made with
---shard=i/n keeps them and has shard.json in place of meta.json. dropped.jsonl shows the first documents that each rule
-dropped.
+Writing may be killed at any moment; the same command then goes on and writes the same bytes:
+
+    load_state   reads progress.json: tokens committed so far, and where the input goes on.
+    open_bins    cuts every file back to the length in progress.json. That removes a chunk of which
+                 only a part was written.
+    commit       appends the ids of one chunk of text to train_00000.bin.tmp and so on, waits until
+                 they are on disk (fsync), then replaces progress.json in one step. The chunk counts
+                 from that replacement on.
+    finish       renames *.bin.tmp to *.bin, writes meta.json, removes progress.json. After a kill
+                 before meta.json is there, open_bins takes the renames back.
+
+Two logs are kept beside the bins while they are written. rows.bin has one ROW for each document of
+the input, also for dropped ones; bands.bin has the MinHash bands (data/filters.py) of those kept
+and of near duplicates. A resume needs them, and so does `prepare.py merge`: a folder made with
+--shard=i/n keeps both logs and gets shard.json in place of meta.json.
+
+The folder that `prepare.py split` writes holds no tokens but refers to other files, see Tokens.
+
+data/documents.py turns text into chunks of ids, data/reader.py turns complete folders into batches.
+Linux and macOS.
 """
 
+import bisect
 import contextlib
 import functools
 import glob
@@ -24,80 +43,129 @@ import shutil
 
 import numpy as np
 
-from lib.files import FolderLock, file_hash, write_json
+from lib.files import FolderLock, file_hash, remove_file, replace_file, write_json
 
-FORMAT, SPLITS = 1, ("train", "val")
-META_KEYS = set("dtype n_vocab vocab_size eot_id tokenizer fingerprint splits unigram_entropy settings command".split())
-KINDS = ("kept", "empty", "bad_lines", "bad_files", "outside_fraction", "duplicates")  # then come the rules of filters
+FORMAT = 1
+SPLITS = ("train", "val")
+META_KEYS = {"dtype", "n_vocab", "vocab_size", "eot_id", "tokenizer", "fingerprint", "splits",
+             "unigram_entropy", "settings", "command"}
+
+# What became of a document: an index into KINDS, then into the names of the filter rules.
+KINDS = ("kept", "empty", "bad_lines", "bad_files", "outside_fraction", "duplicates")
 KEPT, EMPTY, BAD_LINE, BAD_FILE, OUTSIDE, DUPLICATE = range(len(KINDS))
-ROW = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("replaced", "<u4"), ("kind", "u1"),
-                ("is_val", "?")])  # tokens, bytes of text and U+FFFD in it: 0 unless kept
-LOGS = ("rows.bin", "bands.bin", "dropped.jsonl")
-N_SAMPLES, SHOWN_BYTES = 20, 8000  # dropped documents of each rule in dropped.jsonl, and what one takes at most
-NEAR = "near_duplicates"  # the one rule that is not of a text alone
+NEAR = "near_duplicates"  # the one rule that compares documents; the others judge a text alone
+DROPPED = (*KINDS[1:], "replacement_characters")  # counted in meta.json
+ROW = np.dtype([
+    ("digest", "<u8"),  # hash of the text
+    ("tokens", "<u4"), ("bytes", "<u4"),  # length; 0 unless kept, as is the next field
+    ("replaced", "<u4"),  # U+FFFD in the text: bytes that were no valid UTF-8
+    ("kind", "u1"), ("is_val", "?")])
+DROPPED_LOG = "dropped.jsonl"
+LOGS = ("rows.bin", "bands.bin", DROPPED_LOG)
+N_SAMPLES = 20  # documents of each rule in dropped.jsonl
+SHOWN_BYTES = 8000  # that one of them takes at most
 BUDGETS = ("val_fraction", "max_tokens", "max_bytes", "fraction", "max_disk_gb")
-DROPPED = (*KINDS[1:], "replacement_characters")  # counted
-SMALL_FILES = 50_000  # bytes kept free under max_disk_gb for meta.json and progress.json
+SMALL_FILES = 50_000  # bytes that max_disk_gb sets aside for meta.json and progress.json
+
+MOST_OPEN = 64  # files at a time; a split may refer to thousands
+FULL_SCAN_BYTES = 2 * 10**9  # larger bins are checked for wrong ids by sample
+SCAN_TOKENS = 2**22  # read at a time when documents are looked for
+KEPT_TOKENS = 2**30  # from this size of a split on, the distances between rows are kept in a file
 
 
 class DataError(ValueError):
-    """A mistake or damage that the user can mend: what was found, what was expected, what to do."""
+    """A mistake or damage that the user can repair: what was found and expected, what to do."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# writing
+# ---- writing: begin -------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def locked(out_dir):
-    """One writer a folder; the kernel drops the lock when the process ends, however it ends."""
+    """Makes this process the only writer of a folder. The kernel frees it when the process ends."""
     try:
         lock = FolderLock(out_dir)
     except BlockingIOError:
-        raise DataError(f"{out_dir}: another prepare is writing there; wait for it, or use another --out_dir") from None
+        raise DataError(f"{out_dir}: another prepare is writing there; wait for it, or use another "
+                        "--out_dir") from None
     with lock:
         yield
 
 
 def load_state(out_dir, settings, rules=()):
-    """What was committed in `out_dir` so far, as a new state if nothing was, None if all is done with `settings`.
+    """State of the writing in `out_dir`: a dict, kept as progress.json. None when all is done.
 
-    rules: what may drop a document, beside KINDS.
+    A folder without a state gets a new one. rules: names of the filter rules that may drop a
+    document. DataError when the folder was begun with other settings or by another program.
     """
-    path, there = os.path.join(out_dir, "progress.json"), None
-    name = "shard.json" if os.path.exists(os.path.join(out_dir, "shard.json")) else "meta.json"
-    done = os.path.exists(os.path.join(out_dir, name))
-    if done:
-        there = load_meta(out_dir, name)
+    path = os.path.join(out_dir, "progress.json")
+    is_part = os.path.exists(os.path.join(out_dir, "shard.json"))
+    last_file = "shard.json" if is_part else "meta.json"
+    is_done = os.path.exists(os.path.join(out_dir, last_file))
+    if is_done:
+        state = load_meta(out_dir, last_file)
+        is_new = False
     elif os.path.exists(path):
         with open(path, encoding="utf-8") as file:
-            there = json.load(file)
-    elif foreign := [name for name in os.listdir(out_dir) if name.endswith(".bin") or name == "tokenizer"]:
-        raise DataError(f"{out_dir} holds {', '.join(sorted(foreign))} but neither meta.json nor progress.json: "
-                        "not made by this command. Use another --out_dir")
-    if there is None or there["settings"] != settings and not done and there["position"] is None:
-        shutil.rmtree(os.path.join(out_dir, "tokenizer"), ignore_errors=True)  # a mistyped setting binds nobody
-        counts = dict.fromkeys(DROPPED, 0)
-        zero = {name: dict.fromkeys(SPLITS, 0) for name in ("tokens", "documents", "bytes")}
-        there = {"settings": settings, "position": None, "full": "", "n_rows": 0, "dropped": counts,
-                 "rules": dict.fromkeys(rules, 0), "samples": dict.fromkeys(rules, 0), "logs": dict.fromkeys(LOGS, 0),
-                 **zero}
-        write_json(path, there)
-    old = there["settings"]
-    if differ := [f"{name} is {old.get(name)!r} there and {settings.get(name)!r} now"
-                  for name in sorted({*old, *settings}) if old.get(name) != settings.get(name)]:
-        raise DataError(f"{out_dir} was {'made' if done else 'begun'} with other settings: {'; '.join(differ)}. Give "
-                        f"the same settings, use another --out_dir, or start over after {removal(out_dir)}")
-    if not done:
-        return there
+            state = json.load(file)
+        # Until the first chunk is committed the settings may still change, so that a mistyped one
+        # can be corrected without removing the folder.
+        is_new = state["position"] is None and state["settings"] != settings
+    else:
+        refuse_foreign_files(out_dir)
+        is_new = True
+    if is_new:
+        shutil.rmtree(os.path.join(out_dir, "tokenizer"), ignore_errors=True)
+        state = new_state(settings, rules)
+        write_json(path, state)
+    refuse_other_settings(out_dir, state["settings"], settings, is_done)
+    if not is_done:
+        return state
     for split in SPLITS:
-        check_files(out_dir, there, split)
+        check_files(out_dir, state, split)
     clean(out_dir)
+    return None
+
+
+def new_state(settings, rules):
+    """The state before the first chunk."""
+    return {
+        "settings": settings,
+        "position": None,  # in the input, of what follows the last chunk committed
+        "full": "",  # name of the budget that is used up
+        "n_rows": 0,  # documents seen
+        "dropped": dict.fromkeys(DROPPED, 0),
+        "rules": dict.fromkeys(rules, 0),  # documents that each rule dropped
+        "samples": dict.fromkeys(rules, 0),  # of them, those in dropped.jsonl
+        "logs": dict.fromkeys(LOGS, 0),  # bytes
+        "tokens": dict.fromkeys(SPLITS, 0),
+        "documents": dict.fromkeys(SPLITS, 0),
+        "bytes": dict.fromkeys(SPLITS, 0),  # of text
+    }
+
+
+def refuse_foreign_files(out_dir):
+    """DataError when a folder without progress.json and meta.json holds files of their names."""
+    foreign = [name for name in os.listdir(out_dir) if name.endswith(".bin") or name == "tokenizer"]
+    if foreign:
+        raise DataError(f"{out_dir} holds {', '.join(sorted(foreign))} but neither meta.json nor "
+                        "progress.json: not made by this command. Use another --out_dir")
+
+
+def refuse_other_settings(out_dir, old, new, is_done):
+    """DataError that names each setting that differs from those the folder was begun with."""
+    differ = [f"{name} is {old.get(name)!r} there and {new.get(name)!r} now"
+              for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if differ:
+        raise DataError(f"{out_dir} was {'made' if is_done else 'begun'} with other settings: "
+                        f"{'; '.join(differ)}. Give the same settings, use another --out_dir, or "
+                        f"start over after {removal(out_dir)}")
 
 
 def removal(out_dir):
-    """The command that removes what a prepare writes, and not the prepare.py that may lie there too."""
-    return f"(cd {shlex.quote(out_dir)} && rm -rf *.bin* *.tmp {{meta,shard,progress}}.json dropped.jsonl tokenizer)"
+    """Shell command that removes what a prepare wrote, but not a prepare.py in the same folder."""
+    return (f"(cd {shlex.quote(out_dir)} && rm -rf *.bin* *.tmp {{meta,shard,progress}}.json "
+            f"{DROPPED_LOG} tokenizer)")
 
 
 def shard_sizes(n_tokens, shard_tokens):
@@ -111,105 +179,163 @@ def temporary(out_dir, split, shard):
 
 
 def open_bins(out_dir, state, dtype):
-    """Cuts the files of `out_dir` back to what was committed."""
-    files = {os.path.join(out_dir, f"{name}.tmp"): size for name, size in state["logs"].items()}
-    for name in LOGS:  # a kill while finishing: undo it
+    """Takes the files of `out_dir` back to what was committed."""
+    # A kill in finish() leaves some files with their final names. That of a bin is train.bin or
+    # train_00003.bin, its temporary one always has a number.
+    for name in LOGS:
         with contextlib.suppress(FileNotFoundError):
             os.replace(os.path.join(out_dir, name), os.path.join(out_dir, f"{name}.tmp"))
     for split in SPLITS:
         for name in glob.glob(f"{split}*.bin", root_dir=out_dir):
-            shard = int("0" + "".join(re.findall(r"_(\d+)", name)))
+            number = re.search(r"_(\d+)", name)
+            shard = int(number[1]) if number else 0
             os.replace(os.path.join(out_dir, name), temporary(out_dir, split, shard))
-        for shard, n in enumerate(shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])):
-            files[temporary(out_dir, split, shard)] = n * dtype.itemsize
+
+    sizes = {os.path.join(out_dir, f"{name}.tmp"): size for name, size in state["logs"].items()}
+    for split in SPLITS:
+        shards = shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])
+        for shard, n in enumerate(shards):
+            sizes[temporary(out_dir, split, shard)] = n * dtype.itemsize
     for name in glob.glob("*.bin.tmp", root_dir=out_dir):
-        files.setdefault(os.path.join(out_dir, name), 0)
-    for path, size in files.items():
+        sizes.setdefault(os.path.join(out_dir, name), 0)  # begun by a chunk that does not count
+    for path, size in sizes.items():
         with open(path, "ab") as file:
             if file.tell() < size:
-                raise DataError(f"{path} holds {file.tell():,} bytes, progress.json says {size:,}: damaged. "
-                                f"Start over after {removal(out_dir)}")
+                raise DataError(f"{path} holds {file.tell():,} bytes, progress.json says {size:,}: "
+                                f"damaged. Start over after {removal(out_dir)}")
             file.truncate(size)
 
 
-def commit(out_dir, state, chunk, ids, bands):
-    """Appends a chunk to the bins, then replaces progress.json: the moment from which it counts.
+# ---- writing: a chunk -----------------------------------------------------------------------
 
-    chunk.rows: ROW (n,); ids: those of its kept rows, one after the other; bands: uint64 (m, bands) for the log.
+
+def commit(out_dir, state, chunk, ids, bands):
+    """Appends a chunk to the bins and the logs, then replaces progress.json, so that it counts.
+
+    chunk.rows: ROW (n,). ids: those of its kept documents, one after the other. bands: uint64
+    (m, bands), for the log. Of a chunk that exceeds a budget only the first documents are taken,
+    and state["full"] becomes the name of the budget.
     """
     n, state["full"] = within_budget(out_dir, state, chunk.rows, ids.itemsize, bands.shape[1:])
-    rows, kinds = chunk.rows[:n], [*KINDS, *state["rules"]]
-    kept, lengths = rows["kind"] == KEPT, rows["tokens"]
-    for split, chosen in zip(SPLITS, (kept & ~rows["is_val"], kept & rows["is_val"])):
-        part = ids[: lengths.sum()][np.repeat(chosen, lengths)]
-        while len(part):
-            shard, used = divmod(state["tokens"][split], state["settings"]["shard_tokens"])
-            now, part = np.split(part, [state["settings"]["shard_tokens"] - used])
-            append(temporary(out_dir, split, shard), now)
-            state["tokens"][split] += len(now)
-        state["documents"][split] += int(chosen.sum())
-        state["bytes"][split] += int(rows["bytes"][chosen].sum())
-    samples = take_samples(state, chunk.samples, n)
-    bands = bands[: kept.sum() + (rows["kind"] == (kinds.index(NEAR) if NEAR in kinds else 255)).sum()]
-    for name, data in zip(LOGS, (rows, bands, np.frombuffer(samples.encode(), np.uint8))):
-        if data.nbytes:
-            append(os.path.join(out_dir, f"{name}.tmp"), data)
-            state["logs"][name] += data.nbytes
-    counts = dict(zip(kinds, np.bincount(rows["kind"], minlength=len(kinds)).tolist()))
-    counts["replacement_characters"] = int(rows["replaced"].sum())
-    for row, left_out in chunk.left_out:
-        if row < n or n == len(chunk.rows):
-            counts |= {name: counts.get(name, 0) + count for name, count in left_out.items()}
-    for name, count in counts.items():
-        if name in state["rules"]:
-            state["rules"][name] += count
-        elif name != KINDS[KEPT]:
-            state["dropped"][name] = state["dropped"].get(name, 0) + count
+    rows = chunk.rows[:n]
+    append_ids(out_dir, state, rows, ids)
+    append_logs(out_dir, state, rows, bands, take_samples(state, chunk.samples, n))
+    count_dropped(state, rows, chunk.left_out, n == len(chunk.rows))
     state.update(position=chunk.position, n_rows=state["n_rows"] + n)
     write_json(os.path.join(out_dir, "progress.json"), state)
 
 
-def take_samples(state, samples, n_rows):
-    """[(row, {"rule": ...})] of dropped documents -> .jsonl lines of those that are among the first of their rule.
+def append_ids(out_dir, state, rows, ids):
+    """Appends ids of documents to the last bin of their split, or to a new one if that is full."""
+    shard_tokens, lengths = state["settings"]["shard_tokens"], rows["tokens"]
+    ids = ids[: lengths.sum()]
+    is_kept = rows["kind"] == KEPT  # all others have a length of 0
+    for split, chosen in zip(SPLITS, (is_kept & ~rows["is_val"], is_kept & rows["is_val"])):
+        left = ids[np.repeat(chosen, lengths)]
+        while len(left):
+            shard, used = divmod(state["tokens"][split], shard_tokens)
+            part, left = np.split(left, [shard_tokens - used])
+            append(temporary(out_dir, split, shard), part)
+            state["tokens"][split] += len(part)
+        state["documents"][split] += int(chosen.sum())
+        state["bytes"][split] += int(rows["bytes"][chosen].sum())
 
-    A shard keeps more than N_SAMPLES of each: N_SAMPLES - 1 of them may turn out to repeat those of earlier shards.
+
+def append_logs(out_dir, state, rows, bands, samples):
+    """Appends to the files in LOGS. bands has a row for each kept document and near duplicate."""
+    has_bands = rows["kind"] == KEPT
+    if NEAR in state["rules"]:
+        has_bands |= rows["kind"] == kinds_of(state).index(NEAR)
+    bands = bands[: has_bands.sum()]
+    for name, data in zip(LOGS, (rows, bands, np.frombuffer(samples.encode(), np.uint8))):
+        if data.nbytes:
+            append(os.path.join(out_dir, f"{name}.tmp"), data)
+            state["logs"][name] += data.nbytes
+
+
+def kinds_of(state):
+    """Names of the values of ROW's field `kind`."""
+    return [*KINDS, *state["rules"]]
+
+
+def count_dropped(state, rows, left_out, is_whole):
+    """Adds what was dropped to the counts of the state.
+
+    left_out: [(row, {name: count})] of parts of documents; is_whole: all rows of the chunk count.
     """
-    limit, lines = N_SAMPLES if "shard" not in state["settings"] else 2 * N_SAMPLES - 1, []
+    def add(name, count):
+        counts = state["rules"] if name in state["rules"] else state["dropped"]
+        counts[name] = counts.get(name, 0) + count
+
+    kinds = kinds_of(state)
+    counts = np.bincount(rows["kind"], minlength=len(kinds)).tolist()
+    for name, count in list(zip(kinds, counts))[KEPT + 1 :]:
+        add(name, count)
+    add("replacement_characters", int(rows["replaced"].sum()))
+    for row, parts in left_out:
+        if row < len(rows) or is_whole:
+            for name, count in parts.items():
+                add(name, count)
+
+
+def take_samples(state, samples, n_rows):
+    """Dropped documents [(row, {"rule": ...})] -> lines of dropped.jsonl, for the first of a rule.
+
+    A shard of an input keeps nearly twice as many: when shards are merged, up to N_SAMPLES - 1 of
+    them may turn out to repeat those of earlier shards.
+    """
+    limit = 2 * N_SAMPLES - 1 if "shard" in state["settings"] else N_SAMPLES
+    lines = []
     for row, sample in samples:
         if row < n_rows and state["samples"][sample["rule"]] < limit:
             state["samples"][sample["rule"]] += 1
-            lines.append(json.dumps({"document": state["n_rows"] + row, **sample}, ensure_ascii=False) + "\n")
+            line = {"document": state["n_rows"] + row, **sample}
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines)
 
 
 def within_budget(out_dir, state, rows, itemsize, n_bands=()):
-    """How many of the next ROWs the budgets allow, and the name of the budget that ends with them or "".
+    """How many of the next ROWs the budgets allow, and the name of the budget that ends them or "".
 
-    max_tokens and max_bytes take whole documents up to the one that reaches them; max_disk_gb stops before the
-    document with which all files in out_dir would be larger. Shards take everything: merge stops where one machine
-    does.
+    max_tokens and max_bytes take whole documents up to the one that reaches them. max_disk_gb stops
+    before the document with which all files in out_dir would be larger. Shards of an input have no
+    budgets, because merge has to stop where a single machine would.
     """
-    settings, ends = state["settings"], [(len(rows) + 1, "")]
-    for name, done in (("max_tokens", state["tokens"]), ("max_bytes", state["bytes"])):
-        if settings.get(name) and "shard" not in settings:
-            room = settings[name] - sum(done.values())
-            sizes = np.cumsum(rows[name.removeprefix("max_")], dtype=np.int64)
+    settings = state["settings"]
+    if "shard" in settings:
+        return len(rows), ""
+    ends = [(len(rows) + 1, "")]
+    for name, field in (("max_tokens", "tokens"), ("max_bytes", "bytes")):
+        if settings.get(name):
+            room = settings[name] - sum(state[field].values())
+            sizes = np.cumsum(rows[field], dtype=np.int64)
             ends.append((int(np.searchsorted(sizes, room)) + 1, name))
-    if settings.get("max_disk_gb") and "shard" not in settings:
-        used = written_bytes(state, itemsize) + SMALL_FILES + N_SAMPLES * SHOWN_BYTES * len(state["rules"]) + sum(
-            entry.stat().st_size for entry in os.scandir(os.path.join(out_dir, "tokenizer")))
-        room = int(settings["max_disk_gb"] * 1e9) - used - 2 * state["logs"]["bands.bin"]
-        a_row = ROW.itemsize + 3 * 8 * sum(n_bands)  # seen.py sorts them in files of its own, two copies at most
-        sizes = np.cumsum(rows["tokens"].astype(np.int64) * itemsize + a_row)
-        n = int(np.searchsorted(sizes, room, side="right"))
-        ends.append((n if n < len(rows) else n + 1, "max_disk_gb"))
+    if settings.get("max_disk_gb"):
+        n = rows_that_fit_on_disk(out_dir, state, rows, itemsize, n_bands)
+        if n < len(rows):
+            ends.append((n, "max_disk_gb"))
     n, name = min(ends)
     return (n, name) if n <= len(rows) else (len(rows), "")
 
 
+def rows_that_fit_on_disk(out_dir, state, rows, itemsize, n_bands):
+    """How many of the next ROWs there is room for under max_disk_gb."""
+    used = written_bytes(state, itemsize) + SMALL_FILES
+    used += N_SAMPLES * SHOWN_BYTES * len(state["rules"])
+    used += sum(file.stat().st_size for file in os.scandir(os.path.join(out_dir, "tokenizer")))
+    # Looking for near duplicates sorts the bands in files of its own (data/duplicates.py), which at
+    # worst hold each band twice: with the log, three numbers of 8 bytes.
+    used += 2 * state["logs"]["bands.bin"]
+    row_bytes = ROW.itemsize + 3 * 8 * sum(n_bands)
+    sizes = np.cumsum(rows["tokens"].astype(np.int64) * itemsize + row_bytes)
+    room = int(state["settings"]["max_disk_gb"] * 1e9) - used
+    return int(np.searchsorted(sizes, room, side="right"))
+
+
 def written_bytes(state, itemsize):
-    """Bytes of the bins and of what a resume needs that were committed."""
-    return sum(state["tokens"].values()) * itemsize + state["logs"]["rows.bin"] + state["logs"]["bands.bin"]
+    """Bytes committed so far of the bins and of the logs that a resume needs."""
+    bins = sum(state["tokens"].values()) * itemsize
+    return bins + state["logs"]["rows.bin"] + state["logs"]["bands.bin"]
 
 
 def append(path, array):
@@ -220,97 +346,139 @@ def append(path, array):
         os.fsync(file.fileno())
 
 
+# ---- writing: the end -----------------------------------------------------------------------
+
+
 def finish(out_dir, state, tok, dtype, about):
-    """Gives the bins their names and writes meta.json, or shard.json, which makes the folder complete."""
+    """Gives the bins their names and writes meta.json, or shard.json, which completes the folder.
+
+    about: more fields of meta.json. DataError when a split would be empty.
+    """
     is_part = "shard" in state["settings"]
-    empty = [split for split in SPLITS if not state["documents"][split]]
-    if empty and not is_part:  # no resume can mend this, so the folder is left as it was found
-        shutil.rmtree(os.path.join(out_dir, "tokenizer"))
-        clean(out_dir)
-        given = [f"{name} = {value}" for name in BUDGETS if (value := state["settings"].get(name))]
-        counts = [f"{count:,} {name}" for name, count in {**state["dropped"], **state["rules"]}.items() if count]
-        raise DataError(f"none of {sum(state['documents'].values())} documents fell into {' and '.join(empty)} with "
-                        f"{', '.join(given) or 'val_fraction = 0.0'}{'; dropped: ' * bool(counts)}{', '.join(counts)}; "
-                        "nothing was written. Give more text, smaller documents, a larger budget, other rules, or a "
-                        "val_fraction that leaves both splits at least five documents")
-    meta = {"format": FORMAT, "dtype": dtype.name, "n_vocab": tok.n_vocab, "vocab_size": tok.vocab_size,
-            "eot_id": int(tok.eot_id), "tokenizer": "tokenizer", "fingerprint": tok.fingerprint, "splits": {}}
+    if not is_part:
+        refuse_empty_splits(out_dir, state)
+    meta = {"format": FORMAT, "dtype": dtype.name, "n_vocab": tok.n_vocab,
+            "vocab_size": tok.vocab_size, "eot_id": int(tok.eot_id), "tokenizer": "tokenizer",
+            "fingerprint": tok.fingerprint, "splits": {}}
     for split in SPLITS:
-        counts, files = np.zeros(tok.n_vocab + 1, np.int64), []
-        sizes = shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])
-        for shard, n in enumerate(sizes):
-            name = f"{split}.bin" if len(sizes) == 1 else f"{split}_{shard:05d}.bin"
-            os.replace(temporary(out_dir, split, shard), os.path.join(out_dir, name))
-            sha256, of_file = scan(os.path.join(out_dir, name), dtype, tok.n_vocab)
-            assert of_file[-1] == 0, f"{name}: {of_file[-1]} ids >= n_vocab = {tok.n_vocab}: the tokenizer is wrong"
-            counts += of_file
-            files.append({"name": name, "tokens": n, "sha256": sha256})
-        meta["splits"][split] = {name: state[name][split] for name in ("tokens", "documents", "bytes")}
-        meta["splits"][split]["files"] = files
-        if split == "train":  # in nats; the end of a document is no word, so eot_id is left out
+        files, counts = name_bins(out_dir, state, split, dtype, tok.n_vocab)
+        totals = {name: state[name][split] for name in ("tokens", "documents", "bytes")}
+        meta["splits"][split] = {**totals, "files": files}
+        if split == "train":
             meta["unigram_entropy"] = unigram_entropy(counts, tok.eot_id)
-    meta |= {**state["dropped"], "stopped_by": state["full"] or "the end of the text", "settings": state["settings"]}
+    meta |= {**state["dropped"], "stopped_by": state["full"] or "the end of the text",
+             "settings": state["settings"]}
     if state["rules"]:
         meta["dropped"] = state["rules"]
+
     if is_part:
         meta["logs"] = {name: [size, file_hash(os.path.join(out_dir, f"{name}.tmp"))]
                         for name, size in state["logs"].items()}
-    for name in LOGS if is_part else [name for name in LOGS[2:] if state["logs"][name]]:
-        os.replace(os.path.join(out_dir, f"{name}.tmp"), os.path.join(out_dir, name))
-    write_json(os.path.join(out_dir, "shard.json" if is_part else "meta.json"), {**meta, **about})
+    for name in LOGS:
+        if is_part or name == DROPPED_LOG and state["logs"][name]:
+            os.replace(os.path.join(out_dir, f"{name}.tmp"), os.path.join(out_dir, name))
+    last_file = "shard.json" if is_part else "meta.json"
+    write_json(os.path.join(out_dir, last_file), {**meta, **about})
     clean(out_dir)
 
 
+def refuse_empty_splits(out_dir, state):
+    """DataError when a split got no document. A resume cannot change that, so all is removed."""
+    empty = [split for split in SPLITS if not state["documents"][split]]
+    if not empty:
+        return
+    shutil.rmtree(os.path.join(out_dir, "tokenizer"))
+    clean(out_dir)
+    given = {name: state["settings"].get(name) for name in BUDGETS}
+    given = [f"{name} = {value}" for name, value in given.items() if value]
+    counts = {**state["dropped"], **state["rules"]}.items()
+    dropped = ", ".join(f"{count:,} {name}" for name, count in counts if count)
+    dropped = f"; dropped: {dropped}" if dropped else ""
+    raise DataError(
+        f"none of {sum(state['documents'].values())} documents fell into {' and '.join(empty)} "
+        f"with {', '.join(given) or 'val_fraction = 0.0'}{dropped}; nothing was written. Give more "
+        "text, smaller documents, a larger budget, other rules, or a val_fraction that leaves both "
+        "splits at least five documents")
+
+
+def name_bins(out_dir, state, split, dtype, n_vocab):
+    """Renames the bins of a split -> [{"name", "tokens", "sha256"}], occurrences of each id."""
+    files, total = [], np.zeros(n_vocab + 1, np.int64)
+    sizes = shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])
+    for shard, n in enumerate(sizes):
+        name = f"{split}.bin" if len(sizes) == 1 else f"{split}_{shard:05d}.bin"
+        os.replace(temporary(out_dir, split, shard), os.path.join(out_dir, name))
+        sha256, counts = scan(os.path.join(out_dir, name), dtype, n_vocab)
+        assert counts[-1] == 0, f"{name}: {counts[-1]} ids >= n_vocab = {n_vocab}: wrong tokenizer"
+        total += counts
+        files.append({"name": name, "tokens": n, "sha256": sha256})
+    return files, total
+
+
 def clean(out_dir):
-    """Removes what only a resume needs; progress.json last."""
-    patterns = ("*.bin.tmp", "dropped.jsonl.tmp", "seen_*.tmp", "progress.json")
-    for name in (name for pattern in patterns for name in glob.glob(pattern, root_dir=out_dir)):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(out_dir, name))
+    """Removes what only a resume needs; progress.json last, so that a kill here does no harm."""
+    for pattern in ("*.bin.tmp", f"{DROPPED_LOG}.tmp", "seen_*.tmp", "progress.json"):
+        for name in glob.glob(pattern, root_dir=out_dir):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(out_dir, name))
 
 
 def scan(path, dtype, n_vocab):
-    """A bin -> (sha256 hex, int64 (n_vocab + 1,) occurrences of each id, the last entry counts ids >= n_vocab)."""
+    """A bin -> (sha256 hex, occurrences of each id, int64 (n_vocab + 1,)).
+
+    The last entry counts the ids >= n_vocab.
+    """
     sha256, counts = hashlib.sha256(), np.zeros(n_vocab + 1, np.int64)
     with open(path, "rb") as file:
         while block := file.read(2**22):
             sha256.update(block)
-            ids = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype)
+            whole = len(block) // dtype.itemsize * dtype.itemsize
+            ids = np.frombuffer(block[:whole], dtype)
             counts += np.bincount(np.minimum(ids, n_vocab), minlength=n_vocab + 1)
     return sha256.hexdigest(), counts
 
 
 def unigram_entropy(counts, eot_id):
-    """Occurrences of each id -> nats per token of a model that knows only these frequencies; eot_id is left out."""
+    """Occurrences of each id -> nats per token of a model that knows only these frequencies.
+
+    The end of a document is no word, so eot_id is left out.
+    """
     p = np.delete(counts, eot_id)
     p = p[p > 0] / p.sum()
     return float(-(p * np.log(p)).sum())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what is complete
+# ---- checking what is complete --------------------------------------------------------------
 
 
 def inside(folder, name):
-    """Path of `name` in `folder`; DataError when the name, or a link on the way, leads out of it."""
+    """Path of `name` in `folder`; DataError when the name or a link on the way leads out of it."""
     path, root = os.path.join(folder, name), os.path.realpath(folder)
     if os.path.commonpath([root, os.path.realpath(path)]) != root:
-        raise DataError(f"{name!r} leads out of {folder}, to {os.path.realpath(path)}: refused, because data from "
-                        "elsewhere must not choose which files are read. Put the file itself into the folder")
+        raise DataError(f"{name!r} leads out of {folder}, to {os.path.realpath(path)}: refused, "
+                        "because data from elsewhere must not choose which files are read. Put the "
+                        "file itself into the folder")
     return path
 
 
 def load_meta(data_dir, name="meta.json"):
-    """meta.json of a prepared folder. FileNotFoundError or DataError says what is wrong and the command that helps."""
+    """meta.json of a prepared folder.
+
+    FileNotFoundError or DataError says what is wrong and gives the command that helps.
+    """
     path, script = os.path.join(data_dir, name), os.path.join(data_dir, "prepare.py")
-    cure = f"python {script}" if os.path.isfile(script) else f"python prepare.py --input=... --out_dir={data_dir}"
-    if os.path.exists(os.path.join(data_dir, "progress.json")) and not os.path.exists(path):
-        raise DataError(f"{data_dir}: its preparation was interrupted; run the command that began it again: {cure}")
+    cure = f"python prepare.py --input=... --out_dir={data_dir}"
+    if os.path.isfile(script):
+        cure = f"python {script}"
+    if not os.path.exists(path) and os.path.exists(os.path.join(data_dir, "progress.json")):
+        raise DataError(f"{data_dir}: its preparation was interrupted; run the command that began "
+                        f"it again: {cure}")
     if not os.path.isfile(path) and os.path.isfile(os.path.join(data_dir, "shard.json")):
-        raise DataError(f"{data_dir} is one shard of a data set: python prepare.py merge --input=DIR,DIR --out_dir=DIR "
-                        "makes one of all its shards")
+        raise DataError(f"{data_dir} is one shard of a data set: python prepare.py merge "
+                        "--input=DIR,DIR --out_dir=DIR makes one of all its shards")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} is missing: no prepared data set there; make one with {cure}")
+        raise FileNotFoundError(f"{path} is missing: no prepared data set there; make one with "
+                                f"{cure}")
     try:
         with open(path, encoding="utf-8") as file:
             meta = json.load(file)
@@ -318,88 +486,311 @@ def load_meta(data_dir, name="meta.json"):
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): {removal(data_dir)}, then {cure}") from None
     if missing or version != FORMAT:
-        raise DataError(f"{path} has format {version!r} and lacks {sorted(missing) or 'nothing'}, expected format "
-                        f"{FORMAT}: another program or version wrote it. {removal(data_dir)}, then {cure}")
+        raise DataError(f"{path} has format {version!r} and lacks {sorted(missing) or 'nothing'}, "
+                        f"expected format {FORMAT}: another program or version wrote it. "
+                        f"{removal(data_dir)}, then {cure}")
     inside(data_dir, meta["tokenizer"])
     return meta
 
 
 def check_files(data_dir, meta, split):
-    """[(path, tokens)] of a split after comparing the sizes with meta.json; DataError or FileNotFoundError."""
-    if split not in meta["splits"]:
-        raise DataError(f"split {split!r} of {data_dir}: expected one of {', '.join(meta['splits'])}")
+    """[(path, tokens)] of the bins of a split.
+
+    DataError or FileNotFoundError unless their sizes are those in meta.json.
+    """
+    check_split(data_dir, meta, split)
     cure = f"{removal(data_dir)}, then {meta['command']}"
     if "sources" in meta:
-        raise DataError(f"{data_dir} holds no tokens of its own, it is a split of {meta['sources']['folder']}: train "
-                        "and evaluate on it, but give that folder to this command")
+        raise DataError(f"{data_dir} holds no tokens of its own, it is a split of "
+                        f"{meta['sources']['folder']}: train and evaluate on it, but give that "
+                        "folder to this command")
     if meta["dtype"] != ("uint16" if meta["n_vocab"] <= 65536 else "uint32"):
-        raise DataError(f"{data_dir}/meta.json: dtype {meta['dtype']} for {meta['n_vocab']:,} ids; {cure}")
+        raise DataError(f"{data_dir}/meta.json: dtype {meta['dtype']} for {meta['n_vocab']:,} ids; "
+                        f"{cure}")
     itemsize, files = np.dtype(meta["dtype"]).itemsize, []
     for file in meta["splits"][split]["files"]:
         path, n = inside(data_dir, file["name"]), file["tokens"]
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path} is missing, meta.json lists it with {n:,} tokens; {cure}")
-        if (size := os.path.getsize(path)) != n * itemsize:
-            raise DataError(f"{path} holds {size:,} bytes{' (empty)' if not size else ''}, meta.json says {n:,} tokens "
-                            f"of {itemsize} bytes = {n * itemsize:,}: truncated, or another file; {cure}")
+            raise FileNotFoundError(f"{path} is missing, meta.json lists it with {n:,} tokens; "
+                                    f"{cure}")
+        size = os.path.getsize(path)
+        if size != n * itemsize:
+            raise DataError(f"{path} holds {size:,} bytes{'' if size else ' (empty)'}, meta.json "
+                            f"says {n:,} tokens of {itemsize} bytes = {n * itemsize:,}: truncated, "
+                            f"or another file; {cure}")
         files.append((path, n))
     if sum(n for _, n in files) != meta["splits"][split]["tokens"]:
-        raise DataError(f"{data_dir}/meta.json disagrees with itself about the tokens of {split}; {cure}")
+        raise DataError(f"{data_dir}/meta.json disagrees with itself about the tokens of {split}; "
+                        f"{cure}")
     return files
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# a split of files that lie elsewhere
+def check_split(data_dir, meta, split):
+    if split not in meta["splits"]:
+        names = ", ".join(meta["splits"])
+        raise DataError(f"split {split!r} of {data_dir}: expected one of {names}")
+
+
+def check_ids(data_dir, meta, paths):
+    """DataError when a bin holds ids that the vocabulary does not have."""
+    for path in paths:
+        highest = highest_id(path, np.dtype(meta["dtype"]))
+        if highest >= meta["n_vocab"]:
+            raise DataError(f"{path} contains id {highest:,}, meta.json says {meta['n_vocab']:,} "
+                            "ids: not the file it describes. python prepare.py validate "
+                            f"--data_dir={data_dir} tells more")
+
+
+def highest_id(path, dtype):
+    """Largest id of a bin; of a large one, the largest of 256 evenly spread parts."""
+    size, part = os.path.getsize(path), 2**22  # bytes
+    step = part if size < FULL_SCAN_BYTES else size // 256 // part * part
+    with open(path, "rb") as file:
+        parts = (os.pread(file.fileno(), part, at) for at in range(0, size, step))
+        return max(int(np.frombuffer(part, dtype).max()) for part in parts)
+
+
+# ---- a split of files that lie elsewhere ----------------------------------------------------
+#
+# `prepare.py split` copies nothing. meta.json then has "sources": {"folder" (of the files, relative
+# to meta.json), "files": [{"name", "dtype", "offset" (bytes before the first token), "tokens",
+# "size" (bytes), "mtime_ns", "sha256"}]}. All tokens of these files are numbered, one file after
+# the other, and SPLIT_ranges.npy, int64 (n, 2), holds the first and the last + 1 number of each run
+# of tokens that belongs to the split.
 
 
 @functools.cache
 def hash_of(path, _size, _mtime_ns):
-    """sha256 (hex) of a file as it is at this size and time."""
+    """sha256 (hex) of a file. Size and time belong to the cache's key: a new file is read again."""
     return file_hash(path)
 
 
 def sha256_of(path):
-    """sha256 (hex) of a file, read once by a process as long as it does not change."""
+    """sha256 (hex) of a file; a process reads it once as long as it does not change."""
     stat = os.stat(path)
     return hash_of(path, stat.st_size, stat.st_mtime_ns)
 
 
 def ranges_hash(path, files):
-    """sha256 (hex) that changes with the ranges of a split and with the files they are of."""
-    return hashlib.sha256("\n".join([sha256_of(path), *(file["sha256"] for file in files)]).encode()).hexdigest()
+    """sha256 (hex) of the ranges of a split together with the files that they refer to."""
+    hashes = [sha256_of(path), *(file["sha256"] for file in files)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def check_sources(data_dir, meta, thoroughly=False):
-    """Paths of the files that a split refers to; DataError or FileNotFoundError when one is not what it was."""
+    """Paths of the files that a split refers to.
+
+    DataError or FileNotFoundError when one has changed since the split was made: its size differs,
+    or its time differs and its hash too. thoroughly: compares all hashes.
+    """
     folder, paths = os.path.join(data_dir, meta["sources"]["folder"]), []
     for file in meta["sources"]["files"]:
         path = inside(folder, file["name"])
-        cure = f"{data_dir} refers to it and holds no copy: restore it, or split again into another --out_dir"
+        cure = (f"{data_dir} refers to it and holds no copy: restore it, or split again into "
+                "another --out_dir")
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path} is gone; {cure}")
         stat = os.stat(path)
-        known = stat.st_mtime_ns == file["mtime_ns"] and not thoroughly
-        if stat.st_size != file["size"] or not known and sha256_of(path) != file["sha256"]:
-            raise DataError(f"{path} has changed since it was split ({stat.st_size:,} bytes, {file['size']:,} then); "
-                            f"{cure}")
+        same = stat.st_size == file["size"]
+        if same and (thoroughly or stat.st_mtime_ns != file["mtime_ns"]):
+            same = sha256_of(path) == file["sha256"]
+        if not same:
+            raise DataError(f"{path} has changed since it was split ({stat.st_size:,} bytes, "
+                            f"{file['size']:,} then); {cure}")
         paths.append(path)
     return paths
 
 
 def load_ranges(data_dir, meta, split):
-    """Numbers of the first token and of the one after the last of each run of a split, int64 (n, 2); DataError."""
-    if split not in meta["splits"]:
-        raise DataError(f"split {split!r} of {data_dir}: expected one of {', '.join(meta['splits'])}")
+    """First token of each run of a split, and the one after its last, by number: int64 (n, 2).
+
+    DataError when the file is missing or does not fit meta.json.
+    """
+    check_split(data_dir, meta, split)
     about = meta["splits"][split]
     path = inside(data_dir, about["files"][0]["name"])
     try:
         ranges = np.load(path, allow_pickle=False)
-        whole = ranges.dtype == np.int64 and ranges.ndim == 2 and (ranges[:, 0] < ranges[:, 1]).all() and (
-            ranges[1:, 0] >= ranges[:-1, 1]).all() and (ranges[:1, 0] >= 0).all()
-        if not whole or (ranges[:, 1] - ranges[:, 0]).sum() != about["tokens"]:
+        if not are_ranges(ranges) or (ranges[:, 1] - ranges[:, 0]).sum() != about["tokens"]:
             raise ValueError(f"its ranges are not the {about['tokens']:,} tokens of {split}")
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is missing or damaged ({error}): split {meta['sources']['folder']} again into another "
-                        "--out_dir") from None
+        raise DataError(f"{path} is missing or damaged ({error}): split "
+                        f"{meta['sources']['folder']} again into another --out_dir") from None
     return ranges
 
+
+def are_ranges(array):
+    """Whether an array holds pairs begin < end, int64, in increasing order and without overlap."""
+    if array.dtype != np.int64 or array.ndim != 2:
+        return False
+    begins, ends = array[:, 0], array[:, 1]
+    return (begins < ends).all() and (begins[1:] >= ends[:-1]).all() and (begins[:1] >= 0).all()
+
+
+# ---- reading --------------------------------------------------------------------------------
+
+
+class Tokens:
+    """The tokens of a split, numbered from 0, wherever they lie: in bins or in the files of others.
+
+    They form runs: a bin is one run, and each range of a split of other files is one. Files are
+    read, not mapped, so memory stays small, and a file that is cut while in use gives a message; a
+    mapped one would crash the process. DataError or FileNotFoundError when a file is not whole.
+
+    paths, dtypes: of each file. number, offset: of each run, its file and its first byte there.
+    starts: number of the first token of each run, and at the end n_tokens.
+    """
+
+    def __init__(self, data_dir, meta, split):
+        runs = runs_of_sources if "sources" in meta else runs_of_bins
+        try:
+            self.paths, self.dtypes, self.number, self.offset, lengths = runs(data_dir, meta, split)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DataError(f"{data_dir}/meta.json is damaged ({type(error).__name__}: {error}); "
+                            f"make it again with {meta['command']}") from None
+        self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self.n_tokens = int(self.starts[-1])
+        self.itemsize = np.array([dtype.itemsize for dtype in self.dtypes])
+        self.open = {}  # number of a file: the open file
+
+    def file(self, number):
+        """An open file. When too many are open, the one that was opened first is closed."""
+        if number not in self.open:
+            if len(self.open) == MOST_OPEN:
+                self.open.pop(next(iter(self.open))).close()
+            self.open[number] = open(self.paths[number], "rb", buffering=0)
+        return self.open[number]
+
+    def read(self, start, out):
+        """Fills `out`, of any integer type, with the tokens from number `start` to the last one."""
+        while len(out) and start < self.n_tokens:
+            run = bisect.bisect_right(self.starts, start) - 1  # for one number faster than numpy's
+            number = int(self.number[run])
+            dtype, n = self.dtypes[number], min(len(out), int(self.starts[run + 1]) - start)
+            offset = int(self.offset[run]) + (start - int(self.starts[run])) * dtype.itemsize
+            if out.dtype == dtype:
+                self.read_bytes(number, offset, out[:n])
+            else:
+                part = np.empty(n, dtype)
+                self.read_bytes(number, offset, part)
+                out[:n] = part
+            out, start = out[n:], start + n
+
+    def read_bytes(self, number, offset, out):
+        """Fills `out` from a file; DataError when that is too short."""
+        if os.preadv(self.file(number).fileno(), [out], offset) != out.nbytes:
+            raise DataError(f"{self.paths[number]} was cut while in use: prepare it again")
+
+    def read_rows(self, starts, lengths, out):
+        """Fills row i of `out` (B, T) with lengths[i] tokens from number starts[i] on.
+
+        starts, lengths: int64 (B,).
+        """
+        run = np.searchsorted(self.starts, starts, "right") - 1
+        numbers = self.number[run]
+        offsets = self.offset[run] + (starts - self.starts[run]) * self.itemsize[numbers]
+        in_one_run = starts + lengths <= self.starts[run + 1]
+        rows = list(zip(numbers.tolist(), offsets.tolist(), lengths.tolist()))
+        # The disk is told of all rows before the first is read, so that it can fetch them together
+        # instead of one after the other. macOS does not have this call.
+        if hasattr(os, "posix_fadvise"):
+            for number, offset, n in rows:
+                file = self.file(number).fileno()
+                os.posix_fadvise(file, offset, n * out.itemsize, os.POSIX_FADV_WILLNEED)
+        for row, (number, offset, n) in enumerate(rows):
+            if in_one_run[row] and self.dtypes[number] == out.dtype:
+                self.read_bytes(number, offset, out[row, :n])  # the usual case, without read's loop
+            else:
+                self.read(int(starts[row]), out[row, :n])
+
+
+def runs_of_bins(data_dir, meta, split):
+    """-> paths and dtypes of the bins; file, first byte and tokens of each run, int64 (n,) each."""
+    paths, tokens = zip(*check_files(data_dir, meta, split))
+    n = len(paths)
+    return paths, [np.dtype(meta["dtype"])] * n, np.arange(n), np.zeros(n, np.int64), tokens
+
+
+def runs_of_sources(data_dir, meta, split):
+    """The same for a split of files that lie elsewhere, as the section above describes them."""
+    ranges, files = load_ranges(data_dir, meta, split), meta["sources"]["files"]
+    paths = check_sources(data_dir, meta)
+    dtypes = [np.dtype(file["dtype"]) for file in files]
+    offsets = np.array([file["offset"] for file in files])
+    first = np.cumsum([0, *(file["tokens"] for file in files)])  # number of a file's first token
+    begins, ends = ranges[:, 0], ranges[:, 1]
+    number = np.minimum(np.searchsorted(first, begins, "right"), len(files)) - 1
+    if any(dtype.kind not in "iu" for dtype in dtypes) or (ends > first[number + 1]).any():
+        raise DataError(f"{data_dir}/meta.json and the ranges beside it do not fit: damaged, split "
+                        "again")
+    itemsize = np.array([dtype.itemsize for dtype in dtypes])[number]
+    offset = offsets[number] + (begins - first[number]) * itemsize
+    return paths, dtypes, number, offset, ends - begins
+
+
+# ---- where documents begin ------------------------------------------------------------------
+#
+# A document becomes rows of up to T tokens (reader.DocumentRows). What is stored is the distance
+# from the beginning of each row to that of the next: 1 or 2 bytes a row. Finding them takes half a
+# second per GB of tokens if the disk is fast enough, so those of a large split are kept in a file.
+
+
+def distances(data, T):
+    """Scans a split (TokenData) for ends of documents -> unsigned int (n_rows + 1,).
+
+    First the tokens before row 0, then the tokens from each row to the next, last those from the
+    last row to the end. An end of document, or padding, that would be alone in a row begins none.
+    DataError when no document ends anywhere.
+    """
+    parts, n_ends = [], 0
+    end, last = -1, 0  # the last end of document and the last beginning of a row so far
+    for at in range(0, data.n_tokens, SCAN_TOKENS):
+        ids = np.empty(min(SCAN_TOKENS, data.n_tokens - at), data.dtype)
+        data.read(at, ids)
+        is_end = ids == data.eot_id
+        if data.stored_pad != data.eot_id:
+            is_end |= ids == data.stored_pad  # else padding in the files would make rows of its own
+        ends = np.concatenate([[end], np.flatnonzero(is_end) + at])
+        n_ends += len(ends) - 1
+        if at + len(ids) == data.n_tokens:
+            ends = np.append(ends, data.n_tokens)
+        begins, end = ends[:-1] + 1, int(ends[-1])
+        n_rows = -(-(ends[1:] - begins) // T)  # of each document; 0 where one end follows another
+        before = np.cumsum(n_rows) - n_rows
+        starts = np.repeat(begins - before * T, n_rows) + np.arange(n_rows.sum()) * T
+        parts.append(narrow(np.diff(starts, prepend=last)))
+        if len(starts):
+            last = starts[-1]
+    if n_ends == 0 or all(len(part) == 0 for part in parts):
+        raise DataError(f"rows=document: the {data.split} split of {data.data_dir} holds "
+                        f"{n_ends:,} ends of document (id {data.eot_id}) in {data.n_tokens:,} "
+                        "tokens, so nothing says where one begins; use --rows=block")
+    return np.concatenate([*parts, narrow(np.array([data.n_tokens - last]))])
+
+
+def narrow(numbers):
+    """The same numbers in the narrowest unsigned type."""
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
+
+
+def kept_distances(data, T):
+    """`distances`, for a large split from a file beside its bins, which the first call writes."""
+    if data.n_tokens < KEPT_TOKENS:
+        return distances(data, T)
+    # The name holds a hash of what the distances depend on, so that those of other tokens are not
+    # taken for these. It begins like that of a bin, so that rm *.bin* removes it too.
+    about = json.dumps([data.meta["splits"][data.split], data.n_tokens, data.eot_id])
+    name = os.path.join(data.data_dir, f"{data.split}.bin.rows_{T}_")
+    path = name + hashlib.sha256(about.encode()).hexdigest()[:16] + ".npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or damaged
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        fits = found.ndim == 1 and found.dtype.kind == "u"
+        if fits and found.sum(dtype=np.int64) == data.n_tokens:
+            return found
+    found = distances(data, T)
+    # A folder that is read-only, full, or being written by another process just gets no file.
+    with contextlib.suppress(OSError), FolderLock(data.data_dir):
+        for old in glob.glob(glob.escape(name) + "*.npy"):
+            remove_file(old)
+        replace_file(path, lambda file: np.save(file, found, allow_pickle=False))
+    return found

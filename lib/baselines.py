@@ -137,7 +137,11 @@ class Transformer(nn.Module):
         """As ConceptEncoder.start_table."""
         self.wte.copy_(vectors_Vd * self.wte.std())
 
-    # The five methods below are those of ConceptEncoder, with the registers in place of concepts.
+    # The methods below are those of ConceptEncoder, with the registers in place of concepts.
+
+    def table(self):
+        """The token table (V,d), shared by embedding and head."""
+        return self.wte
 
     def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
         """The loss, as ConceptEncoder.forward."""

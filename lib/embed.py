@@ -1,15 +1,20 @@
-"""Texts as vectors: how what a model has read becomes one vector, and a file of texts becomes one matrix on disk.
+"""Text embeddings: pool a model's states into one vector per text, and embed a file into a matrix.
 
-sample.py --embed writes them, eval.py --sts measures what they are worth, both from here:
+tools/sample.py --embed writes embeddings, tools/eval.py --sts measures their quality; both use
+this module. The poolings:
 
-    max        largest of each number over the concepts (a Transformer's: over its tokens); the default with concepts
-    concepts   all concepts side by side, concept c of one text beside concept c of another: n_concept times as wide
-    mean       mean token state; a Transformer's default
+    max        largest value of each number over the concepts (transformer: over the tokens);
+               the default with concepts
+    concepts   all concepts side by side, n_concept times as wide
+    mean       mean token state; the default of a transformer
 
-Zero-shot on STS-B the maximum correlates with people best for its width, and a mean over the concepts loses what they
-hold: most own no word of a short text, are constants, and outvote the others (records/efficiency). A row is the tokens
-of a text and nothing else: marks of the document's end around it cost mean token states 0.03 there and gain nothing.
-Only rows of equal length share a batch, so nothing is padded.
+On STS-B without fine-tuning, max correlates best with human scores for its width. The mean over
+concepts does worse: most concepts own no word of a short text, so they are constants and dominate
+the mean (records/efficiency).
+
+A row holds the tokens of its text and nothing else: end-of-document marks around it lower the
+STS-B correlation of mean token states by 0.03. Only rows of equal length share a batch, so nothing
+is padded.
 
 Shapes: B rows, T tokens, C concepts, D width, d token width, N texts.
 """
@@ -30,13 +35,17 @@ from tqdm import tqdm
 
 from data.tokenizer import MAX_PRETOKEN
 from lib.files import write_json
+from lib.health import check_finite
 
-CHUNK_TEXTS, CHUNK_CHARS, CHUNK_NUMBERS = 4096, 1_000_000, 2**25  # what is in memory at once, and what a kill loses
-SAY_EVERY = 10  # seconds between lines where there is no terminal to draw a bar on
+# A file is embedded in chunks. One chunk is in memory at a time, and a kill loses at most one.
+CHUNK_TEXTS = 4096  # most texts
+CHUNK_CHARS = 1_000_000  # most characters, but for the last text
+CHUNK_NUMBERS = 2**25  # most numbers in their vectors
+SAY_EVERY = 10  # seconds between lines of progress where there is no terminal for a bar
 
-# ---- states to vectors -------------------------------------------------------
+# ---- states to vectors --------------------------------------------------------
 
-POOL = {  # of ids (B,T), concepts (B,C,D), tokens (B,T,d) -> (B, width)
+POOL = {  # ids (B,T), concepts (B,C,D), tokens (B,T,d) -> (B, width)
     "table": lambda model, ids, concepts, tokens: F.embedding(ids, model.table()).mean(1),
     "tokens": lambda model, ids, concepts, tokens: tokens.mean(1),
     "tokens, max": lambda model, ids, concepts, tokens: tokens.amax(1),
@@ -45,103 +54,128 @@ POOL = {  # of ids (B,T), concepts (B,C,D), tokens (B,T,d) -> (B, width)
     "all concepts": lambda model, ids, concepts, tokens: concepts.flatten(1),
 }
 NAMES = {"concept": list(POOL), "transformer": ["table", "tokens", "tokens, max"]}
-POOLINGS = {  # the ones worth writing to disk by their setting, the default first
+POOLINGS = {  # arch -> {value of --pooling: key of POOL}, the default first
     "concept": {"max": "concepts, max", "concepts": "all concepts", "mean": "tokens"},
     "transformer": {"mean": "tokens", "max": "tokens, max"},
 }
 
 
 def choose_pooling(pooling, arch):
-    """ "auto" | max | concepts | mean -> (setting, key of POOL). Raises ValueError naming what there is."""
+    """ "auto" | max | concepts | mean -> (setting, key of POOL). Raises ValueError for others."""
     known = POOLINGS[arch]
-    if pooling != "auto" and pooling not in known:
-        raise ValueError(f"pooling={pooling!r}: expected auto or, for arch={arch}, {', '.join(known)}")
-    setting = next(iter(known)) if pooling == "auto" else pooling
-    return setting, known[setting]
+    if pooling == "auto":
+        pooling = next(iter(known))
+    if pooling not in known:
+        raise ValueError(f"pooling={pooling!r}: expected auto or, for arch={arch}, "
+                         f"{', '.join(known)}")
+    return pooling, known[pooling]
 
 
 def rows_of(texts, tok, longest):
-    """Texts -> (rows of up to `longest` ids, how many texts were cut). A text without a token is the row [eot]."""
-    reach = longest * int(tok.n_bytes.max()) + 2 * MAX_PRETOKEN  # the tokens of a book are not needed to cut it
-    rows = tok.encode([text[:reach] for text in texts])
-    cut = sum(len(row) > longest for row in rows)
-    return [row[:longest].astype(np.int64) if len(row) else np.array([tok.eot_id]) for row in rows], cut
+    """Texts -> (rows of ids, number of texts cut to `longest` ids). No tokens: the row [eot]."""
+    # Long texts are cut before they are tokenised, at a length that holds `longest` tokens surely.
+    reach = longest * int(tok.n_bytes.max()) + 2 * MAX_PRETOKEN
+    rows, cut = [], 0
+    for row in tok.encode([text[:reach] for text in texts]):
+        cut += len(row) > longest
+        rows.append(row[:longest].astype(np.int64) if len(row) else np.array([tok.eot_id]))
+    return rows, cut
 
 
 def rows_at_once(model, T, batch_tokens):
-    """Rows of T tokens in batch_tokens tokens, or concepts where a row has more: they cost what tokens cost."""
+    """Rows of T tokens in a batch of batch_tokens tokens.
+
+    A concept costs what a token costs, so a row counts its concepts where those are more.
+    """
     return max(1, batch_tokens // max(T, getattr(model.cfg, "n_concept", 1)))
 
 
 def batches(model, rows, batch_tokens):
-    """Indices of rows, those of equal length together, in batches of up to batch_tokens tokens."""
+    """Yields lists of indices of rows of equal length, up to batch_tokens tokens together."""
     lengths = np.array([len(row) for row in rows])
     for T in np.unique(lengths):
-        same, B = np.flatnonzero(lengths == T), rows_at_once(model, T, batch_tokens)
-        yield from (same[i:i + B].tolist() for i in range(0, len(same), B))
+        same = np.flatnonzero(lengths == T)
+        B = rows_at_once(model, T, batch_tokens)
+        for i in range(0, len(same), B):
+            yield same[i:i + B].tolist()
 
 
 @torch.no_grad()
 def embed_rows(model, rows, names, batch_tokens, device):
-    """Rows of ids -> {name of POOL: float32 (N, width) on the CPU}. Raises ValueError for what is not finite."""
+    """Rows of ids -> {name of POOL: float32 (N, width) on the CPU}.
+
+    Raises ValueError where a number is NaN or infinite.
+    """
     found = {}
     for index in batches(model, rows, batch_tokens):
         ids = torch.from_numpy(np.stack([rows[i] for i in index])).to(device)
         concepts, tokens = model.encode(ids)
         for name in names:
             vectors = POOL[name](model, ids, concepts, tokens).float().cpu()
-            found.setdefault(name, torch.empty(len(rows), vectors.shape[1]))[index] = vectors
-    if not all(torch.isfinite(vectors).all() for vectors in found.values()):
-        raise ValueError("the encoder returns NaN or infinity: its weights are broken; train again or restore an "
-                         "earlier checkpoint (ckpt_prev.pt)")
+            if name not in found:
+                found[name] = torch.empty(len(rows), vectors.shape[1])
+            found[name][index] = vectors
+    check_finite(found.values())
     return found
 
 
-# ---- texts from a file -------------------------------------------------------
+# ---- texts from a file --------------------------------------------------------
 
 def read_texts(path, start=0):
-    """Lines of a file, or the field "text" of each line of a .jsonl, from byte `start` on, one at a time.
+    """Lines of a file, or the field "text" of each line of a .jsonl, from byte `start` on.
 
-    Yields (text, whether bytes were not UTF-8 and became U+FFFD, where the next line begins). Only \\n ends a line: the
-    other characters at which str.splitlines cuts are text. Raises ValueError for a .jsonl line without a text.
+    Yields (text, whether bytes that are not UTF-8 became U+FFFD, byte where the next line begins).
+    Only \\n ends a line: str.splitlines would also cut at characters that belong to a text. Raises
+    ValueError for a .jsonl line without a text.
     """
     with open(path, "rb") as file:
         file.seek(start)
         for number, line in enumerate(file, 1):
-            data = line.rstrip(b"\r\n").removeprefix(b"" if start else codecs.BOM_UTF8)
+            data = line.rstrip(b"\r\n")
+            if start == 0:
+                data = data.removeprefix(codecs.BOM_UTF8)
             start += len(line)
-            text = plain = data.decode("utf-8", "replace")
-            if path.endswith(".jsonl"):
-                try:
-                    text = json.loads(plain)["text"]
-                except (ValueError, LookupError, TypeError, RecursionError):
-                    text = None
-                if not isinstance(text, str):
-                    raise ValueError(f"{path}, line {number}: found {plain[:60]!r}, expected a JSON object with a "
-                                     'string in the field "text"; mend or remove the line')
-            yield text, "\ufffd" in plain and plain.encode() != data, start
+            decoded = data.decode("utf-8", "replace")
+            # A text may hold U+FFFD itself; only where bytes were replaced does encoding differ.
+            replaced = "\ufffd" in decoded and decoded.encode() != data
+            text = text_of_json(decoded, path, number) if path.endswith(".jsonl") else decoded
+            yield text, replaced, start
+
+
+def text_of_json(line, path, number):
+    """The field "text" of a line of a .jsonl file; ValueError where there is none."""
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(f"{path}, line {number}: found {line[:60]!r}, expected a JSON object with "
+                         'a string in the field "text"; mend or remove the line')
+    return text
 
 
 def survey(path):
-    """(number of texts, sha256 of the file), after a first reading of all of it."""
+    """Reads all of a file -> (number of texts, sha256 of the file). ValueError if it is unfit."""
     if not os.path.isfile(path):
-        raise ValueError(f"{path}: no such file; expected one with a text a line, or .jsonl with a field \"text\"")
+        raise ValueError(f"{path}: no such file; expected one with a text a line, or .jsonl with "
+                         'a field "text"')
     sha256, n, last = hashlib.sha256(), 0, b"\n"
     with open(path, "rb") as file:
         while block := file.read(2**20):
             sha256.update(block)
             n, last = n + block.count(b"\n"), block[-1:]
-    n += last != b"\n"
+    if last != b"\n":  # the last line need not end in \n
+        n += 1
     if not n:
         raise ValueError(f"{path} is empty; expected a text a line")
     if path.endswith(".jsonl"):
-        for _ in read_texts(path):  # a bad line is named now, not after hours
+        for _ in read_texts(path):  # finds a line without a text now, not after hours
             pass
     return n, sha256.hexdigest()
 
 
 def sha256_of(weights):
-    """{name: tensor} -> hex digest of names and bytes: which checkpoint it was."""
+    """{name: tensor} -> sha256 of names and bytes, which identifies a checkpoint's weights."""
     sha256 = hashlib.sha256()
     for name, tensor in weights.items():
         sha256.update(name.encode())
@@ -150,7 +184,11 @@ def sha256_of(weights):
 
 
 def chunks(texts, most_texts):
-    """Items of read_texts in lists, cut by their number and size alone: at the same places wherever reading began."""
+    """Cuts what read_texts yields into lists, by number and size of the texts.
+
+    A list never depends on the ones before it, so a run that starts in the middle cuts the rest at
+    the same places. Batches are then the same too, and so are the bits of the results.
+    """
     part, size = [], 0
     for item in texts:
         part.append(item)
@@ -162,61 +200,83 @@ def chunks(texts, most_texts):
         yield part
 
 
-# ---- vectors to a file -------------------------------------------------------
+# ---- vectors to a file --------------------------------------------------------
+
+# While it works, embed_file keeps two files beside its result X.npy:
+#     X.npy.tmp    the matrix so far, which becomes X.npy when it is complete
+#     X.npy.json   what decides the result (`identity`) and how far the work is (`done` texts)
+# Each chunk is on disk in the first before the second counts it. So whenever the program is killed,
+# the .json never counts a row that is not there: the next run cuts .tmp back to `done` rows and
+# continues, and the bytes come out the same.
+#
+# Plain writes, not a memory map: with a memory map, a full disk kills the process without a
+# message, and all written rows count as its memory.
 
 def embed_file(path, to, embed, identity):
-    """Embeds the texts of a file into `to`, a .npy of float32 (N, width) in their order -> what `to`.json says of it.
+    """Embeds the texts of a file into `to`, a .npy of float32 (N, width) -> its state, a dict.
 
-    embed(texts) -> (float32 (n, width), how many were cut), a function of these texts alone. identity: all that
-    decides its result, as JSON. The matrix grows as `to`.tmp, each chunk on disk before `to`.json counts it, and gets
-    its name when it is whole. Killed at any moment, the same call goes on and gives the same bytes; ValueError where
-    the input or the identity is another one. Plain writes, no memory map: there a full disk is a crash, not an error,
-    and all rows written count as this process's memory. np.load(to, mmap_mode="r") reads the result as a map.
+    embed(texts) -> (float32 (n, width), number of texts cut); it must depend on these texts alone.
+    identity: all settings that decide its result, as a dict that JSON can hold. The state, also
+    written to `to`.json: identity, done, offset (bytes of the input read), cut, replaced. Raises
+    ValueError where `to` was begun from another input or identity.
     """
     n, sha256 = survey(path)
     width = embed([""])[0].shape[1]
     identity = identity | dict(texts=n, input_sha256=sha256, width=width)
     header = npy_header(n, width)
-    state = load_state(to, identity) or dict(identity=identity, done=0, offset=0, cut=0, replaced=0)
+    fresh = dict(identity=identity, done=0, offset=0, cut=0, replaced=0)
+    state = load_state(to, identity) or fresh
     if state["done"] == n and os.path.exists(to):
         print(f"{to} is complete: {n:,} texts", flush=True)
         return state
+
     with open(to + ".tmp", "ab") as file:
-        cut_back(file, to, len(header) + 4 * width * state["done"] if state["done"] else 0, len(header) + 4 * width * n)
+        done_bytes = len(header) + 4 * width * state["done"] if state["done"] else 0
+        cut_back(file, to, done_bytes, len(header) + 4 * width * n)
         if state["done"]:
             print(f"going on after {state['done']:,} of {n:,} texts", flush=True)
         else:
             file.write(header)
             write_json(to + ".json", state)
-        show, most_texts = progress(n, state["done"]), min(CHUNK_TEXTS, max(1, CHUNK_NUMBERS // width))
+        show = progress(n, state["done"])
+        most_texts = min(CHUNK_TEXTS, max(1, CHUNK_NUMBERS // width))
         for chunk in chunks(read_texts(path, state["offset"]), most_texts):
-            vectors, cut = embed([text for text, *_ in chunk])
+            texts, replaced, offsets = zip(*chunk)
+            vectors, cut = embed(list(texts))
             file.write(np.ascontiguousarray(vectors, "<f4").data)
             file.flush()
             os.fsync(file.fileno())
-            state |= dict(done=state["done"] + len(chunk), offset=chunk[-1][2], cut=state["cut"] + cut,
-                          replaced=state["replaced"] + sum(replaced for _, replaced, _ in chunk))
+            state["done"] += len(chunk)
+            state["offset"] = offsets[-1]
+            state["cut"] += cut
+            state["replaced"] += sum(replaced)
             write_json(to + ".json", state)
             show(state["done"])
         if state["done"] != n:
-            raise ValueError(f"{path} changed while it was read: {state['done']:,} texts now, {n:,} before. Run it "
-                             f"again after rm {to}.tmp {to}.json")
+            raise ValueError(f"{path} changed while it was read: {state['done']:,} texts now, "
+                             f"{n:,} before. Run it again after rm {to}.tmp {to}.json")
         os.replace(to + ".tmp", to)
     return state
 
 
 def npy_header(n, width):
-    """What a .npy of float32 (n, width) begins with."""
+    """The first bytes of a .npy file of float32 (n, width)."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, dict(descr="<f4", fortran_order=False, shape=(n, width)))
+    layout = dict(descr="<f4", fortran_order=False, shape=(n, width))
+    np.lib.format.write_array_header_1_0(header, layout)
     return header.getvalue()
 
 
 def load_state(to, identity):
-    """What `to`.json says of this job, None where nothing was done; ValueError where another job has done something."""
-    made = next((path for path in (to + ".tmp", to) if os.path.exists(path) and os.path.getsize(path)), None)
-    if not made:
+    """The state of an earlier run from `to`.json, or None where no text has been embedded yet.
+
+    Raises ValueError where the files come from another input or identity, so that no result is
+    overwritten or mixed.
+    """
+    found = [path for path in (to + ".tmp", to) if os.path.exists(path) and os.path.getsize(path)]
+    if not found:
         return None
+    made = found[0]
     ways = f"give another --to, or remove it: rm {made} {to}.json"
     try:
         with open(to + ".json", encoding="utf-8") as file:
@@ -226,42 +286,50 @@ def load_state(to, identity):
         raise ValueError(f"{made} exists, and no {to}.json says what it is; {ways}") from None
     if not done:
         return None
-    changed = [f"{k} is {before.get(k)} there and {v} now" for k, v in identity.items() if before.get(k) != v]
+    changed = [f"{key} is {before.get(key)} there and {value} now"
+               for key, value in identity.items() if before.get(key) != value]
     if changed:
         raise ValueError(f"{made} was made from something else: {'; '.join(changed)}; {ways}")
     return state
 
 
 def cut_back(file, to, done_bytes, all_bytes):
-    """Makes this process the only writer of `to`.tmp, cut to what `to`.json counts; ValueError where that cannot be.
+    """Locks `to`.tmp, open as `file`, and cuts it to the done_bytes that `to`.json counts.
 
-    The kernel drops the lock when the process ends, however it ends.
+    Raises ValueError where another process holds the lock, the file is too short, or the disk has
+    no room for all_bytes. The kernel drops the lock when the process ends, however it ends.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"another run is writing {to}; wait for it, or give another --to") from None
+        raise ValueError(f"another run is writing {to}; wait for it, or give "
+                         "another --to") from None
     if file.tell() < done_bytes:
-        raise ValueError(f"{file.name} holds {file.tell():,} bytes, {to}.json says {done_bytes:,}: damaged. Start over "
-                         f"after rm {file.name} {to}.json")
+        raise ValueError(f"{file.name} holds {file.tell():,} bytes, {to}.json says "
+                         f"{done_bytes:,}: damaged. Start over after rm {file.name} {to}.json")
     file.truncate(done_bytes)
+    needed = all_bytes - done_bytes
     free = shutil.disk_usage(os.path.dirname(to) or ".").free
-    if free < all_bytes - done_bytes:
-        raise ValueError(f"{to} needs {(all_bytes - done_bytes) / 2**20:,.0f} MiB more, {free / 2**20:,.0f} MiB are "
+    if free < needed:
+        raise ValueError(f"{to} needs {needed / 2**20:,.0f} MiB more, {free / 2**20:,.0f} MiB are "
                          "free there; give another --to")
 
 
 def progress(total, start):
-    """A function to call with the texts done: moves a bar on a terminal, else prints a line every SAY_EVERY seconds."""
-    bar, began = tqdm(total=total, initial=start, unit=" texts", disable=None), time.monotonic()
-    last = began
+    """-> a function to call with the number of texts done.
+
+    It moves a bar on a terminal, else it prints a line every SAY_EVERY seconds.
+    """
+    bar = tqdm(total=total, initial=start, unit=" texts", disable=None)
+    began = last = time.monotonic()
 
     def show(done):
         nonlocal last
         now = time.monotonic()
         bar.update(done - bar.n)
         if bar.disable and (now - last > SAY_EVERY or done == total):
-            rate, last = (done - start) / (now - began), now
+            last = now
+            rate = (done - start) / (now - began)
             print(f"{done:,} of {total:,} texts, {rate:,.0f} a second", flush=True)
         if done == total:
             bar.close()

@@ -1,4 +1,7 @@
-"""Files that survive a crash: replaced whole or not at all, and folders with one writer at a time."""
+"""Files that survive a crash: replaced whole or not at all, and folders with one writer at a time.
+
+Free of torch: the workers that read data import it.
+"""
 
 import contextlib
 import fcntl
@@ -8,23 +11,26 @@ import os
 
 
 def replace_file(path, write, keep=""):
-    """write(binary file), fsync, rename: `path` is always the old file or the whole new one, whatever happens.
+    """Replaces `path` by what write(binary file) writes; a crash leaves the old or the new file.
 
-    keep: a name under which the old file stays. A failed write (a full disk) leaves everything as it was.
+    keep: a name under which the old file stays. If write fails (a full disk), all is as before.
     """
     path = str(path)
     try:
         with open(path + ".tmp", "wb") as file:
             write(file)
+            # on disk before the rename: otherwise the new name could point to an empty file
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt too
         remove_file(path + ".tmp")
         raise
     if keep and os.path.exists(path):
+        # a second name for the old file, not a rename, so that there is a `path` at every moment
         remove_file(keep)
-        os.link(path, keep)  # a second name for the old file: no moment is without a `path`
+        os.link(path, keep)
     os.replace(path + ".tmp", path)
+    # the rename itself is on disk once the folder is
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
@@ -38,26 +44,31 @@ def remove_file(path):
 
 def write_json(path, value):
     """Replaces `path` by `value` as JSON, on disk when it returns."""
-    replace_file(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+    text = json.dumps(value, indent=1) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def file_hash(path):
     """sha256 (hex) of a file."""
     sha256 = hashlib.sha256()
     with open(path, "rb") as file:
+        # in pieces of 4 MiB: bins can be larger than memory
         while block := file.read(2**22):
             sha256.update(block)
     return sha256.hexdigest()
 
 
 class FolderLock:
-    """Makes this process the only writer of `folder` until close(), the end of a `with`, or the end of the process.
+    """Makes this process the only writer of `folder`, until close() or the end of the process.
 
-    Raises BlockingIOError when another process has it. The kernel keeps the lock: a killed process leaves none behind.
+    A `with` block closes it too. Raises BlockingIOError when another process has it. The kernel
+    holds the lock, not a file: a killed process leaves none behind.
     """
+
     def __init__(self, folder):
         os.makedirs(folder, exist_ok=True)
         self.descriptor = os.open(folder, os.O_RDONLY)
+        # the folder itself is locked, so there is no lock file to clean up
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,7 +78,7 @@ class FolderLock:
     def close(self):
         if self.descriptor is not None:
             os.close(self.descriptor)
-        self.descriptor = None
+        self.descriptor = None  # a second close() must not close a file that has this number since
 
     def __enter__(self):
         return self

@@ -1,8 +1,16 @@
-"""Are the concepts alive? Geometry, attention, use by the decoder, and the words each concept stands for.
+"""Measures of concept health: have the concept vectors collapsed, and does the decoder use them?
 
-A masked-language loss cannot see collapse: an open model loses a few hundredths of a nat while all its concepts become
-one vector. So the concepts are measured themselves, on fixed rows with fixed masks, beside controls (the same network
-untrained, the token states of a Transformer): a number without its control means nothing.
+The masked-language loss does not show collapse: all concepts of an open model can become one vector
+and the loss rises by only a few hundredths of a nat. So the concepts are measured directly, on
+fixed rows with fixed masks:
+
+    geometry       how far the concept vectors of a row differ from each other, and between rows
+    channel_use    by how many nats the loss rises when the decoder gets wrong concepts
+    attention_use  how differently the concepts read, and how evenly the decoder reads them
+    top_tokens     the tokens that each concept reads most
+
+A value says little alone. Compare it with a control: the same network untrained, or the token
+states of a Transformer.
 
 Shapes: B rows, C concepts, D width, T tokens, K predicted positions, H heads.
 """
@@ -15,11 +23,12 @@ import torch.nn.functional as F
 from lib.machine import autocast
 from lib.run import EVAL_SEED
 from masking import mask_batch
+from model import StrictDecoder, split_heads
 
-MIN_COUNT = 5  # a token type must be seen so often before its PMI with a concept is worth printing
+MIN_COUNT = 5  # occurrences of an id below which its PMI with a concept is mostly noise
 
 
-# ---- the rows everything is measured on --------------------------------------
+# ---- the rows that are measured -----------------------------------------------
 
 def probe_rows(data, tok, rows, mlm_probability=0.15):
     """The first `rows` rows (or all there are) and their fixed masks -> ids (B,T), MaskedBatch."""
@@ -30,88 +39,127 @@ def probe_rows(data, tok, rows, mlm_probability=0.15):
 
 @torch.no_grad()
 def encode_rows(model, ids, machine, dtype, micro_batch=32):
-    """Concepts (B,C,D) and token states (B,T,d) of rows ids (B,T) as float32 on the CPU; refuses what is not finite."""
+    """ids (B,T) -> concepts (B,C,D) and token states (B,T,d), float32 on the CPU.
+
+    Raises ValueError where a state is NaN or infinite.
+    """
     parts = []
     for part in ids.split(micro_batch):
         with autocast(machine.device, dtype):
             parts.append([t.float().cpu() for t in model.encode(*machine.take([part]))])
     concepts, tokens = (torch.cat(group) for group in zip(*parts))
-    if not (torch.isfinite(concepts).all() and torch.isfinite(tokens).all()):
-        raise ValueError("the encoder returns NaN or infinity: its weights are broken; train again or restore an "
-                         "earlier checkpoint (ckpt_prev.pt)")
+    check_finite([concepts, tokens])
     return concepts, tokens
 
 
-def evenly_spaced(tokens_BTd, n):
-    """n token states of each row, the control for n concepts. -> (B,n,d)."""
-    T = tokens_BTd.shape[1]
-    return tokens_BTd[:, (torch.arange(min(n, T)) * T // min(n, T))]
+def check_finite(tensors):
+    """Raises ValueError if a number that the encoder has returned is NaN or infinite."""
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise ValueError("the encoder returns NaN or infinity: its weights are broken; train again "
+                         "or restore an earlier checkpoint (ckpt_prev.pt)")
 
 
-# ---- geometry ----------------------------------------------------------------
+def evenly_spaced(x, n):
+    """n (or all) vectors of each row at equal distances: x (B,T,d) -> (B,n,d).
+
+    n token states are the control for n concepts.
+    """
+    T = x.shape[1]
+    n = min(n, T)
+    return x[:, torch.arange(n) * T // n]
+
+
+# ---- geometry -----------------------------------------------------------------
 
 def geometry(z_BCD):
-    """Spread of concept vectors z (B,C,D) within and across rows -> dict of floats; None where one vector has none.
+    """How much concept vectors z (B,C,D) differ within and between rows -> dict of floats.
 
-    rank                within a row: exp(entropy of the normalised singular values) of the centred concepts, 1..C-1
-    rank_share          rank / C
-    rankme, rankme_slot across rows (2210.02885): the same of the mean concept, and of single concepts (mean of 8);
-                        at most min(B, D)
-    participation       within a row: (sum of eigenvalues)^2 / sum of squares, of the centred concepts
-    duplicates          share of pairs of concepts of a row whose centred cosine is above 0.95
-    cosine              mean absolute centred cosine of such pairs
-    input_dependence    share of the variance of the concepts that the input causes; the rest are constants
+    Within a row, averaged over rows; None for a single concept:
+    rank            effective rank of the centred concepts: exp of the entropy of the normalised
+                    singular values. C - 1 is best; near 0, all concepts are one vector
+    rank_share      rank / C
+    participation   a second effective rank, which small directions raise less:
+                    (sum of eigenvalues)^2 / sum of their squares; C - 1 is best
+    duplicates      fraction of pairs of concepts with a centred cosine above 0.95; 0 is best
+    cosine          mean absolute centred cosine of all pairs; low is good
+
+    Between rows:
+    rankme          effective rank over rows of the mean concept (RankMe, 2210.02885), at most
+                    min(B, D); low means that all rows look alike
+    rankme_slot     the same for single concepts, mean over 8 of them
+    input_dependence  fraction of the concepts' variance that comes from the input, 0 to 1; near 0
+                    the concepts are constants. None for a single row
     """
     B, C, D = z_BCD.shape
     result = dict.fromkeys(("rank", "rank_share", "participation", "duplicates", "cosine"))
     if C > 1:
-        centred = z_BCD - z_BCD.mean(1, keepdim=True)
-        singular = torch.linalg.svdvals(centred)
-        singular = singular * (singular > 1e-5 * z_BCD.norm(dim=(1, 2))[:, None])  # rounding is not a direction
-        eigen = singular**2
-        cosine = F.normalize(centred, dim=-1)
-        pairs = torch.triu_indices(C, C, offset=1)
-        cosine = (cosine @ cosine.mT)[:, pairs[0], pairs[1]]
-        result["rank"] = effective_rank(singular).mean().item()
-        result["rank_share"] = result["rank"] / C
-        result["participation"] = (eigen.sum(-1)**2 / (eigen**2).sum(-1).clamp(min=1e-30)).mean().item()
-        result["duplicates"] = (cosine > 0.95).float().mean().item()
-        result["cosine"] = cosine.abs().mean().item()
-    slots = z_BCD[:, torch.arange(min(8, C)) * C // min(8, C)].transpose(0, 1)
+        result |= geometry_within_rows(z_BCD)
+    per_concept_CBD = evenly_spaced(z_BCD, 8).transpose(0, 1)
     result["rankme"] = effective_rank(torch.linalg.svdvals(z_BCD.mean(1))).item()
-    result["rankme_slot"] = effective_rank(torch.linalg.svdvals(slots)).mean().item()
-    by_input = z_BCD.var(0, correction=0).sum()
-    constant = (z_BCD.mean(0) - z_BCD.mean((0, 1))).pow(2).sum()
+    result["rankme_slot"] = effective_rank(torch.linalg.svdvals(per_concept_CBD)).mean().item()
+
+    by_input = z_BCD.var(0, correction=0).sum()  # how a concept varies over rows
+    constant = (z_BCD.mean(0) - z_BCD.mean((0, 1))).pow(2).sum()  # how concepts differ on average
     total = (by_input + constant).item()
     result["input_dependence"] = by_input.item() / total if total and B > 1 else None
     return result
 
 
+def geometry_within_rows(z_BCD):
+    """The part of geometry that compares the concepts of a row; C > 1."""
+    C = z_BCD.shape[1]
+    # Without centring, a vector that all concepts share would dominate every number.
+    centred = z_BCD - z_BCD.mean(1, keepdim=True)
+    singular = torch.linalg.svdvals(centred)
+    # Rounding errors of identical concepts would otherwise count as directions.
+    singular = singular * (singular > 1e-5 * z_BCD.norm(dim=(1, 2))[:, None])
+    eigen = singular**2
+    participation = eigen.sum(-1) ** 2 / (eigen**2).sum(-1).clamp(min=1e-30)
+    unit = F.normalize(centred, dim=-1)
+    first, second = torch.triu_indices(C, C, offset=1)  # each pair once
+    cosine = (unit @ unit.mT)[:, first, second]
+    rank = effective_rank(singular).mean().item()
+    return dict(rank=rank, rank_share=rank / C, participation=participation.mean().item(),
+                duplicates=(cosine > 0.95).float().mean().item(),
+                cosine=cosine.abs().mean().item())
+
+
 def effective_rank(singular):
-    """exp of the entropy of singular values (..., n) -> (...); 1 for a single direction, 0 for none."""
+    """exp of the entropy of singular values (..., n) -> (...): 1 for one direction, 0 for none."""
     share = singular / singular.sum(-1, keepdim=True).clamp(min=1e-30)
-    return torch.exp(-(share * share.clamp(min=1e-30).log()).sum(-1)) * (singular.amax(-1) > 0)
+    return torch.exp(entropy(share, 1e-30)) * (singular.amax(-1) > 0)
 
 
-# ---- does the decoder use them -----------------------------------------------
+def entropy(p, smallest=1e-12):
+    """Entropy in nats over the last axis; p below `smallest` is clamped in the logarithm."""
+    return -(p * p.clamp(min=smallest).log()).sum(-1)
+
+
+# ---- use by the decoder -------------------------------------------------------
 
 @torch.no_grad()
 def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
-    """Loss of a MaskedBatch, and by how much it rises when the decoder gets other concepts. -> dict of floats, nats.
+    """Loss of a MaskedBatch, and its rise when the decoder gets other concepts -> dict, nats.
 
-    loss, zeroed, shuffled (those of another row, half the batch away), averaged (their mean over the batch);
-    one_by_one: a list, the rise when concept c alone is zeroed, on the first 64 rows. shuffled: None for a single row.
+    loss        with the row's own concepts
+    zeroed      rise when all concepts are 0
+    shuffled    rise with the concepts of another row, half the batch away; None for a single row
+    averaged    rise with the mean concepts of the batch
+    one_by_one  if asked for: a list, the rise when concept c alone is 0, on the first 64 rows
+
+    Near 0 nats: the decoder does not use what was replaced. Large is good.
     """
     encoded = []
-    for part in zip(*(t.split(micro_batch) for t in batch)):
+    for part in batch.inputs.split(micro_batch):
         with autocast(machine.device, dtype):
-            encoded.append(model.encode(*machine.take(part[:1])))
+            encoded.append(model.encode(*machine.take([part])))
     concepts, tokens = (torch.cat(group) for group in zip(*encoded))
     B, C, _ = concepts.shape
+    on_device = machine.take(batch)
 
     def loss(concepts):
         nats = predicted = 0.0
-        parts = [t[:len(concepts)].split(micro_batch) for t in (concepts, tokens, *machine.take(batch))]
+        parts = [t[:len(concepts)].split(micro_batch) for t in (concepts, tokens, *on_device)]
         for c, x, inputs, positions, targets, weights in zip(*parts):
             with autocast(machine.device, dtype):
                 states = model.decode(c, x, positions, model.documents(inputs))
@@ -120,50 +168,61 @@ def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
         return nats / max(predicted, 1)
 
     base = loss(concepts)
-    result = dict(loss=base, zeroed=loss(torch.zeros_like(concepts)) - base,
-                  shuffled=loss(concepts.roll(max(1, B // 2), 0)) - base if B > 1 else None,
+    result = dict(loss=base, zeroed=loss(torch.zeros_like(concepts)) - base, shuffled=None,
                   averaged=loss(concepts.mean(0, keepdim=True).expand_as(concepts)) - base)
+    if B > 1:
+        result["shuffled"] = loss(concepts.roll(B // 2, 0)) - base
     if one_by_one:
-        concepts, keep = concepts[:64], 1 - torch.eye(C, device=concepts.device, dtype=concepts.dtype)
+        concepts = concepts[:64]
         base = loss(concepts)
-        result["one_by_one"] = [loss(concepts * keep[c][:, None]) - base for c in range(C)]
+        # Row c of `others` is 1 for all concepts except c.
+        others = 1 - torch.eye(C, device=concepts.device, dtype=concepts.dtype)
+        result["one_by_one"] = [loss(concepts * keep[:, None]) - base for keep in others]
     return result
 
 
 def summary(model, data, tok, machine, dtype, rows=64, micro_batch=32):
-    """The cheap subset that is logged during training -> {"concept_rank", ...}; {} for a model without concepts."""
+    """The cheap measures that training logs -> dict; {} for a model without concepts.
+
+    concept_rank, input_dependence and duplicates are geometry's, shuffled and zeroed channel_use's.
+    """
     was_training = model.training
     model.eval()
     ids, batch = probe_rows(data, tok, rows)
     result = {}
     try:
         concepts, _ = encode_rows(model, ids, machine, dtype, micro_batch)
-    except ValueError:  # broken weights; the training loop has its own way to say so
+    except ValueError:  # NaN weights: the training loop reports them itself
         concepts = torch.empty(0, 0)
     if concepts.shape[1]:
-        z, use = geometry(concepts), channel_use(model, batch, machine, dtype, micro_batch)
-        result = dict(concept_rank=z["rank"], input_dependence=z["input_dependence"], duplicates=z["duplicates"],
-                      shuffled=use["shuffled"], zeroed=use["zeroed"])
+        z = geometry(concepts)
+        use = channel_use(model, batch, machine, dtype, micro_batch)
+        result = dict(concept_rank=z["rank"], input_dependence=z["input_dependence"],
+                      duplicates=z["duplicates"], shuffled=use["shuffled"], zeroed=use["zeroed"])
     model.train(was_training)
     return result
 
 
-# ---- what they read ----------------------------------------------------------
+# ---- attention ----------------------------------------------------------------
 
 @torch.no_grad()
 def attention(model, ids, positions, machine, dtype):
     """Attention weights of one forward pass of ids (B,T), decoded at positions (B,K).
 
-    -> read: list over layers of (B,H,C,T), concepts reading tokens; decode: list over blocks of (B,H,K,C), float32 on
-    the CPU. Recomputed from the inputs of the modules (fused attention returns no weights), equal to what they used.
+    -> read: for each layer (B,H,C,T), concepts reading tokens; decode: for each decoder block
+    (B,H,K,C), predicted positions reading concepts. float32 on the CPU. Fused attention returns no
+    weights, so hooks compute them again from the inputs of the attention modules.
     """
     caught = {"read": [], "decode": []}
 
     def catch(kind):
-        return lambda module, inputs: caught[kind].append(module.weights(*inputs).float().cpu())
+        def hook(module, inputs):
+            caught[kind].append(attention_weights(module, *inputs).float().cpu())
+        return hook
 
-    hooks = [module.register_forward_pre_hook(catch("read")) for module in model.readers()]
-    hooks += [module.register_forward_pre_hook(catch("decode")) for module in model.decode_readers()]
+    hooks = [module.register_forward_pre_hook(catch("read")) for module in readers(model)]
+    hooks += [module.register_forward_pre_hook(catch("decode"))
+              for module in decode_readers(model)]
     try:
         with autocast(machine.device, dtype):
             ids, positions = machine.take([ids, positions])
@@ -175,49 +234,91 @@ def attention(model, ids, positions, machine, dtype):
     return caught["read"], caught["decode"]
 
 
-def attention_use(read, decode):
-    """Numbers of `attention`, over layers, heads and rows -> dict of floats.
+def readers(model):
+    """The modules in which the concepts of a ConceptEncoder read tokens, in order."""
+    return [layer.read for layer in model.layers]
 
-    entropy       of a concept's reading, as a share of log T: 1 reads everything alike, 0 one token
-    divergence    Jensen-Shannon divergence between the concepts of a row, as a share of log C: 0, all read the same
-    position      share of the variation of the reading weights that the position alone explains
-    usage_entropy of the share of decoder attention each concept gets, as a share of log C: 1, all are used alike
-    unused        share of the concepts that get less than a tenth of an equal share
+
+def decode_readers(model):
+    """The modules in which predicted positions read concepts."""
+    if isinstance(model.decoder, StrictDecoder):
+        return [model.decoder]
+    return [block["read"] for block in model.decoder.blocks]
+
+
+def attention_weights(module, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=None):
+    """The softmax of an attention module of model.py, from the inputs of its forward. (B,H,Q,N).
+
+    Rows sum to 1. In the heads of an OwnedAttention that read owned tokens only, the rows of a
+    query that owns nothing are zero.
     """
-    def entropy(p):
-        return -(p * p.clamp(min=1e-12).log()).sum(-1)
+    if isinstance(module, StrictDecoder):
+        q, k, gain = x_BQD, module.k(y_BNE), None
+    else:
+        q, k, gain = module.q(x_BQD), module.kv(y_BNE).chunk(2, dim=-1)[0], module.gain
+    q, k = split_heads(q, k, module.n_head, None, gain)
+    scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
+    if owner_BN is not None:
+        query_Q1 = torch.arange(q.shape[2], device=owner_BN.device)[:, None]
+        head_H11 = torch.arange(module.n_head, device=owner_BN.device)[:, None, None]
+        reads_all = head_H11 < module.n_head - module.n_owned_head
+        may_read = (owner_BN[:, None, None] == query_Q1) | reads_all
+        mask = may_read if mask is None else may_read & mask
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1).nan_to_num()
 
-    read = torch.stack([layer.mean(1) for layer in read])  # (layers, B, C, T): heads averaged
-    read = read / read.sum(-1, keepdim=True).clamp(min=1e-12)  # own heads read nothing where no word is a concept's own
-    n, B, C, T = read.shape
-    result = dict(entropy=(entropy(read).mean() / math.log(max(T, 2))).item())
-    result["divergence"] = result["usage_entropy"] = None
-    if C > 1:
-        gap = entropy(read.mean(2)) - entropy(read).mean(2)
-        result["divergence"] = (gap.mean() / math.log(C)).item()
+
+def attention_use(read, decode):
+    """Summary of `attention` over layers, heads and rows -> dict of floats and a list.
+
+    entropy       of a concept's attention over tokens, divided by log T: 1 reads all tokens alike,
+                  0 reads one token
+    divergence    Jensen-Shannon divergence between the concepts of a row, divided by log C: 0, all
+                  concepts read the same (collapse); 1, no two read the same token
+    position      fraction of the variance of the weights that the position alone explains: near 1,
+                  what a concept reads does not depend on the text
+    usage         for each concept, the fraction of the decoder's attention that it gets
+    usage_entropy of usage, divided by log C: 1, all concepts are used alike; 0, only one is
+    unused        fraction of the concepts that get less than a tenth of 1/C; 0 is best
+
+    divergence and usage_entropy are None for a single concept.
+    """
+    read = torch.stack([layer.mean(1) for layer in read])  # (layers, B, C, T), mean over heads
+    # Heads restricted to owned words read nothing in rows without one: such sums are below 1.
+    read = read / read.sum(-1, keepdim=True).clamp(min=1e-12)
+    C, T = read.shape[2:]
     by_position = read.mean(1).var(-1, correction=0).mean()
-    result["position"] = (by_position / read.var(-1, correction=0).mean().clamp(min=1e-30)).item()
+    variance = read.var(-1, correction=0).mean().clamp(min=1e-30)
     usage = torch.stack([block.mean((0, 1, 2)) for block in decode]).mean(0)  # (C,)
+    result = dict(entropy=(entropy(read).mean() / math.log(max(T, 2))).item(),
+                  divergence=None, usage_entropy=None, position=(by_position / variance).item(),
+                  unused=(usage < 0.1 / C).float().mean().item(), usage=usage.tolist())
     if C > 1:
+        divergence = entropy(read.mean(2)) - entropy(read).mean(2)
+        result["divergence"] = (divergence.mean() / math.log(C)).item()
         result["usage_entropy"] = (entropy(usage) / math.log(C)).item()
-    result["unused"] = (usage < 0.1 / C).float().mean().item()
-    result["usage"] = usage.tolist()
     return result
 
 
 def top_tokens(read_BCT, ids_BT, tok, n=10):
-    """The token types each concept reads more than it would by their frequency: pointwise mutual information in nats.
+    """For each concept the n ids with the largest pointwise mutual information (PMI, nats).
 
-    read (B,C,T): attention of one layer, heads averaged. -> for each concept a list of (text, PMI, occurrences), types
-    with MIN_COUNT occurrences or more, special tokens left out.
+    PMI is log(the id's share of the concept's attention / its share of the tokens). read (B,C,T):
+    attention of one layer, mean over heads. -> for each concept a list of (text, PMI, occurrences).
+    Special tokens and ids with less than MIN_COUNT occurrences are left out.
     """
     B, C, T = read_BCT.shape
     types, place = ids_BT.reshape(-1).unique(return_inverse=True)
-    mass = torch.zeros(C, len(types)).index_add_(1, place, read_BCT.transpose(0, 1).reshape(C, B * T))
+    mass = torch.zeros(C, len(types))
+    mass.index_add_(1, place, read_BCT.transpose(0, 1).reshape(C, B * T))
     count = torch.bincount(place, minlength=len(types))
-    pmi = (mass / mass.sum(1, keepdim=True)).clamp(min=1e-12).log() - (count / count.sum()).log()
+    attended = mass / mass.sum(1, keepdim=True)
+    pmi = attended.clamp(min=1e-12).log() - (count / count.sum()).log()
     special = torch.from_numpy(tok.is_special)[types]
     pmi[:, (count < MIN_COUNT) | special] = -math.inf
-    score, best = pmi.topk(min(n, len(types)), dim=1)
-    return [[(tok.decode([int(types[i])]), float(s), int(count[i])) for s, i in zip(*row) if s > -math.inf]
-            for row in zip(score, best)]
+    result = []
+    for scores, best in zip(*pmi.topk(min(n, len(types)), dim=1)):
+        kept = [(float(score), int(i)) for score, i in zip(scores, best) if score > -math.inf]
+        result.append([(tok.decode([int(types[i])]), score, int(count[i])) for score, i in kept])
+    return result

@@ -16,9 +16,11 @@ import torch.distributed as dist
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+# ---- device and processes -----------------------------------------------------------------------
+
 @dataclass
 class Machine:
-    """Where a command runs: this process's device and its place among the processes torchrun started."""
+    """The device of this process, and its place among the processes that torchrun started."""
     device: torch.device
     rank: int
     world_size: int
@@ -28,76 +30,91 @@ class Machine:
         return self.rank == 0
 
     def say(self, *words):
+        """Prints once, not once per process."""
         if self.is_main:
             print(*words, flush=True)
 
     def take(self, tensors):
-        """CPU tensors -> the same on this device, copied while it works."""
+        """CPU tensors -> the same on this device; a GPU goes on computing during the copy."""
         if self.device.type == "cuda":
             tensors = [t.pin_memory() for t in tensors]
         return [t.to(self.device, non_blocking=True) for t in tensors]
 
     def all_sum(self, *values):
         """Sums numbers or scalar tensors over all processes -> list of float."""
-        total = torch.tensor([float(v) for v in values], dtype=torch.float64)  # on the CPU: no GPU is waited for
+        # on the CPU, by gloo: a CUDA tensor would have the host wait for the GPU
+        total = torch.tensor([float(value) for value in values], dtype=torch.float64)
         if self.world_size > 1:
             dist.all_reduce(total)
         return total.tolist()
 
     def close(self):
-        """Ends the process group, whose threads must not outlive the interpreter: let go of what holds it before."""
+        """Ends the process group; its threads must not outlive the interpreter.
+
+        Drop references to a DistributedDataParallel before the call: it holds on to the group.
+        """
         if self.world_size > 1:
             dist.barrier()
             dist.destroy_process_group()
             gc.collect()
 
 
-def keep_freed_memory(long_rows):
-    """Has glibc keep up to 1 GiB that it hands back after each step: to get it again is a sixth of the next.
-
-    Long rows need far more, but as large pages a five-hundredth as many; short rows a tenth more memory, for nothing.
-    """
-    if long_rows:
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch looks when it needs memory for the first time
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest; setting the other fixes it where it is
-
-
 def find_machine(device="auto", row=0):
-    """Device and process group, for rows of so many tokens. Under torchrun: nccl between GPUs, gloo between CPUs."""
+    """Device and process group -> Machine. row: tokens in the longest row, for the memory settings.
+
+    Under torchrun the processes talk by nccl between GPUs and by gloo between CPUs. Raises
+    ValueError for a device that is not there.
+    """
     keep_freed_memory(long_rows=row > 8192)
+    # torchrun sets these three variables; without it there is one process
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if torch.cuda.is_available():
+            device = "cuda"
+        elif torch.backends.mps.is_available():
+            device = "mps"
+        else:
+            device = "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch finds no usable GPU here; use --device=cpu or --device=auto")
+        raise ValueError("device=cuda, but torch finds no usable GPU here; use --device=cpu or "
+                         "--device=auto")
     if device not in ("cuda", "mps", "cpu"):
         raise ValueError(f"device={device!r}: expected auto, cuda, mps or cpu")
+    # gloo beside nccl: all_sum sums on the CPU
     if world_size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     return Machine(torch.device(device), rank, world_size)
 
 
+# ---- dtype --------------------------------------------------------------------------------------
+
 def choose_dtype(name, device):
-    """ "auto" | bf16 | fp16 | fp32 -> (name, why), which a command prints."""
+    """"auto", "bf16", "fp16" or "fp32" -> (one of the last three, the reason, to be printed).
+
+    Raises ValueError for one that does not exist or that the device cannot compute.
+    """
+    has_bf16 = False
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if name != "auto":
         if name not in DTYPES:
             raise ValueError(f"dtype={name!r}: expected auto, {', '.join(DTYPES)}")
         if name == "fp16" and device.type != "cuda":
             raise ValueError("dtype=fp16 needs a CUDA GPU; use --dtype=bf16 or --dtype=fp32")
-        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise ValueError(f"dtype=bf16, but {torch.cuda.get_device_name()} has no bf16; use --dtype=fp16")
+        if name == "bf16" and device.type == "cuda" and not has_bf16:
+            raise ValueError(f"dtype=bf16, but {torch.cuda.get_device_name()} has no bf16; "
+                             "use --dtype=fp16")
         return name, "as asked"
+    # auto: bf16 where the hardware multiplies it. fp16 is as fast but needs loss scaling.
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if has_bf16:
             return "bf16", f"{torch.cuda.get_device_name()} has it"
         return "fp16", f"{torch.cuda.get_device_name()} has no bf16; with loss scaling"
+    # without these instructions a CPU emulates bf16 and is slower than with fp32
     if device.type == "cpu":
         flags = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
         if "avx512_bf16" in flags or "amx_bf16" in flags:
@@ -107,49 +124,88 @@ def choose_dtype(name, device):
 
 
 def autocast(device, dtype):
-    return torch.autocast(device.type, DTYPES[dtype]) if dtype != "fp32" else contextlib.nullcontext()
+    """Context in which matrix products run in `dtype` ("bf16", "fp16"); "fp32" changes nothing."""
+    if dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[dtype])
 
+
+# ---- speed and memory ---------------------------------------------------------------------------
 
 def matmul_peak(device, dtype, n=2048, seconds=0.3):
-    """Measured FLOP/s of n x n matrix products, the yardstick for MFU: no table of data-sheet numbers to maintain."""
-    a = torch.full((n, n), 0.5, device=device, dtype=DTYPES[dtype])  # no random numbers: training draws them
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    """FLOP/s of n x n matrix products, the best of `seconds`: 100 % when MFU is computed.
+
+    Measured, because data-sheet numbers exist for GPUs only and few machines reach them.
+    """
+    # no random numbers: drawing them would change those that training draws
+    a = torch.full((n, n), 0.5, device=device, dtype=DTYPES[dtype])
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end or not best:
-        wait()
+        wait_for(device)
         start = time.perf_counter()
         a @ a
-        wait()
+        wait_for(device)
         best = max(best, 2 * n**3 / (time.perf_counter() - start))
     return best
 
 
+def wait_for(device):
+    """Waits until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def keep_freed_memory(long_rows):
+    """Sets glibc to keep up to 1 GiB of freed memory instead of returning it after each step.
+
+    Getting it back from the kernel, page by page, took a sixth of a step (records/speed). Rows of
+    more than 8,192 tokens need far more than 1 GiB, so torch takes huge pages there, of which there
+    are 512 times fewer. For short rows huge pages bring nothing and cost a tenth more memory.
+    """
+    if long_rows:
+        # torch reads it at its first allocation
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+        # M_MMAP_THRESHOLD, at its largest. glibc adapts it only until a threshold is set by hand.
+        mallopt(-3, 2**25)
+
+
 def memory_gib(device):
-    """Peak memory of this process: GPU memory there, resident memory on a CPU."""
-    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else resident_gib(peak=True)
+    """Peak memory of this process in GiB: of the GPU, on a CPU resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resident_gib(peak=True)
 
 
 def resident_gib(peak=False):
-    """Memory of this process, or the most it ever had. Linux tells both; elsewhere the most stands for both."""
+    """Resident memory of this process in GiB, now or at its peak. Always the peak outside Linux."""
+    # not getrusage on Linux: there the peak of a child process starts at that of its parent
     if os.path.exists("/proc/self/status"):
-        with open("/proc/self/status") as file:  # not getrusage: it starts at the most the parent process had
+        with open("/proc/self/status") as file:
             status = dict(line.split(":", 1) for line in file)
-        return int(status["VmHWM" if peak else "VmRSS"].split()[0]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+        kib = int(status["VmHWM" if peak else "VmRSS"].split()[0])
+        return kib / 2**20
+    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_rss / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, else KiB
 
 
 def is_out_of_memory(error):
     """Whether a RuntimeError says that memory ran out, of a GPU or of this machine."""
+    # on a CPU torch raises a plain RuntimeError
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-# ---- signals ----------------------------------------------------------------
+# ---- signals ------------------------------------------------------------------------------------
 
 class StopSignals:
-    """SIGTERM, SIGINT and SIGUSR1 set a flag; the loop looks at it once a step, when all processes agree.
+    """Notes SIGTERM, SIGINT and SIGUSR1 in `name`, "" before; the training loop reads it each step.
 
-    torchrun passes a signal on and kills 30 s later; a second SIGINT ends at once, as users expect.
+    Stopping in the middle of a step would leave the processes waiting for each other. torchrun
+    passes a signal on and kills 30 s later. A second SIGINT (Ctrl-C) ends the program at once.
     """
+
     def __init__(self):
         self.name = ""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

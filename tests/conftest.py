@@ -2,7 +2,8 @@
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads; the models are tiny: threads would only wait for each other
+# before torch is loaded; the models are so small that more threads only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import contextlib
 import gc
@@ -33,31 +34,40 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real data; tests that need it skip where it is not
 
 
-SERVER = multiprocessing.get_context("forkserver")  # has torch loaded, so a script starts in no time
-SERVER.set_forkserver_preload(["torch", "torch._dynamo", "numpy", "scipy.stats", "tiktoken", "matplotlib.pyplot",
-                               "sklearn.metrics"])
+# A process that has torch loaded. Forks of it run the scripts, without the seconds of the import.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "torch._dynamo", "numpy", "scipy.stats", "tiktoken",
+                               "matplotlib.pyplot", "sklearn.metrics"])
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest first: a worker that has them last would keep the others waiting."""
+    """Puts the files that take longest first: the workers then end at about the same time."""
     items.sort(key=lambda item: item.path.stem not in ("test_train", "test_readme", "test_sweep"))
 
 
-STARTING, preparation_data = threading.Lock(), multiprocessing.spawn.get_preparation_data
+STARTING = threading.Lock()
+preparation_data = multiprocessing.spawn.get_preparation_data
 
 
 def without_main(name):
-    """What a fork is told of this process: not its main module, which call() makes a script that would run again."""
-    return {key: value for key, value in preparation_data(name).items() if not key.startswith("init_main")}
+    """What a fork is told about this process, without its main module.
+
+    call() makes a script the main module; the fork would import it, and so run it again.
+    """
+    data = preparation_data(name)
+    return {key: value for key, value in data.items() if not key.startswith("init_main")}
 
 
 def forked(cwd, args, output, errors, env=()):
-    """In a fresh fork of SERVER: becomes `python args...`; output and errors are paths or the end of a Pipe."""
+    """Runs `python args...` in a new fork of SERVER. output, errors: paths, or ends of a Pipe."""
     gc.freeze()  # collecting would copy the pages of torch that forks share
     os.environ.update(env)
     for number, place in ((0, os.devnull), (1, output), (2, errors)):
-        os.dup2(place.fileno() if hasattr(place, "fileno") else os.open(place, os.O_RDWR | os.O_APPEND), number)
-    sys.stdin, sys.stdout, sys.stderr = (open(n, mode, 1, closefd=False) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
+        is_pipe = hasattr(place, "fileno")
+        os.dup2(place.fileno() if is_pipe else os.open(place, os.O_RDWR | os.O_APPEND), number)
+    sys.stdin = open(0, buffering=1, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)
     os.chdir(cwd)
     sys.path[:1] = [str(cwd), *filter(None, dict(env).get("PYTHONPATH", "").split(os.pathsep))]
     if args[0] == "-c":
@@ -77,37 +87,45 @@ def fork(*args):
 
 
 def run_script(args, cwd=ROOT, timeout=240, env=(), nproc=1):
-    """As subprocess.run([python, *args]) of a script or of -c, without the seconds that importing torch takes.
+    """subprocess.run([python, *args]) of a script or of -c, without the seconds of importing torch.
 
-    nproc: so many processes that find each other as those of torchrun do.
+    nproc: number of processes; they find each other as those of torchrun do.
     """
     with tempfile.TemporaryDirectory() as folder:
-        paths, port = [Path(folder, name) for name in ("out", "err")], random.randint(20000, 60000)
+        paths = [Path(folder, name) for name in ("out", "err")]
         for path in paths:
             path.touch()
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": nproc}
-        ranks = [{**group, "RANK": rank, "LOCAL_RANK": rank} if nproc > 1 else {} for rank in range(nproc)]
-        processes = [fork(cwd, args, *paths, {**dict(env), **{k: str(v) for k, v in rank.items()}}) for rank in ranks]
+        group = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(random.randint(20000, 60000)),
+                     WORLD_SIZE=str(nproc), LOCAL_WORLD_SIZE=str(nproc))
+        processes = []
+        for rank in range(nproc):
+            settings = dict(env)
+            if nproc > 1:
+                settings |= group | dict(RANK=str(rank), LOCAL_RANK=str(rank))
+            processes.append(fork(cwd, args, *paths, settings))
         for process in processes:
             process.join(timeout)
-        if None in (codes := [process.exitcode for process in processes]):
+        codes = [process.exitcode for process in processes]
+        if None in codes:
             for process in processes:
                 process.kill()
             raise subprocess.TimeoutExpired(args, timeout)
-        return subprocess.CompletedProcess(args, max(codes, key=abs), *(path.read_text() for path in paths))
+        output, errors = (path.read_text() for path in paths)
+        return subprocess.CompletedProcess(args, max(codes, key=abs), output, errors)
 
 
 def run(*args, ok=True, env=None, nproc=1, timeout=240, fresh=False):
-    """Runs `python args...` (with nproc: as torchrun does) in the repository's folder -> CompletedProcess.
+    """Runs `python args...` in the repository's folder -> CompletedProcess.
 
-    fresh: by a new interpreter, whose outputs are pipes and no files.
+    nproc: number of processes, as torchrun starts them. fresh: by a new interpreter, whose outputs
+    are pipes instead of files.
     """
     args = [str(arg) for arg in args]
     if args[0] != "tools/bench.py" and not fresh:
         done = run_script(args, timeout=timeout, env=env or {}, nproc=nproc)
     else:
-        done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-                              env={**os.environ, **(env or {})})
+        done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True,
+                              timeout=timeout, env={**os.environ, **(env or {})})
     assert not ok or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -115,9 +133,11 @@ def run(*args, ok=True, env=None, nproc=1, timeout=240, fresh=False):
 def call(script, *args, ok=True):
     """Runs a script in this process, which spares the seconds of a new one -> like run()."""
     out, code = io.StringIO(), 0
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     before = sys.argv, os.getcwd(), torch.get_num_threads()
-    sys.argv, _ = [script, *map(str, args)], os.chdir(ROOT)
+    sys.argv = [script, *map(str, args)]
+    os.chdir(ROOT)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -132,14 +152,14 @@ def call(script, *args, ok=True):
         for number, handler in handlers.items():
             signal.signal(number, handler)
         gc.collect()  # closes the lock of the run's folder
-        gc.freeze()  # half a second less for each later collect(): torch and others are not looked at again
+        gc.freeze()  # later collect() skip what is here now, torch above all: half a second less
     done = subprocess.CompletedProcess(sys.argv, code, out.getvalue(), "")
     assert not ok or code == 0, done.stdout
     return done
 
 
 class start:
-    """Starts `python args...`, both outputs in one; used like a subprocess.Popen, without the seconds of torch."""
+    """Starts `python args...`, both outputs in one; used like a subprocess.Popen."""
 
     def __init__(self, *args):
         receive, send = SERVER.Pipe(duplex=False)
@@ -169,13 +189,14 @@ def wait_for(process, text):
 
 
 class Crash(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the sudden end of the process."""
 
 
 def crashed(work, folder, *steps, moments=("before", "after")):
-    """Yields the folders of work(folder / ...) that was broken off at a call of `steps`, (owner, name), and done again.
+    """Runs work(out) in new folders, each with a crash elsewhere, then again. Yields the folders.
 
-    Before the first call, before the second and so on, as long as there is one; then the same after a call.
+    steps: (owner, name) of functions at whose calls it crashes: before the first call, before the
+    second and so on, as long as there is one; then the same after a call.
     """
     for moment in moments:
         for at in itertools.count():
@@ -223,10 +244,12 @@ def data_dir(tmp_path_factory):
     """Byte-level bins of 60 kB of made-up prose; 40 documents."""
     folder = tmp_path_factory.mktemp("data")
     rng = random.Random(0)
-    nouns, verbs = ["cat", "river", "model", "concept", "reader", "stone"], ["sees", "reads", "keeps", "follows"]
+    nouns = ["cat", "river", "model", "concept", "reader", "stone"]
+    verbs = ["sees", "reads", "keeps", "follows"]
     for n in range(40):
-        text = " ".join(f"The {rng.choice(nouns)} {rng.choice(verbs)} the {rng.choice(nouns)}." for _ in range(60))
-        (folder / f"{n:02}.txt").write_text(text)
-    run("prepare.py", f"--input={folder}/*.txt", f"--out_dir={folder}/bins", "--tokenizer=byte", "--val_fraction=0.2",
-        "--num_proc=1")
+        sentences = [f"The {rng.choice(nouns)} {rng.choice(verbs)} the {rng.choice(nouns)}."
+                     for _ in range(60)]
+        (folder / f"{n:02}.txt").write_text(" ".join(sentences))
+    run("prepare.py", f"--input={folder}/*.txt", f"--out_dir={folder}/bins", "--tokenizer=byte",
+        "--val_fraction=0.2", "--num_proc=1")
     return folder / "bins"

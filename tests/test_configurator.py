@@ -1,7 +1,6 @@
 """Settings: typed, complete, refused all at once, and none of them ignored."""
 
 import ast
-import glob
 import shlex
 import subprocess
 import sys
@@ -13,8 +12,9 @@ from configurator import configure, read_settings
 from lib.run import ARCHS, fields_of
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(p for p in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("data/**/*.py")]
-                 if "config = configure(globals())" in p.read_text())
+SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("data/**/*.py")]
+SCRIPTS = sorted(p for p in SOURCES if "config = configure(globals())" in p.read_text())
+CONFIGS = sorted(ROOT.glob("config/**/*.py"))
 
 SCRIPT = '''"""A script.
 
@@ -51,7 +51,8 @@ def test_overrides_are_typed_and_reach_the_script(run):
 
 
 def test_files_and_flags_apply_in_the_order_given(run):
-    config, _ = run("a.py", "--steps=7", "b.py", a="steps = 5\nrate = steps / 10\n", b="rate = -rate + 1  # why\n")
+    config, _ = run("a.py", "--steps=7", "b.py", a="steps = 5\nrate = steps / 10\n",
+                    b="rate = -rate + 1  # why\n")
     assert config["steps"] == 7 and config["rate"] == 0.5
 
 
@@ -65,11 +66,23 @@ def test_all_problems_are_listed_at_once_with_suggestions(run):
         run("--step=3", "--steps=1.5", "--rate=fast", "--flag=1", "--steps", "a.py", "missing.py",
             a='stepz = 3\nsteps = "4"\nrate = open("x")\nimport os\nrate = nothing + 1\nflag = 1\n')
     text = str(stop.value)
-    for part in ("did you mean 'steps'", "steps = '1.5': expected a whole number", "rate = 'fast': expected a number",
-                 "flag = '1': expected true or false", "--steps: expected --key=value", "a.py:1", "steps = '4'",
-                 "a.py:3: a value may hold numbers", "a.py:4: only 'name = value'", "a.py:5", "flag = 1",
-                 "no such config file"):
+    for part in ("did you mean 'steps'", "steps = '1.5': expected a whole number",
+                 "rate = 'fast': expected a number", "flag = '1': expected true or false",
+                 "--steps: expected --key=value", "a.py:1", "steps = '4'",
+                 "a.py:3: a value may hold numbers", "a.py:4: only 'name = value'", "a.py:5",
+                 "flag = 1", "no such config file"):
         assert part in text, f"{part!r} missing in:\n{text}"
+
+
+@pytest.mark.parametrize("path, parts", [
+    ("config/sweep_dims.py", ["config/sweep_dims.py", "did you mean config/sweeps/dims.py?"]),
+    ("config/micro_spam.py", ["did you mean config/micro_span.py?"]),
+    ("xyz", ["there is:", "config/demo.py", "config/sweeps/dims.py"])])
+def test_a_config_file_that_is_not_there_leads_to_the_nearest_one(path, parts, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        configure(dict(__file__=str(ROOT / "train.py"), __doc__=""), [path])
+    assert all(part in str(stop.value) for part in ["no such config file", *parts])
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "1e400", "", "0x10", "1_000.5"])
@@ -100,10 +113,13 @@ def test_identical_commands_give_identical_configs(run):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_setting_is_read(script):
-    """Each setting occurs again as a name in its script, or is a field of the model's configuration."""
+    """Each setting occurs again as a name in its script, or is a setting of the model."""
     tree = ast.parse(script.read_text())
-    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    model_fields = set().union(*map(fields_of, ARCHS)) if "fields_of(" in script.read_text() else set()
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    model_fields = set()
+    if "model_settings(" in script.read_text():
+        model_fields = set().union(*map(fields_of, ARCHS))
     unread = set(read_settings(script)) - read - model_fields
     assert not unread, f"settings nobody reads: {unread}"
 
@@ -113,21 +129,24 @@ def test_every_setting_has_a_comment(script):
     assert not [name for name, (_, text) in read_settings(script).items() if not text]
 
 
-@pytest.mark.parametrize("path", sorted(glob.glob(str(ROOT / "config" / "**/*.py"), recursive=True)), ids=lambda p: Path(p).name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_file_is_accepted(path):
     """By train.py; a sweep by sweep.py, and each of its arms by train.py."""
     def accept(script, arguments):
         return configure(dict(__file__=str(ROOT / script), __doc__=""), arguments)
-    if Path(path).parent.name != "sweeps":
-        accept("train.py", [path])
+    if path.parent.name != "sweeps":
+        accept("train.py", [str(path)])
         return
-    sweep = accept("tools/sweep.py", [path])
+    sweep = accept("tools/sweep.py", [str(path)])
     lines = [shlex.split(line, comments=True) for line in sweep["arms"].splitlines()]
     assert len([line for line in lines if line]) > 1
     for _, *arguments in filter(None, lines):
-        accept("train.py", [str(ROOT / a) if a.endswith(".py") else a for a in shlex.split(sweep["base"]) + arguments])
+        arguments = shlex.split(sweep["base"]) + arguments
+        accept("train.py", [str(ROOT / a) if a.endswith(".py") else a for a in arguments])
 
 
 def test_a_typo_ends_in_one_message_without_traceback():
-    done = subprocess.run([sys.executable, "train.py", "--learning_rat=1"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0 and "did you mean 'learning_rate'" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run([sys.executable, "train.py", "--learning_rat=1"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode != 0 and "did you mean 'learning_rate'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,11 +1,11 @@
-"""Both bottlenecks on a task whose floor is known: half of each row follows from the left neighbour, half from a topic.
+"""Both bottlenecks on a synthetic task whose lowest possible loss is known.
 
-Each token is, with probability 1/2, a fixed function of the token before it (local), else a word of the row's topic,
-or any word in one case of five (global). No architecture can do better than one that is told the topic and both
-neighbours. So the open model has to use its mixers and its concepts, and the strict one must send both through the
-concepts, which it cannot while they are copies of each other.
+With probability 1/2, a token is a fixed function of the token before it (local). Else it is a word
+of the row's topic, or in one case of five any word (global). No model can do better than one that
+is told the topic and both neighbours. So the open model has to use its mixers and its concepts. The
+strict one must send both kinds through the concepts, which fails while the concepts are copies of
+each other.
 """
-
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +38,12 @@ def masked(n, g, K=4):
 
 
 def floor():
-    """Nats of the best guess by one who is told the topic and both neighbours (Bayes' rule over all words)."""
+    """The lowest loss (nats), by Bayes' rule over all words from the topic and both neighbours."""
     ids, topic = rows(4000, torch.Generator().manual_seed(3))
     left, word, right = ids[:, :-2], ids[:, 1:-1], ids[:, 2:]
     all_words = torch.arange(WORDS)
 
-    def follows(before, word):  # probability that `word` comes after `before` in a row of this topic
+    def follows(before, word):  # probability of `word` after `before` in a row of this topic
         in_topic = word // (WORDS // TOPICS) == topic[:, None]
         fresh = (1 - NOISE) * in_topic / (WORDS // TOPICS) + NOISE / WORDS
         return LOCAL * (FOLLOWS[before] == word) + (1 - LOCAL) * fresh
@@ -52,9 +52,10 @@ def floor():
 
 
 def learn(steps=300, **shape):
-    """Trains a small model -> its loss, the rise when concepts are shuffled, the geometry of its concepts."""
+    """Trains a small model -> its loss, the rise with shuffled concepts, concept geometry."""
     model = small(vocab_size=WORDS + 1, block_size=T, ffn_dim=64, mask_id=MASK, **shape).train()
-    optimizer, g = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98)), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98))
+    g = torch.Generator().manual_seed(0)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 6e-3 * min(1, (step + 1) / 30) * (1 - 0.95 * step / steps)
         model(*masked(64, g)).backward()
@@ -64,13 +65,19 @@ def learn(steps=300, **shape):
     ids, positions, targets, _ = masked(1000, torch.Generator().manual_seed(99))
     with torch.no_grad():
         concepts, tokens = model.eval().encode(ids)
-        loss, shuffled = (F.cross_entropy(model.logits(model.decode(c, tokens, positions)).flatten(0, 1),
-                                          targets.flatten()).item() for c in (concepts, concepts.roll(500, 0)))
+
+        def loss_with(c):
+            logits = model.logits(model.decode(c, tokens, positions))
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item()
+        loss, shuffled = loss_with(concepts), loss_with(concepts.roll(500, 0))
     return loss, shuffled - loss, health.geometry(concepts) if concepts.shape[1] else None
 
 
 def test_open_solves_it_with_its_concepts():
-    """Within half a nat of the floor, which does not know that neighbours may be hidden too; mixers alone do not."""
+    """Within half a nat of the floor, which mixers alone do not reach.
+
+    The floor itself is out of reach: it knows neighbours that may be hidden from the model.
+    """
     loss, shuffled, found = learn(arch="concept", bottleneck="open", n_mixer=1)
     mixers, *_ = learn(arch="transformer", n_mixer=1, n_layer=0)
     assert loss < floor() + 0.47 < mixers
@@ -78,7 +85,7 @@ def test_open_solves_it_with_its_concepts():
 
 
 def test_strict_fails_it_when_concepts_start_as_copies():
-    """Slots that start alike all read the same average: they find the topic and nothing that depends on order."""
+    """Concepts that start alike all read the same average, so they find the topic only."""
     good, shuffled, found = learn(bottleneck="strict")
     bad, *_ = learn(bottleneck="strict", concept_std=0.02)
     assert good + 0.1 < bad and bad > floor() + 1.5

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.baselines import Transformer, TransformerConfig
+from lib.health import attention_weights
 from model import Attention, ConceptConfig, ConceptEncoder, OwnedAttention, attend
 
 ROOT = Path(__file__).parent.parent
@@ -477,7 +478,7 @@ def test_owned_heads_read_owned_words_only():
         torch.rand(2, 1, 1, 40) < 0.8,
     )  # the fifth query owns nothing
     with torch.no_grad():
-        weights, w = read.weights(x, y, mask, words, owner), read.kv.weight
+        weights, w = attention_weights(read, x, y, mask, words, owner), read.kv.weight
         assert (
             torch.allclose(weights[:, :, :4].sum(-1), torch.ones(2, 4, 4))
             and (weights[:, 2:, 4] == 0).all()
@@ -506,7 +507,7 @@ def test_a_gain_sharpens_its_own_head():
     read = Attention(32, 32, small().cfg, gain=1.0)
     with torch.no_grad():
         read.gain.copy_(torch.tensor([0.0, 1.0, 4.0, 1.0]))
-    weights = read.weights(torch.randn(2, 5, 32), torch.randn(2, 16, 32))
+    weights = attention_weights(read, torch.randn(2, 5, 32), torch.randn(2, 16, 32))
     assert torch.allclose(weights[:, 0], torch.full((2, 5, 16), 1 / 16), atol=1e-6)
     assert weights[:, 2].amax(-1).mean() > 2 * weights[:, 1].amax(-1).mean()
 
@@ -556,23 +557,3 @@ def test_a_frozen_model_says_the_same_and_forgets_it_when_trained(token_dim, dty
         model.freeze(dtype)
         assert torch.equal(logits(), now)
         before = now
-
-
-def test_checkpoints_with_the_older_names_of_the_lexicon_load():
-    model = small()
-    before = {
-        "words.weight": "to_words.weight",
-        "salience": "token_weight",
-        "loudness": "match_bias",
-        "sharpness": "match_scale",
-    }
-    old = model.state_dict()
-    for name, new in before.items():
-        old[f"lexicon.{name}"] = old.pop(f"lexicon.{new}") + 1
-    other = small()
-    other.load_state_dict(old)
-    for name, new in before.items():
-        assert torch.equal(other.state_dict()[f"lexicon.{new}"], old[f"lexicon.{name}"])
-    holder = torch.nn.ModuleDict(dict(encoder=small()))  # as a fine-tuned model holds it
-    holder.load_state_dict({f"encoder.{name}": value for name, value in old.items()})
-    assert torch.equal(holder["encoder"].lexicon.match_bias, old["lexicon.loudness"])

@@ -1,4 +1,4 @@
-"""The READMEs are true: their commands run, their links lead somewhere; presets are what they say."""
+"""The READMEs are true: commands run, links lead somewhere; presets are what their heads say."""
 
 import os
 import re
@@ -19,14 +19,19 @@ READMES = ["README.md", "data/README.md", "config/README.md", "tools/README.md"]
 README = "\n".join((ROOT / name).read_text() for name in READMES)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S)
             for line in block.splitlines() if line.strip() and not line.startswith("#")]
-FAST = {  # what makes a README command quick enough for a test; everything else in it runs as written
-    "train.py": ["--max_steps=2", "--n_layer=1", "--batch_size=4", "--micro_batch=2", "--warmup_steps=1",
-                 "--concept_dim=64", "--ffn_dim=128", "--eval_rows=2", "--max_minutes=0"],
+# What makes a command quick enough for a test; everything else in it runs as written.
+FAST = {
+    "train.py": ["--max_steps=2", "--n_layer=1", "--batch_size=4", "--micro_batch=2",
+                 "--warmup_steps=1", "--concept_dim=64", "--ffn_dim=128", "--eval_rows=2",
+                 "--max_minutes=0"],
     "data/pydocs/prepare.py": ["--max_bytes=700000", "--tokenizer=bpe:2000"],
     "prepare.py": ["--tokenizer=bpe:1000", "--val_fraction=0.2"],
     "tools/eval.py": ["--rows=4", "--health_rows=4"],
-    "tools/sweep.py": ["--base=config/mini.py --n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2",
-                       "--arms=open --ffn_dim=592\nmixers --arch=transformer --n_layer=0 --ffn_dim=1760", "--flops=1e9"],
+    "tools/sweep.py": [
+        "--base=config/mini.py --n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 "
+        "--health_rows=2",
+        "--arms=open --ffn_dim=592\nmixers --arch=transformer --n_layer=0 --ffn_dim=1760",
+        "--flops=1e9"],
     "tools/sample.py": [],
     "data/stats.py": ["--vocabularies=600"],
     "tools/export.py": [],
@@ -36,9 +41,10 @@ FAST = {  # what makes a README command quick enough for a test; everything else
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the tracked and new files, as a fresh clone has them, with a folder of texts to prepare."""
+    """The tracked and new files, as in a fresh clone, with a folder of texts to prepare."""
     clone = tmp_path_factory.mktemp("clone")
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT,
+                           capture_output=True, text=True)
     for name in filter(lambda n: (ROOT / n).is_file(), names.stdout.split("\n")):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone / name)
@@ -51,8 +57,10 @@ def clone(tmp_path_factory):
         (clone / folder).mkdir(parents=True)
         for split in ("train", "dev"):
             answers = ("0", "1") if folder != "my_task" else ("no", "yes")
-            (clone / folder / f"{split}.tsv").write_text("\n".join([header, *(row.format(a) for a in answers * 4)]))
-    (clone / "my_task" / "task.json").write_text(re.search(r"```json\n(.*?)```", README, re.S).group(1))
+            lines = [header, *(row.format(answer) for answer in answers * 4)]
+            (clone / folder / f"{split}.tsv").write_text("\n".join(lines))
+    task = re.search(r"```json\n(.*?)```", README, re.S).group(1)
+    (clone / "my_task" / "task.json").write_text(task)
     return clone
 
 
@@ -60,9 +68,11 @@ def quick(command):
     """A README command as an argument list, made quick."""
     words = [w for w in shlex.split(command.split("  #")[0]) if w not in ("until", "do")]
     if words[0] == "torchrun":
-        words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533", *words[2:]]
+        words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+                 "--master_port=29533", *words[2:]]
     words = [sys.executable if w == "python" else w for w in words]
-    script = next((w for w in words if w.endswith(".py") and not w.startswith("config/") and w != sys.executable), None)
+    scripts = [w for w in words if w.endswith(".py") and not w.startswith("config/")]
+    script = next((w for w in scripts if w != sys.executable), None)
     if {"validate", "split", "merge"} & {*words} or script is None:
         return words
     assert script in FAST, f"the test does not know how to run {command!r}"
@@ -73,18 +83,20 @@ def quick(command):
 
 
 def test_every_command_of_the_readme_runs(clone):
-    """In order, in one fresh copy, with settings added only to make them quick. make targets are checked by make -n."""
+    """In order, in one fresh copy, with settings added only to make them quick; make with -n."""
     assert len(COMMANDS) >= 8
     done_before = []
     for command in COMMANDS:
         if command.startswith(("git clone", "cd ")):
             continue
         if command.startswith("make"):
-            done = subprocess.run(["make", "-n", *command.split()[1:2]], cwd=clone, capture_output=True, text=True)
+            done = subprocess.run(["make", "-n", *command.split()[1:2]], cwd=clone,
+                                  capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             continue
         if "tools/bench.py" in command or command.startswith("until"):
-            command = command.replace("tools/bench.py", "tools/bench.py --help").removesuffix("; do sleep 5; done")
+            command = command.replace("tools/bench.py", "tools/bench.py --help")
+            command = command.removesuffix("; do sleep 5; done")
         words = quick(command)
         if words in done_before:  # the loop around a command that has ended well
             continue
@@ -103,14 +115,16 @@ def test_every_snippet_of_the_readme_runs(clone, tmp_path, number):
     assert len(snippets) == 2
     if "transformers" in snippets[number]:
         pytest.importorskip("sentence_transformers")
-    done = subprocess.run([sys.executable, "-c", snippets[number]], cwd=clone, capture_output=True, text=True,
-                          env={**os.environ, "HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", snippets[number]], cwd=clone, capture_output=True,
+                          text=True, env=env)
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
 def test_make_demo_runs_what_the_readme_explains(clone):
     lines = subprocess.run(["make", "-n", "demo"], cwd=clone, capture_output=True, text=True).stdout
-    for part in ("data/pydocs/prepare.py", "train.py config/demo.py", "tools/eval.py", "tools/sample.py"):
+    for part in ("data/pydocs/prepare.py", "train.py config/demo.py", "tools/eval.py",
+                 "tools/sample.py"):
         assert part in lines
 
 
@@ -122,7 +136,8 @@ def test_files_the_readme_names_exist(readme):
         assert name.startswith("http") or (folder / name).exists(), name
     if readme == "records/README.md":
         return
-    for name in re.findall(r"`((?:config|data|lib|records|sweeps|tests|tools)/[a-z_/]+\.\w+)`", text):
+    paths = r"`((?:config|data|lib|records|sweeps|tests|tools)/[a-z_/]+\.\w+)`"
+    for name in re.findall(paths, text):
         assert (ROOT / name).exists() or (folder / name).exists(), name
     for name in re.findall(r"^\| `(\w+\.py)`", text, re.M):
         assert (folder / name).exists(), name
@@ -149,16 +164,17 @@ SIZES = {"tiny": 100e6, "small": 500e6, "base": 1e9, "large": 3e9, "xlarge": 7e9
 PEAK = {"4x3090": 4 * 71.2e12, "4x4090": 4 * 165e12, "4xA100": 4 * 312e12}  # dense bf16 FLOP/s
 
 
-PRESETS = sorted(path for path in (ROOT / "config").glob("*.py") if not path.stem.startswith(("demo", "sweep", "mini")))
+PRESETS = sorted(path for path in (ROOT / "config").glob("*.py")
+                 if not path.stem.startswith(("demo", "mini")))
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_preset_heads_state_size_cost_and_time_correctly(path):
-    """Each head's parameters, MFLOP a token, tokens, hours and prices are what the model and the settings give."""
+    """Parameters, MFLOP a token, tokens, hours and prices are what model and settings give."""
     settings, head = run_path(path), run_path(path)["__doc__"]
     with torch.device("meta"):
-        model = ConceptEncoder(ConceptConfig(**{f.name: settings[f.name] for f in fields(ConceptConfig)
-                                                if f.name in settings}))
+        names = [field.name for field in fields(ConceptConfig) if field.name in settings]
+        model = ConceptEncoder(ConceptConfig(**{name: settings[name] for name in names}))
     assert f"{model.num_params():,} parameters" in head
     assert abs(model.num_params() / SIZES.get(path.stem, model.num_params()) - 1) < 0.06
     T = settings["block_size"]
@@ -171,8 +187,9 @@ def test_preset_heads_state_size_cost_and_time_correctly(path):
         hours = float(re.search(rf"{machine} ([\d,.]+) h", head)[1].replace(",", ""))
         assert hours == pytest.approx(flops * tokens / (0.35 * peak) / 3600, rel=0.02, abs=0.051)
         if machine in price:
-            dollars = float(re.search(rf"{machine} [\d,.]+ h, \$([\d,.]+\d)", head)[1].replace(",", ""))
-            assert dollars == pytest.approx(price[machine] * flops * tokens / (0.35 * peak) / 3600, rel=0.01)
+            dollars = re.search(rf"{machine} [\d,.]+ h, \$([\d,.]+\d)", head)[1].replace(",", "")
+            expected = price[machine] * flops * tokens / (0.35 * peak) / 3600
+            assert float(dollars) == pytest.approx(expected, rel=0.01)
 
 
 def test_torch_load_never_unpickles_code():
@@ -182,6 +199,6 @@ def test_torch_load_never_unpickles_code():
 
 
 def test_help_of_every_command_lists_its_settings():
-    for script in ("train.py", "tools/eval.py", "tools/sample.py", "tools/sweep.py", "tools/bench.py",
-                   "prepare.py", "finetune_glue.py"):
+    for script in ("train.py", "prepare.py", "finetune_glue.py", "tools/eval.py", "tools/sample.py",
+                   "tools/export.py", "tools/sweep.py", "tools/bench.py"):
         assert "settings, with their defaults" in run(script, "--help").stdout

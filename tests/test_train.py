@@ -13,21 +13,39 @@ import torch
 from conftest import ROOT, call, refused, result, run, start, wait_for
 
 from configurator import read_settings
+from lib import run as run_module
 from lib.run import read_checkpoint, read_log
 
-TINY = ["--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=8", "--concept_dim=32", "--token_dim=32",
-        "--ffn_dim=64", "--n_mixer=1", "--batch_size=8", "--micro_batch=8", "--max_steps=20", "--warmup_steps=5",
-        "--eval_interval=10", "--eval_rows=16", "--log_interval=1", "--dtype=fp32", "--learning_rate=3e-3"]
+TINY = ["--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=8", "--concept_dim=32",
+        "--token_dim=32", "--ffn_dim=64", "--n_mixer=1", "--batch_size=8", "--micro_batch=8",
+        "--max_steps=20", "--warmup_steps=5", "--eval_interval=10", "--eval_rows=16",
+        "--log_interval=1", "--dtype=fp32", "--learning_rate=3e-3"]
+
+
+def tiny(data_dir, out_dir, *args):
+    """Arguments of train.py for the tiny model."""
+    return [f"--data_dir={data_dir}", f"--out_dir={out_dir}", *TINY, *args]
 
 
 def train(data_dir, out_dir, *args, ok=True, nproc=1, fresh=False):
-    """Runs train.py on the tiny model; in a process of its own where that is the promise (fresh) or needed (nproc)."""
-    args = [f"--data_dir={data_dir}", f"--out_dir={out_dir}", *TINY, *args]
-    return run("train.py", *args, ok=ok, nproc=nproc) if fresh or nproc > 1 else call("train.py", *args, ok=ok)
+    """Runs train.py on the tiny model, in a new process if `fresh` or if there are several."""
+    args = tiny(data_dir, out_dir, *args)
+    if fresh or nproc > 1:
+        return run("train.py", *args, ok=ok, nproc=nproc)
+    return call("train.py", *args, ok=ok)
+
+
+def start_long(data_dir, out_dir, *args):
+    """Starts a run that lasts until it is stopped -> process."""
+    return start("train.py", *tiny(data_dir, out_dir, "--max_steps=100000", *args))
 
 
 def losses(out_dir):
     return {r["step"]: r["loss"] for r in read_log(out_dir) if "loss" in r}
+
+
+def evaluations(out_dir):
+    return [r for r in read_log(out_dir) if "val_loss" in r]
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +59,9 @@ def trained(data_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("stop", [7, 10])
 def test_resume_is_bitwise(stop, trained, data_dir, tmp_path):
-    """20 steps == 7, stop as a pre-emption would, 13 more: every loss and every weight, with dropout on.
+    """20 steps == 7, stop as a pre-emption would, 13 more: all losses and weights, dropout on.
 
-    Step 10 is due for an evaluation, which the pre-emption leaves out and the resumed run makes up for.
+    Step 10 is due for an evaluation: the pre-empted run leaves it out, the resumed run does it.
     """
     first = result(train(data_dir, tmp_path, "--dropout=0.1", f"--stop_at_step={stop}", fresh=True))
     assert first["step"] == stop and first["stopped"] == "stop_at_step"
@@ -52,7 +70,7 @@ def test_resume_is_bitwise(stop, trained, data_dir, tmp_path):
     assert losses(tmp_path) == losses(trained)
     a, b = (read_checkpoint(d / "ckpt.pt") for d in (trained, tmp_path))
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
-    assert [r for r in read_log(trained) if "val_loss" in r] == [r for r in read_log(tmp_path) if "val_loss" in r]
+    assert evaluations(trained) == evaluations(tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", ["muon"])
@@ -70,20 +88,20 @@ def test_logging_and_evaluation_do_not_change_training(trained, data_dir, tmp_pa
 
 
 def test_micro_batches_and_processes_give_the_same_losses(data_dir, tmp_path):
-    """1 x 8 == 4 micro-batches x 2 == 2 processes x 2 micro-batches x 2, to 1e-5, also padded and as rows grow."""
+    """1 x 8 == 4 micro-batches x 2 == 2 processes x 2 x 2, to 1e-5, with padding, as rows grow."""
     expected, grow = None, ["--rows=document", "--block_schedule=16:0.5,64:0.5"]
-    for name, args, nproc in (("one", [], 1), ("micro", ["--micro_batch=2"], 1), ("ddp", ["--micro_batch=2"], 2)):
-        train(data_dir, tmp_path / name, *args, *grow, nproc=nproc)
+    for name, size, nproc in (("one", 8, 1), ("micro", 2, 1), ("ddp", 2, 2)):
+        train(data_dir, tmp_path / name, f"--micro_batch={size}", *grow, nproc=nproc)
         now = losses(tmp_path / name)
         expected = expected or now
         assert now == pytest.approx(expected, abs=1e-5)
-    evals = [[r["val_loss"] for r in read_log(tmp_path / n) if "val_loss" in r] for n in ("one", "ddp")]
+    evals = [[r["val_loss"] for r in evaluations(tmp_path / name)] for name in ("one", "ddp")]
     assert evals[0] == pytest.approx(evals[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_save_and_stop(number, data_dir, tmp_path):
-    process = start("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--max_steps=100000")
+    process = start_long(data_dir, tmp_path)
     wait_for(process, "step 5/")
     process.send_signal(number)
     rest, _ = process.communicate(timeout=60)
@@ -94,8 +112,8 @@ def test_signals_save_and_stop(number, data_dir, tmp_path):
 
 def test_sigterm_reaches_all_processes_under_torchrun(data_dir, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511", "train.py",
-         f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--max_steps=100000"],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+         "--master_port=29511", "train.py", *tiny(data_dir, tmp_path, "--max_steps=100000")],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     wait_for(process, "step 5/")
     process.terminate()
@@ -108,8 +126,7 @@ def test_kill_never_loses_the_checkpoint(data_dir, tmp_path):
     """kill -9 while checkpoints are being written all the time: the folder always resumes."""
     reached = 0
     for wait in (2, 3, 8):
-        process = start("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--max_steps=100000",
-                        "--save_minutes=0")
+        process = start_long(data_dir, tmp_path, "--save_minutes=0")
         wait_for(process, f"step {reached + wait}/")
         process.kill()
         process.communicate()
@@ -119,7 +136,8 @@ def test_kill_never_loses_the_checkpoint(data_dir, tmp_path):
     with open(tmp_path / "log.jsonl", "ab") as log:
         log.write(b"\x00\xff\x89")  # what a machine that loses power can leave behind
     done = train(data_dir, tmp_path, f"--max_steps={reached + 3}")
-    assert f"resuming at step {reached}, changed since: max_steps=100000 -> {reached + 3}" in done.stdout
+    changed = f"changed since: max_steps=100000 -> {reached + 3}"
+    assert f"resuming at step {reached}, {changed}" in done.stdout
     steps = [r["step"] for r in read_log(tmp_path) if "loss" in r]
     assert steps == sorted(set(steps)), "what a killed run logged beyond its checkpoint is dropped"
     assert not list(tmp_path.glob("*.tmp"))
@@ -133,9 +151,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(damage, trained, da
     data = bytearray(path.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 1
-    path.write_bytes({"cut": data[:len(data) // 2], "flip": data, "empty": b"", "foreign": b"hello"}[damage])
+    half = data[:len(data) // 2]
+    path.write_bytes({"cut": half, "flip": data, "empty": b"", "foreign": b"hello"}[damage])
     done = train(data_dir, out, "--dropout=0.1")
-    assert "WARNING" in done.stdout and "ckpt.pt" in done.stdout and "resuming at step 10" in done.stdout
+    assert "WARNING" in done.stdout and "ckpt.pt" in done.stdout
+    assert "resuming at step 10" in done.stdout
     assert losses(out) == losses(trained)
     for name in ("ckpt.pt", "ckpt_prev.pt"):
         (out / name).write_bytes(b"")
@@ -143,19 +163,18 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(damage, trained, da
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(data_dir, tmp_path):
-    """The size limit of a process stands in for the disk: writes fail half way, as they do on a full one."""
+    """A limit on file sizes stands in for a full disk: writes fail half way."""
     train(data_dir, tmp_path, "--stop_at_step=5")
     before = (tmp_path / "ckpt.pt").read_bytes()
     limit = "import resource, runpy, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
             "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " \
             "sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py')"
-    done = run("-c", limit.format(len(before) // 2), f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY,
-               fresh=True)
+    done = run("-c", limit.format(len(before) // 2), *tiny(data_dir, tmp_path), fresh=True)
     assert "was not written" in done.stdout and result(done)["step"] == 20
     assert (tmp_path / "ckpt.pt").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
     for size, message in ((20_000, "cannot write a first checkpoint"), (1_000, "File too large")):
-        refused(run("-c", limit.format(size), f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'new'}", *TINY,
-                    fresh=True, ok=False), message)
+        new = tiny(data_dir, tmp_path / "new")
+        refused(run("-c", limit.format(size), *new, fresh=True, ok=False), message)
 
 
 NAN_AT = """
@@ -172,10 +191,10 @@ runpy.run_path("train.py")
 
 
 def test_a_non_finite_gradient_is_skipped_and_ten_in_a_row_stop(data_dir, tmp_path):
-    args = [f"--data_dir={data_dir}", *TINY]
-    done = run("-c", NAN_AT.format(steps={4, 5}), f"--out_dir={tmp_path / 'a'}", *args)
+    done = run("-c", NAN_AT.format(steps={4, 5}), *tiny(data_dir, tmp_path / "a"))
     assert result(done)["skipped"] == 2 and "update skipped (2 in a row)" in done.stdout
-    done = run("-c", NAN_AT.format(steps=set(range(8, 99))), f"--out_dir={tmp_path / 'b'}", *args, ok=False)
+    always = NAN_AT.format(steps=set(range(8, 99)))
+    done = run("-c", always, *tiny(data_dir, tmp_path / "b"), ok=False)
     refused(done, "10 updates in a row", "ckpt.pt")
     assert read_checkpoint(tmp_path / "b" / "ckpt.pt")["step"] == 10
 
@@ -193,11 +212,11 @@ runpy.run_path("train.py")
 """
 
 
-@pytest.mark.parametrize("rows, message", [(3, "8 rows of 64 tokens do not fit into memory; --micro_batch=2 does"),
-                                           (0, "nor does a single row")])
+@pytest.mark.parametrize("rows, message", [
+    (3, "8 rows of 64 tokens do not fit into memory; --micro_batch=2 does"),
+    (0, "nor does a single row")])
 def test_a_batch_that_does_not_fit_names_one_that_does(rows, message, data_dir, tmp_path):
-    refused(run("-c", FITS.format(rows=rows), f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, ok=False),
-            message)
+    refused(run("-c", FITS.format(rows=rows), *tiny(data_dir, tmp_path), ok=False), message)
 
 
 def test_exploding_weights_are_never_saved_as_nan(data_dir, tmp_path):
@@ -207,15 +226,18 @@ def test_exploding_weights_are_never_saved_as_nan(data_dir, tmp_path):
 
 
 def test_overfit_batch_reaches_zero(data_dir, tmp_path):
-    done = train(data_dir, tmp_path, "--overfit_batch=true", "--max_steps=600", "--eval_interval=600",
-                 "--log_interval=100", "--concept_dim=64", "--batch_size=2", "--micro_batch=2")
+    done = train(data_dir, tmp_path, "--overfit_batch=true", "--max_steps=600",
+                 "--eval_interval=600", "--log_interval=100", "--concept_dim=64",
+                 "--batch_size=2", "--micro_batch=2")
     assert result(done)["stopped"] == "overfit" and result(done)["loss"] < 0.05
-    refused(train(data_dir, tmp_path / "short", "--overfit_batch=true", ok=False), "overfit_batch reached a loss of")
+    refused(train(data_dir, tmp_path / "short", "--overfit_batch=true", ok=False),
+            "overfit_batch reached a loss of")
 
 
 def test_texts_are_filled_alike_alone_and_in_batches(trained, monkeypatch):
     """Of all lengths, with one mask and with several, in the order they came."""
-    texts = ["A [MASK].", "The [MASK] of the word [MASK] is [MASK].", "One [MASK].", "B [MASK].", "[MASK] ü [MASK]"]
+    texts = ["A [MASK].", "The [MASK] of the word [MASK] is [MASK].", "One [MASK].", "B [MASK].",
+             "[MASK] \u00fc [MASK]"]
     args = ["tools/sample.py", f"--out_dir={trained}", "--dtype=fp32"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
     together = json.loads(call(*args, "--batch_tokens=40").stdout.splitlines()[-1])
@@ -229,8 +251,8 @@ def test_texts_are_filled_alike_alone_and_in_batches(trained, monkeypatch):
 
 
 def test_patience_stops_early(data_dir, tmp_path):
-    summary = result(train(data_dir, tmp_path, "--patience=2", "--eval_interval=1", "--learning_rate=1e-30",
-                           "--min_lr=0", "--max_steps=50"))
+    summary = result(train(data_dir, tmp_path, "--patience=2", "--eval_interval=1",
+                           "--learning_rate=1e-30", "--min_lr=0", "--max_steps=50"))
     assert summary["stopped"] == "patience" and summary["step"] < 50
 
 
@@ -245,33 +267,42 @@ def test_schedules_warm_up_and_end_where_they_should(schedule, data_dir, tmp_pat
     extra = [] if schedule == "constant" else ["--min_lr=1e-5"]
     train(data_dir, tmp_path, f"--lr_schedule={schedule}", *extra, "--eval_interval=100")
     lr = [r["lr"] for r in read_log(tmp_path) if "lr" in r]
-    assert lr[:5] == pytest.approx([3e-3 * i / 6 for i in range(1, 6)]) and max(lr) == pytest.approx(3e-3)
+    assert lr[:5] == pytest.approx([3e-3 * i / 6 for i in range(1, 6)])
+    assert max(lr) == pytest.approx(3e-3)
     if schedule == "constant":
         assert lr[5:] == [3e-3] * 15
     else:
         assert lr[5:] == sorted(lr[5:], reverse=True) and lr[-1] < 1.1e-3
     if schedule == "wsd":
-        assert lr[15] == pytest.approx(3e-3) and lr[18] == pytest.approx(1e-5 + (3e-3 - 1e-5) * (1 - 0.5**0.5))
+        assert lr[15] == pytest.approx(3e-3)
+        assert lr[18] == pytest.approx(1e-5 + (3e-3 - 1e-5) * (1 - 0.5**0.5))
 
 
 def test_weights_of_another_run_start_a_new_one(trained, data_dir, tmp_path):
     done = train(data_dir, tmp_path, f"--init_from={trained}", "--dropout=0.1", "--max_steps=1")
     assert result(done)["step"] == 1
-    first = next(r["val_loss"] for r in read_log(tmp_path) if "val_loss" in r)
-    assert first == min(r["val_loss"] for r in read_log(trained) if "val_loss" in r)
-    refused(train(data_dir, tmp_path / "x", f"--init_from={trained}", "--n_concept=4", ok=False), "do not fit")
+    first = evaluations(tmp_path)[0]["val_loss"]
+    assert first == min(r["val_loss"] for r in evaluations(trained))
+    other = train(data_dir, tmp_path / "x", f"--init_from={trained}", "--n_concept=4", ok=False)
+    refused(other, "do not fit")
 
 
 @pytest.mark.parametrize("args, parts", [
     (["--n_head=3"], ["n_head=3 does not divide concept_dim=32"]),
     (["--micro_batch=3"], ["micro_batch=3 does not divide", "--micro_batch=2"]),
-    (["--mlm_probability=0"], ["mlm_probability=0.0"]), (["--mlm_probability=1"], ["mlm_probability=1.0"]),
+    (["--mlm_probability=0"], ["mlm_probability=0.0"]),
+    (["--mlm_probability=1"], ["mlm_probability=1.0"]),
     (["--mlm_probability=nan"], ["mlm_probability=nan"]),
     (["--optimizer=sgd", "--lr_schedule=step"], ["optimizer='sgd'", "lr_schedule='step'"]),
     (["--concept_window=5"], ["concept_window=5 has no effect"]),
-    (["--block_size=1e6"], ["block_size", "largest usable"]), (["--dtype=fp16"], ["dtype=fp16 needs a CUDA GPU"]),
-    (["--device=tpu"], ["device='tpu'"]), (["--vocab_size=100"], ["vocab_size=100", "--vocab_size=0"]),
-    (["--beta1=1", "--weight_decay=-1", "--grad_clip=nan"], ["beta1=1.0", "weight_decay=-1.0", "grad_clip=nan"]),
+    (["--block_size=1e6"], ["block_size", "largest usable"]),
+    (["--dtype=fp16"], ["dtype=fp16 needs a CUDA GPU"]),
+    (["--device=tpu"], ["device='tpu'"]),
+    (["--vocab_size=100"], ["vocab_size=100", "--vocab_size=0"]),
+    (["--beta1=1", "--weight_decay=-1", "--grad_clip=nan"],
+     ["beta1=1.0", "weight_decay=-1.0", "grad_clip=nan"]),
+    (["--mlm_probability=0", "--concept_window=5", "--patience=-1", "--arch=bert"],
+     ["mlm_probability=0.0", "concept_window=5 has no effect", "patience=-1", "arch='bert'"]),
     (["--batch_size=0"], ["batch_size=0"]), (["--max_steps=0"], ["max_steps=0"]),
     (["--data_dir=nowhere"], ["nowhere"]), (["--init_from=nowhere"], ["nowhere"])])
 def test_mistakes_end_in_one_message(args, parts, data_dir, tmp_path):
@@ -280,10 +311,10 @@ def test_mistakes_end_in_one_message(args, parts, data_dir, tmp_path):
 
 
 def test_resuming_with_other_settings_is_refused(trained, data_dir, tmp_path):
-    refused(train(data_dir, trained, "--dropout=0.1", "--concept_dim=64", ok=False), "cannot be resumed",
-            "concept_dim: 32")
-    refused(train(data_dir, trained, "--dropout=0.1", "--seed=5", "--batch_size=16", ok=False), "seed: 1337",
-            "batch_size: 8")
+    refused(train(data_dir, trained, "--dropout=0.1", "--concept_dim=64", ok=False),
+            "cannot be resumed", "concept_dim: 32")
+    refused(train(data_dir, trained, "--dropout=0.1", "--seed=5", "--batch_size=16", ok=False),
+            "seed: 1337", "batch_size: 8")
     other = shutil.copytree(data_dir, tmp_path / "data")
     (other / "train.bin").rename(other / "old")
     (other / "val.bin").rename(other / "train.bin")
@@ -298,7 +329,7 @@ def test_resuming_with_other_settings_is_refused(trained, data_dir, tmp_path):
 
 
 def test_two_runs_cannot_share_a_folder(data_dir, tmp_path):
-    process = start("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--max_steps=100000")
+    process = start_long(data_dir, tmp_path)
     try:
         wait_for(process, "step 1/")
         refused(train(data_dir, tmp_path, ok=False), "another run is writing")
@@ -311,55 +342,66 @@ def test_config_json_and_log_describe_the_run(trained):
     config = json.loads((trained / "config.json").read_text())
     assert set(read_settings(ROOT / "train.py")) <= set(config) and config["dropout"] == 0.1
     record = next(r for r in read_log(trained) if "loss" in r)
-    assert {"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "mfu", "memory_gib"} <= set(record)
+    expected = {"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "mfu", "memory_gib"}
+    assert expected <= set(record)
     files = ["best.pt", "ckpt.pt", "ckpt_prev.pt", "config.json", "log.jsonl", "tokenizer"]
-    assert set(os.listdir(trained)) - {"eval.json", "metrics.json", "summary.md", "curves.png"} == set(files)
+    of_other_tests = {"eval.json", "metrics.json", "summary.md", "curves.png"}
+    assert set(os.listdir(trained)) - of_other_tests == set(files)
 
 
 # ---- the commands that start from a run --------------------------------------------
 
 def test_eval_is_the_same_whatever_the_batch_and_draws_curves(trained):
-    a = result(call("tools/eval.py", f"--out_dir={trained}", "--rows=24", "--dtype=fp32"))
-    b = result(call("tools/eval.py", f"--out_dir={trained}", "--rows=24", "--micro_batch=5", "--dtype=fp32"))
+    args = ["tools/eval.py", f"--out_dir={trained}", "--rows=24", "--dtype=fp32"]
+    a, b = result(call(*args)), result(call(*args, "--micro_batch=5"))
     name = next(iter(a["data"]))
     for masking_type in ("token", "whole_word", "concepts", "span"):
         r, other = a["data"][name][masking_type], b["data"][name][masking_type]
         for part, split in r.pop("splits", {}).items():
-            assert split["share"] == other["splits"][part]["share"]
-            assert (split["loss"] or 0) == pytest.approx(other["splits"][part]["loss"] or 0, rel=1e-5)
+            expected = other["splits"][part]
+            assert split["share"] == expected["share"]
+            assert (split["loss"] or 0) == pytest.approx(expected["loss"] or 0, rel=1e-5)
         other.pop("splits", None)
         assert r == pytest.approx(other, rel=1e-5)
         assert r["perplexity"] == pytest.approx(2.718281828459045 ** r["loss"])
-        assert r["bits_per_byte"] == pytest.approx(r["loss"] / 0.6931471805599453), "a byte-level token is a byte"
-    assert (trained / "curves.png").read_bytes()[:4] == b"\x89PNG" and (trained / "eval.json").exists()
+        bits = r["loss"] / 0.6931471805599453
+        assert r["bits_per_byte"] == pytest.approx(bits), "a byte-level token is a byte"
+    assert (trained / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (trained / "eval.json").exists()
 
 
 @pytest.fixture(scope="module")
 def other_data(tmp_path_factory):
     """Bins of this repository's sources with a vocabulary of their own."""
     folder = tmp_path_factory.mktemp("other")
-    (folder / "a.txt").write_text("\n\n".join(path.read_text() for path in sorted(ROOT.glob("*.py"))))
+    sources = [path.read_text() for path in sorted(ROOT.glob("*.py"))]
+    (folder / "a.txt").write_text("\n\n".join(sources))
     call("prepare.py", f"--input={folder}/a.txt", f"--out_dir={folder}/bins", "--tokenizer=bpe:600",
          "--val_fraction=0.3", "--cut_chars=4000", "--num_proc=1")
     return folder / "bins"
 
 
 def test_data_of_another_tokenizer_is_refused(trained, other_data, data_dir, tmp_path):
-    refused(call("tools/eval.py", f"--out_dir={trained}", f"--data_dir={data_dir},{other_data}", ok=False),
+    both = f"--data_dir={data_dir},{other_data}"
+    refused(call("tools/eval.py", f"--out_dir={trained}", both, ok=False),
             "another tokenizer", "--tokenizer=")
     out = tmp_path / "run"
     shutil.copytree(trained, out)
     refused(train(other_data, out, "--dropout=0.1", "--vocab_size=320", ok=False), "vocab_size=320")
-    refused(train(other_data, out, "--dropout=0.1", ok=False), "the tokenizer of", "is not the one of the checkpoint")
-    refused(train(other_data, tmp_path / "new", f"--init_from={trained}", ok=False), "another tokenizer")
+    refused(train(other_data, out, "--dropout=0.1", ok=False),
+            "the tokenizer of", "is not the one of the checkpoint")
+    refused(train(other_data, tmp_path / "new", f"--init_from={trained}", ok=False),
+            "another tokenizer")
     shutil.rmtree(out / "tokenizer")
     shutil.copytree(other_data / "tokenizer", out / "tokenizer")
-    refused(call("tools/sample.py", f"--out_dir={out}", "--text=a [MASK]", ok=False), "is not the one its checkpoint")
+    refused(call("tools/sample.py", f"--out_dir={out}", "--text=a [MASK]", ok=False),
+            "is not the one its checkpoint")
 
 
 def test_commands_without_a_run_name_the_command_that_makes_one(tmp_path):
     for script, extra in (("tools/eval.py", []), ("tools/sample.py", ["--text=a [MASK]"])):
-        refused(call(script, f"--out_dir={tmp_path}/none", *extra, ok=False), "holds no checkpoint", "python train.py")
+        refused(call(script, f"--out_dir={tmp_path}/none", *extra, ok=False),
+                "holds no checkpoint", "python train.py")
 
 
 def test_wandb_offline_records_without_network_or_account(data_dir, tmp_path):
@@ -368,38 +410,42 @@ def test_wandb_offline_records_without_network_or_account(data_dir, tmp_path):
 
 
 def test_sample_fills_masks(trained, tmp_path):
-    out = result(call("tools/sample.py", f"--out_dir={trained}", "--text=The c[MASK]t reads the [MASK]iver.", "--top=3"))
+    args = ["tools/sample.py", f"--out_dir={trained}"]
+    out = result(call(*args, "--text=The c[MASK]t reads the [MASK]iver.", "--top=3"))
     assert len(out["masks"]) == 2 and len(out["masks"][0]) == 3 and "[MASK]" not in out["filled"]
     assert sum(c["p"] for c in out["masks"][0]) <= 1.0001
-    refused(call("tools/sample.py", f"--out_dir={trained}", "--text=no mask", ok=False), "no [MASK]")
-    refused(call("tools/sample.py", f"--out_dir={trained}", "--text=" + "[MASK]" * 100, ok=False), "the model reads 64")
+    refused(call(*args, "--text=no mask", ok=False), "no [MASK]")
+    refused(call(*args, "--text=" + "[MASK]" * 100, ok=False), "the model reads 64")
 
 
 def test_sample_reads_standard_input(trained):
-    done = subprocess.run([sys.executable, "tools/sample.py", f"--out_dir={trained}"], cwd=ROOT, text=True,
-                          capture_output=True, input="The c[MASK]t.\n\nA m\u00f6del \U0001f600 [MASK]\n")
-    assert len(result(done)) == 2
-    done = subprocess.run([sys.executable, "tools/sample.py", f"--out_dir={trained}"], cwd=ROOT, text=True,
-                          capture_output=True, input="\n")
-    refused(done, "no text")
+    def sample(text):
+        command = [sys.executable, "tools/sample.py", f"--out_dir={trained}"]
+        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, input=text)
+    assert len(result(sample("The c[MASK]t.\n\nA m\u00f6del \U0001f600 [MASK]\n"))) == 2
+    refused(sample("\n"), "no text")
 
 
 def test_the_transformer_trains_in_the_same_loop_and_says_what_it_does_not_use(data_dir, tmp_path):
-    done = train(data_dir, tmp_path, "--arch=transformer", "--n_register=3", "--max_steps=4", fresh=True)
+    args = ["--arch=transformer", "--n_register=3", "--max_steps=4"]
+    done = train(data_dir, tmp_path, *args, fresh=True)
     assert "does not use bottleneck, concept_dim" in done.stdout
     run = result(done)
-    resumed = result(train(data_dir, tmp_path, "--arch=transformer", "--n_register=3", "--max_steps=4"))
+    resumed = result(train(data_dir, tmp_path, *args))
     assert run["step"] == resumed["step"] == 4 and run["val_loss"] == resumed["val_loss"]
-    refused(train(data_dir, tmp_path, "--max_steps=4", ok=False), "arch: transformer in the checkpoint, concept here")
+    refused(train(data_dir, tmp_path, "--max_steps=4", ok=False),
+            "arch: transformer in the checkpoint, concept here")
     refused(train(data_dir, tmp_path, "--arch=bert", ok=False), "expected concept, transformer")
 
 
 @pytest.mark.parametrize("arch", ["concept", "transformer"])
-def test_a_table_from_word_statistics_learns_faster_and_reaches_every_process(arch, data_dir, tmp_path):
+def test_a_table_from_word_statistics_learns_faster_and_reaches_every_process(
+        arch, data_dir, tmp_path):
     final = {}
-    for name, args, nproc in (("random", ["--init_table=random"], 1), ("one", ["--init_table=cooccurrence"], 1),
-                              ("two", ["--init_table=cooccurrence"], 1 + (arch == "concept"))):
-        final[name] = result(train(data_dir, tmp_path / name, f"--arch={arch}", *args, nproc=nproc))["val_loss"]
+    for name, table, nproc in (("random", "random", 1), ("one", "cooccurrence", 1),
+                               ("two", "cooccurrence", 2 if arch == "concept" else 1)):
+        args = [f"--arch={arch}", f"--init_table={table}"]
+        final[name] = result(train(data_dir, tmp_path / name, *args, nproc=nproc))["val_loss"]
     assert final["one"] < final["random"] - 0.02
     assert final["two"] == pytest.approx(final["one"], abs=1e-4)
 
@@ -410,6 +456,27 @@ def test_weights_of_an_edited_model_are_refused_in_one_message(trained, data_dir
     checkpoint = read_checkpoint(tmp_path / "run" / "ckpt.pt")
     checkpoint["model"]["layers.0.extra.weight"] = torch.zeros(2)
     torch.save(checkpoint, tmp_path / "run" / "ckpt.pt")
-    refused(call("tools/sample.py", f"--out_dir={tmp_path / 'run'}", "--text=a [MASK]", ok=False), "another model.py",
-            "layers.0.extra.weight")
-    refused(train(data_dir, tmp_path / "run", "--dropout=0.1", ok=False), "model.py: it has other weights")
+    sampled = call("tools/sample.py", f"--out_dir={tmp_path / 'run'}", "--text=a [MASK]", ok=False)
+    refused(sampled, "another model.py", "layers.0.extra.weight")
+    refused(train(data_dir, tmp_path / "run", "--dropout=0.1", ok=False),
+            "model.py: it has other weights")
+
+
+def test_checkpoints_with_older_names_of_parameters_load_and_resume(data_dir, tmp_path):
+    """The lexicon's parameters were renamed: a run saved before goes on as if nothing happened."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    train(data_dir, whole)
+    train(data_dir, stopped, "--stop_at_step=12")
+    older = {new: old for old, new in run_module.RENAMED.items()}
+    for name in ("ckpt.pt", "best.pt"):
+        checkpoint = read_checkpoint(stopped / name)
+        assert older.keys() <= checkpoint["model"].keys()
+        weights = checkpoint["model"].items()
+        checkpoint["model"] = {older.get(key, key): tensor for key, tensor in weights}
+        torch.save(checkpoint, stopped / name)
+    model, _, _ = run_module.load_run(str(stopped), "cpu")
+    assert torch.equal(model.lexicon.match_bias, checkpoint["model"]["lexicon.loudness"])
+    train(data_dir, stopped)
+    after = read_checkpoint(stopped / "ckpt.pt")["model"]
+    for key, tensor in read_checkpoint(whole / "ckpt.pt")["model"].items():
+        assert torch.equal(tensor, after[key]), key

@@ -1,29 +1,32 @@
 """Speed and memory, side by side in one run on one machine.
 
-    python tools/bench.py                   ours: strict and open, and our Transformer of equal parameters
-    python tools/bench.py --peers=1         and transformers' BERT, ModernBERT (sparse prediction) and Perceiver
+    python tools/bench.py                   strict, open and our Transformer, of equal parameters
+    python tools/bench.py --peers=1         and BERT, ModernBERT, Perceiver of transformers
     python tools/bench.py --lengths=512 --models=strict,hf_bert --peers=1
-    python tools/bench.py --lengths=512 --profile=1       where the time goes: ten operations, and a trace to look at
+    python tools/bench.py --lengths=512 --profile=1     where the time goes: a table and a trace
 
-Timed are a training step at the shape of micro_balanced (forward, backward, clipping, AdamW), `tokens` tokens a step,
-and without gradients the filling of one mask and the reading of rows. All models have the parameters of strict, its
-vocabulary, row length and dtype. Each is a process of its own, so that its peak memory is its own; one works at a time,
-in turns, so that a busy machine slows all alike. Medians are reported. Writes out_dir/{bench.json, bench.png}; the last
-line on stdout is JSON: {"512": {"strict": {"tokens_per_s", "peak_mb", ...}, "open": ...}, ..., "ratios", "data"}.
+It times a training step at the shape of micro_balanced (forward, backward, clipping, AdamW) with
+`tokens` tokens a step, and without gradients the filling of one mask and the encoding of rows.
+All models have about as many parameters as strict, and its vocabulary, row length and dtype. Each
+runs in a process of its own, so that its peak memory is its own. The processes work one at a
+time, in turns, so that another load on the machine slows all of them alike. Medians are reported.
+
+Writes out_dir/{bench.json, bench.png}. The last line on stdout is JSON:
+{"512": {"strict": {"tokens_per_s", "peak_mb", ...}, "open": ...}, ..., "ratios", "data"}.
 """
 
 # ---- settings ---------------------------------------------------------------
 peers = 0  # 1: also transformers' models, and its whole-word collator beside our masking
-models = ""  # some of strict, open, transformer, hf_bert, hf_modernbert, hf_perceiver, commas between; empty: all
+models = ""  # of strict, open, transformer, hf_bert, hf_modernbert, hf_perceiver; empty: all
 lengths = "128,512,2048,8192,32768"  # tokens a row, T, several with commas between
-tokens = 4096  # tokens a training step; longer rows than this come one at a time
+tokens = 4096  # tokens a training step; rows longer than this come one at a time
 mlm_probability = 0.15  # share of tokens that is predicted
 repeats = 3  # timed repeats of each model, after one to warm up; until they have taken 8 seconds
-longest_step = 60.0  # seconds; a model whose step would take longer at some length is left out from there on, and named
+longest_step = 60.0  # seconds; a model with a slower step is left out from that length on
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
 compile = "false"  # true: torch.compile
-profile = 0  # 1: instead, the ten most expensive operations at the first length, and out_dir/trace_*.json
+profile = 0  # 1: instead, the ten slowest operations at the first length, and out_dir/trace_*.json
 data_dir = "data/pydocs"  # prepared data for the batch and masking figures
 out_dir = "out/bench"  # bench.json, bench.png and traces go here
 # -----------------------------------------------------------------------------
@@ -53,41 +56,55 @@ from lib.run import user_mistakes
 from masking import slots
 from tools.peers import OURS, PEERS, VOCABULARY, bench_data
 
-MASK_ID = 103
+MASK_ID = 103  # [MASK] of BERT's vocabulary
+ENOUGH_SECONDS = 8  # after so many, a model is not timed again
+
 
 # ---- one model, in a process of its own --------------------------------------------
 
 
 class Bench:
-    """A model and what is timed of it. Each method does it once."""
+    """A model, a batch of random ids, and what is timed. Each method does its work once."""
+
     def __init__(self, name, T):
-        self.name, self.T, self.machine = name, T, find_machine(device, T)
-        self.dtype, self.before = choose_dtype(dtype, self.machine.device)[0], resident_gib()
+        self.name, self.T = name, T
+        self.machine = find_machine(device, T)
+        self.dtype, _ = choose_dtype(dtype, self.machine.device)
+        self.memory_before = resident_gib()  # torch and the libraries, not the model
         torch.manual_seed(0)
-        self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
         self.ours = name in OURS
+        self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
         self.run = torch.compile(self.model) if compile == "true" else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        B, K = max(1, tokens // T), slots(T, "token", mlm_probability)
-        ids = torch.randint(999, VOCABULARY, (B, T))
-        positions = torch.rand(B, T).argsort(1)[:, :K].sort(1).values
-        targets, weights = ids.gather(1, positions), torch.ones(B, K)
+        self.make_batch(n_rows=max(1, tokens // T))
+
+    def make_batch(self, n_rows):
+        """Ours take the predicted positions and their targets, transformers' models labels."""
+        # Random ids do: time and memory depend on shapes alone. Those below 999 are special ids
+        # and placeholders in BERT's vocabulary.
+        self.n_slots = slots(self.T, "token", mlm_probability)
+        ids = torch.randint(999, VOCABULARY, (n_rows, self.T))
+        positions = torch.rand(n_rows, self.T).argsort(1)[:, :self.n_slots].sort(1).values
+        targets, weights = ids.gather(1, positions), torch.ones(n_rows, self.n_slots)
         labels = torch.full_like(ids, -100).scatter_(1, positions, targets)
         ids = ids.scatter(1, positions, MASK_ID)
-        self.ids, self.labels, *self.batch = self.machine.take([ids, labels, positions, targets, weights])
-        self.n_slots = K
+        batch = self.machine.take([ids, labels, positions, targets, weights])
+        self.ids, self.labels, *self.predicted = batch
 
     def step(self):
+        """A training step."""
         with autocast(self.machine.device, self.dtype):
-            loss = self.run(self.ids, *self.batch) if self.ours else self.run(
-                input_ids=self.ids, labels=self.labels).loss
+            if self.ours:
+                loss = self.run(self.ids, *self.predicted)
+            else:
+                loss = self.run(input_ids=self.ids, labels=self.labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def freeze(self):
-        """From here on without gradients, the weights in the dtype itself."""
+        """From here on without gradients, with the weights in the dtype itself."""
         if self.ours:
             self.model.freeze(DTYPES[self.dtype])
         else:
@@ -95,94 +112,123 @@ class Bench:
 
     @torch.inference_mode()
     def fill(self):
-        """One row, one mask -> its logits."""
-        ids, place = self.ids[:1], self.batch[0][:1, :1]
+        """One row with one mask -> its logits."""
+        ids, place = self.ids[:1], self.predicted[0][:1, :1]
         if self.ours:
             return self.model.logits(self.model.decode(*self.model.encode(ids), place))
         return self.model(input_ids=ids).logits[:, place]
 
     @torch.inference_mode()
     def embed(self):
-        """All rows through the encoder."""
-        return self.model.encode(self.ids) if self.ours else getattr(self.model, self.model.base_model_prefix)(self.ids)
+        """All rows through the encoder, without a head."""
+        if self.ours:
+            return self.model.encode(self.ids)
+        return getattr(self.model, self.model.base_model_prefix)(self.ids)
+
+    def wait(self):
+        """Until the device has done all it was given."""
+        if self.machine.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def timed(self, what, times):
-        """Seconds of one of `times` goes; short ones after one to warm up, for machines that take idle memory away."""
-        wait = torch.cuda.synchronize if self.machine.device.type == "cuda" else lambda: None
+        """Seconds that a method takes, the mean over `times` calls in a row.
+
+        Short ones are called once before: some machines take memory from an idle process, and
+        the first call after its turn has to get it back.
+        """
         once = getattr(self, what)
         if self.T <= 2048:
             once()
-        wait()
+        self.wait()
         start = time.perf_counter()
         for _ in range(times):
             once()
-        wait()
+        self.wait()
         return (time.perf_counter() - start) / times
 
     def facts(self):
-        """A first step -> parameters, FLOPs of a training step an input token."""
-        def attention(q, k, v, *_, **__):
-            return sdpa_flop_count(q, k, v)
+        """Does a first step. -> parameters, and training FLOPs an input token, in millions.
 
-        def attention_backward(d, q, k, v, *_, **__):
-            return sdpa_backward_flop_count(d, q, k, v)
-        aten, n_tokens = torch.ops.aten, self.ids.numel()
+        FLOPs of ours are by their formula, which tests compare with the counter.
+        """
         params = sum(p.numel() for p in self.model.parameters())
         if self.ours:
             self.step()
             flops = self.model.flops_per_token(self.T, self.n_slots, len(self.ids))
         else:
-            with FlopCounterMode(display=False, custom_mapping={
-                    aten._scaled_dot_product_flash_attention_for_cpu: attention,
-                    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward}) as counter:
+            with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
                 self.step()
-            flops = counter.get_total_flops() / n_tokens
+            flops = counter.get_total_flops() / self.ids.numel()
         return dict(params=params, mflop_per_token=round(flops / 1e6, 1))
 
     def peak_mb(self):
+        """Peak memory: of the GPU, or on a CPU above what the process held without a model."""
         if self.machine.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
-        return (resident_gib(peak=True) - self.before) * 1024
+        return (resident_gib(peak=True) - self.memory_before) * 1024
 
     def profiled(self):
-        """Trace of a step in out_dir -> its ten most expensive operations as a table."""
+        """Writes the trace of a step. -> a table of its ten slowest operations."""
         self.step()
         with torch.profiler.profile() as seen:
             self.step()
         seen.export_chrome_trace(os.path.join(out_dir, f"trace_{self.name}_{self.T}.json"))
-        by = "self_cuda_time_total" if self.machine.device.type == "cuda" else "self_cpu_time_total"
-        return seen.key_averages().table(sort_by=by, row_limit=10, max_name_column_width=48)
+        kind = "cuda" if self.machine.device.type == "cuda" else "cpu"
+        return seen.key_averages().table(
+            sort_by=f"self_{kind}_time_total", row_limit=10, max_name_column_width=48)
+
+
+def attention_flops(q, k, v, *_, **__):
+    return sdpa_flop_count(q, k, v)
+
+
+def attention_backward_flops(d, q, k, v, *_, **__):
+    return sdpa_backward_flop_count(d, q, k, v)
+
+
+# torch's counter knows the attention kernels of GPUs, but not those of CPUs.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+}
 
 
 def serve(pipe, name, T):
-    """The process: builds the model, then does what it is told until told nothing."""
+    """What the process runs: builds the model and calls its methods, until it is stopped."""
     try:
         bench = Bench(name, T)
-        for what, *args in iter(pipe.recv, None):
+        while True:
+            what, *args = pipe.recv()
             pipe.send(getattr(bench, what)(*args))
+    except EOFError:  # the command itself has ended
+        return
+    except (RuntimeError, ValueError) as error:
+        pipe.send(error)
     except Exception as error:
-        pipe.send(error if isinstance(error, (RuntimeError, ValueError)) else RuntimeError(repr(error)))
+        pipe.send(RuntimeError(repr(error)))
 
 
 class Worker:
-    """A Bench in another process. Raises RuntimeError when that fails or dies."""
-    processes = multiprocessing.get_context("forkserver")  # one that has loaded what takes seconds to load
-    processes.set_forkserver_preload(["peers", *(f"transformers.models.{name[3:]}.modeling_{name[3:]}" for name in PEERS
-                                                 if peers and (not models or name in models.split(",")))])
+    """A Bench in another process. Raises RuntimeError when it fails or when the process dies."""
+
+    # Processes are forked from a server that has loaded what takes seconds to load.
+    processes = multiprocessing.get_context("forkserver")
 
     def __init__(self, name, T):
         self.pipe, other = self.processes.Pipe()
         self.process = self.processes.Process(target=serve, args=(other, name, T), daemon=True)
         self.process.start()
-        other.close()
+        other.close()  # or the death of the process would not be noticed
 
     def ask(self, what, *args):
+        """Calls a method of the Bench -> what it returns."""
         try:
             self.pipe.send((what, *args))
             answer = self.pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
-            raise RuntimeError(f"its process died with code {self.process.exitcode}; -9 is out of memory") from None
+            raise RuntimeError(f"its process died with code {self.process.exitcode}; "
+                               "-9 is out of memory") from None
         if isinstance(answer, Exception):
             raise RuntimeError(str(answer).split("\n")[0]) from None
         return answer
@@ -192,40 +238,68 @@ class Worker:
         self.process.join()
 
 
+def load_in_server(names):
+    """Names of models -> their modules are loaded once, before the first process is forked."""
+    modules = ["tools.peers"]
+    for name in names:
+        if name in PEERS:
+            family = name.removeprefix("hf_")
+            modules.append(f"transformers.models.{family}.modeling_{family}")
+    Worker.processes.set_forkserver_preload(modules)
+
+
 # ---- lengths, one after the other -------------------------------------------------
 
 
 def medians(workers, left_out, what, repeats, times=1):
-    """{name: Worker} -> {name: median seconds}, in turns of so many times each; who fails goes to left_out."""
+    """{name: Worker} -> {name: median seconds of `times` calls in a row}.
+
+    The workers take turns, `repeats` times. One that fails goes from workers to left_out.
+    """
     seconds = {name: [] for name in workers}
     for _ in range(repeats):
         for name, worker in list(workers.items()):
+            if sum(seconds[name]) >= ENOUGH_SECONDS:
+                continue
             try:
-                if sum(seconds[name]) < 8:
-                    seconds[name].append(worker.ask("timed", what, times))
+                seconds[name].append(worker.ask("timed", what, times))
             except RuntimeError as error:
                 workers.pop(name).stop()
                 left_out[name] = str(error)
     return {name: statistics.median(seconds[name]) for name in workers}
 
 
-def bench_length(T, names, expected, peak):
-    """Training steps of rows of T tokens; up to 512 also filling and embedding. -> {name: figures}, {name: why not}."""
-    workers, result, left_out, n_tokens = {}, {}, {}, max(1, tokens // T) * T
+def start_workers(T, names, expected):
+    """-> {name: Worker}, {name: its facts}, {name: why it is left out}."""
+    workers, facts, left_out = {}, {}, {}
     for name in names:
         if expected.get(name, 0) > longest_step:
             left_out[name] = f"a step would take about {expected[name]:,.0f} s (--longest_step)"
             continue
         worker = Worker(name, T)
-        try:
-            result[name], workers[name] = worker.ask("facts"), worker
+        try:  # the first step shows whether the model fits into memory
+            facts[name], workers[name] = worker.ask("facts"), worker
         except RuntimeError as error:
             worker.stop()
             left_out[name] = str(error)
+    return workers, facts, left_out
+
+
+def bench_length(T, names, expected, peak):
+    """Times training steps with rows of T tokens; up to 512 also filling and embedding.
+
+    expected: {name: seconds a step, as far as known}. peak: FLOP/s of matrix products.
+    -> {name: figures}, {name: why it is left out}.
+    """
+    n_tokens = max(1, tokens // T) * T
+    workers, result, left_out = start_workers(T, names, expected)
     for name, seconds in medians(workers, left_out, "step", repeats).items():
         flops = result[name]["mflop_per_token"] * 1e6 * n_tokens
-        result[name] |= dict(tokens_per_s=round(n_tokens / seconds), step_ms=round(seconds * 1e3, 1),
-                             peak_mb=round(workers[name].ask("peak_mb")), gemm_share=round(flops / seconds / peak, 3))
+        result[name] |= dict(
+            tokens_per_s=round(n_tokens / seconds), step_ms=round(seconds * 1e3, 1),
+            peak_mb=round(workers[name].ask("peak_mb")),
+            gemm_share=round(flops / seconds / peak, 3))
+    # freeze() casts the weights, so the training steps have to be over by now.
     if T <= 512:
         for worker in workers.values():
             worker.ask("freeze")
@@ -238,21 +312,59 @@ def bench_length(T, names, expected, peak):
     return {name: result[name] for name in workers}, left_out
 
 
+def extrapolate(known, T):
+    """[(length, seconds a token)] -> seconds a token at T, on the line through the last two."""
+    last, now = known[-1]
+    if len(known) == 1:
+        return now
+    before, slow = known[-2]
+    return now + max(0.0, now - slow) / max(1, last - before) * (T - last)
+
+
+def bench_lengths(names, machine, dtype_name, peak):
+    """Times all models at all lengths and prints a table. -> {str(T): {name: figures}}."""
+    report = {}
+    known = {}  # {name: [(T, seconds a token)]}
+    for T in map(int, lengths.split(",")):
+        n_rows = max(1, tokens // T)
+        expected = {name: n_rows * T * extrapolate(points, T) for name, points in known.items()}
+        # Measured again each time: a busy machine has less of it at one moment than at another.
+        peak = max(peak, matmul_peak(machine.device, dtype_name, seconds=2))
+        result, left_out = bench_length(T, names, expected, peak)
+        report[str(T)] = result
+        print(f"training step, {n_rows} rows of {T} tokens, {mlm_probability:.0%} predicted")
+        for name, r in result.items():
+            known.setdefault(name, []).append((T, 1 / r["tokens_per_s"]))
+            fill = f"{r['fill_ms']:9,.1f} ms to fill a mask" if "fill_ms" in r else ""
+            print(f"  {name:<14}{r['params']:>12,} parameters{r['tokens_per_s']:>9,} tokens/s"
+                  f"{r['step_ms']:>10,.0f} ms{r['peak_mb']:>8,} MB   {r['gemm_share']:.0%} of peak"
+                  f"{fill}", flush=True)
+        for name, why in left_out.items():
+            print(f"  {name:<14}left out from here on: {why}", flush=True)
+        names = list(result)
+    return report
+
+
 # ---- the table, the picture, the run --------------------------------------------
 
 
 def compare(report):
-    """What is claimed elsewhere, as ratios of this run."""
+    """What is claimed elsewhere, as ratios of this run: {what: ratio}."""
     ratios = {}
     for T, result in report.items():
-        for ours in ("strict", "open", "transformer"):
+        for name in OURS:
             for figure in ("tokens_per_s", "peak_mb", "fill_ms"):
-                ratios |= {f"{T}: {ours} / {peer}, {figure}": round(result[ours][figure] / result[peer][figure], 2)
-                           for peer in PEERS if ours in result and peer in result and figure in result[peer]}
+                for peer in PEERS:
+                    if name in result and figure in result.get(peer, {}):
+                        ratio = result[name][figure] / result[peer][figure]
+                        ratios[f"{T}: {name} / {peer}, {figure}"] = round(ratio, 2)
     for name in OURS:
-        at = {int(T): result[name]["tokens_per_s"] for T, result in report.items() if name in result}
-        ratios |= {f"{name}: time a token at {T} / at 2048": round(at[2048] / at[T], 2)
-                   for T in at if T > 2048 and 2048 in at}
+        at = {int(T): result[name]["tokens_per_s"] for T, result in report.items()
+              if name in result}
+        for T in at:
+            if T > 2048 and 2048 in at:
+                # 1: time is linear in the length of a row
+                ratios[f"{name}: time a token at {T} / at 2048"] = round(at[2048] / at[T], 2)
     return ratios
 
 
@@ -263,81 +375,75 @@ def draw(report, path):
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.4), dpi=130, layout="constrained")
-    for panel, key, label in zip(panels, ("tokens_per_s", "peak_mb"), ("tokens a second", "peak memory, MB")):
+    for panel, key, label in zip(panels, ("tokens_per_s", "peak_mb"),
+                                 ("tokens a second", "peak memory, MB")):
         for name in OURS | PEERS:
-            points = [(int(T), result[name][key]) for T, result in report.items() if name in result]
+            points = [(int(T), r[name][key]) for T, r in report.items() if name in r]
             if points:
                 panel.plot(*zip(*points), marker="o", markersize=4, label=name,
                            linestyle="-" if name in OURS else "--")
         panel.set(xscale="log", yscale="log", xlabel="tokens a row", ylabel=label)
         panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
-    figure.suptitle(f"training step, {tokens} tokens or one row, equal parameters", fontsize=10)
+    title = f"training step, {tokens} tokens or one row, equal parameters"
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path)
+
+
+def chosen_models():
+    """-> names of the models to time. Raises ValueError for settings that make no sense."""
+    numbers = lengths.split(",")
+    if not all(T.isdigit() and int(T) for T in numbers) or min(tokens, repeats) < 1:
+        raise ValueError(f"lengths={lengths!r}, tokens={tokens}, repeats={repeats}: expected "
+                         "numbers above 0, lengths with commas between, such as "
+                         "--lengths=128,512")
+    names = [*OURS, *PEERS] if peers else list(OURS)
+    wanted = models.split(",") if models else names
+    if not set(wanted) <= set(names):
+        hint = "" if peers else "; transformers' models need --peers=1"
+        raise ValueError(f"models={models!r}: expected some of {', '.join(names)}{hint}")
+    if peers and importlib.util.find_spec("transformers") is None:
+        print("transformers is not installed, so its models are left out: "
+              "pip install -r requirements-extra.txt")
+        names = list(OURS)
+    return [name for name in names if name in wanted]
 
 
 def main():
     with user_mistakes():
         machine = find_machine(device)
-        name, reason = choose_dtype(dtype, machine.device)
-        if not all(T.isdigit() and int(T) for T in lengths.split(",")) or min(tokens, repeats) < 1:
-            raise ValueError(f"lengths={lengths!r}, tokens={tokens}, repeats={repeats}: expected numbers above 0, "
-                             "lengths with commas between, such as --lengths=128,512")
-        names = [*OURS, *PEERS] if peers else list(OURS)
-        wanted = models.split(",") if models else names
-        if not set(wanted) <= set(names):
-            raise ValueError(f"models={models!r}: expected some of {', '.join(names)}"
-                             + ("" if peers else "; transformers' models need --peers=1"))
-        if peers and importlib.util.find_spec("transformers") is None:
-            print("transformers is not installed, so its models are left out: pip install -r requirements-extra.txt")
-            names = list(OURS)
-        names = [n for n in names if n in wanted]
-        data, tok = TokenData(data_dir, "train", 512, 0), Tokenizer.load(os.path.join(data_dir, "tokenizer"))
+        dtype_name, reason = choose_dtype(dtype, machine.device)
+        names = chosen_models()
+        data = TokenData(data_dir, "train", 512, 0)
+        tok = Tokenizer.load(os.path.join(data_dir, "tokenizer"))
         os.makedirs(out_dir, exist_ok=True)
-    peak = matmul_peak(machine.device, name, seconds=2)
-    print(f"torch {torch.__version__}, {machine.device}, {torch.get_num_threads()} threads, {name} ({reason}), "
-          f"matmul peak {peak / 1e12:.2f} TFLOP/s, compile {compile}\n", flush=True)
+    load_in_server(names)
+    peak = matmul_peak(machine.device, dtype_name, seconds=2)
+    print(f"torch {torch.__version__}, {machine.device}, {torch.get_num_threads()} threads, "
+          f"{dtype_name} ({reason}), matmul peak {peak / 1e12:.2f} TFLOP/s, compile {compile}\n",
+          flush=True)
     if profile:
-        for model in names:
-            worker = Worker(model, int(lengths.split(",")[0]))
-            print(f"{model}\n{worker.ask('profiled')}", flush=True)
+        for name in names:
+            worker = Worker(name, int(lengths.split(",")[0]))
+            print(f"{name}\n{worker.ask('profiled')}", flush=True)
             worker.stop()
         return
-    report, seconds = {}, {}  # seconds: {model: [(T, seconds a token)]}
-    for T in map(int, lengths.split(",")):
-        n_tokens = max(1, tokens // T) * T
-        expected = {model: n_tokens * extrapolate(known, T) for model, known in seconds.items()}
-        peak = max(peak, matmul_peak(machine.device, name, seconds=2))  # a busy machine has less now and then
-        result, left_out = bench_length(T, names, expected, peak)
-        report[str(T)] = result
-        print(f"training step, {n_tokens // T} rows of {T} tokens, {mlm_probability:.0%} predicted")
-        for model, r in result.items():
-            seconds.setdefault(model, []).append((T, 1 / r["tokens_per_s"]))
-            more = f"{r['fill_ms']:9,.1f} ms to fill a mask" if "fill_ms" in r else ""
-            print(f"  {model:<14}{r['params']:>12,} parameters{r['tokens_per_s']:>9,} tokens/s{r['step_ms']:>10,.0f} ms"
-                  f"{r['peak_mb']:>8,} MB   {r['gemm_share']:.0%} of peak{more}", flush=True)
-        for model, why in left_out.items():
-            print(f"  {model:<14}left out from here on: {why}", flush=True)
-        names = [model for model in names if model in result]
+    report = bench_lengths(names, machine, dtype_name, peak)
     ratios = compare(report)
     draw(report, os.path.join(out_dir, "bench.png"))
-    report["data"] = rates = bench_data(data, tok, mlm_probability, peers, 10 * repeats)
+    rates = bench_data(data, tok, mlm_probability, peers, 10 * repeats)
     print("\nbatches and masks, 64 rows of 512 tokens, one thread, million tokens/s")
     for what, rate in rates.items():
         print(f"  {what.removesuffix('_mtok_per_s'):<24}{rate:>10,.1f}")
-    if "hf_whole_word_collator_mtok_per_s" in rates:
-        ratios["whole_word / hf collator"] = round(
-            rates["whole_word_mtok_per_s"] / rates["hf_whole_word_collator_mtok_per_s"], 1)
-    report["ratios"] = ratios
+    collator = rates.get("hf_whole_word_collator_mtok_per_s")
+    if collator:
+        ratio = rates["whole_word_mtok_per_s"] / collator
+        ratios["whole_word / hf collator"] = round(ratio, 1)
+    # Under names that are no lengths, beside the figures of each length.
+    report |= dict(data=rates, ratios=ratios)
     write_json(os.path.join(out_dir, "bench.json"), report)
     print("\n" + "\n".join(f"{value:>10}  {what}" for what, value in ratios.items()))
     print(json.dumps(report))
-
-
-def extrapolate(known, T):
-    """[(length, seconds a token)] -> seconds a token at T, on the line through the last two."""
-    (before, slow), (last, now) = known[-2:] if len(known) > 1 else known * 2
-    return now + max(0.0, now - slow) / max(1, last - before) * (T - last)
 
 
 if __name__ == "__main__":

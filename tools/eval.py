@@ -429,7 +429,7 @@ def concept_pictures(run, ids):
     read, _ = health.attention(run.model, few, nowhere, run.machine, run.dtype)
     # The last heads of a reader are restricted to the words that a concept owns, and read them
     # whatever they are. Only the other heads show what it has learned to look for.
-    n_free = read[-1].shape[1] - run.model.readers()[-1].n_owned_head
+    n_free = read[-1].shape[1] - health.readers(run.model)[-1].n_owned_head
     top_tokens = health.top_tokens(read[-1][:, :n_free].mean(1), few, run.tok)
     concepts, _ = health.encode_rows(run.model, ids, run.machine, run.dtype, micro_batch)
     centred = F.normalize(concepts - concepts.mean(1, keepdim=True), dim=-1)

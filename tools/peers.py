@@ -1,4 +1,7 @@
-"""What bench.py compares: ours and transformers' models, all with the parameters of strict, and ways to mask."""
+"""What tools/bench.py compares: our models, those of transformers, and ways to mask.
+
+All models have about as many parameters as strict: one width or depth of each is set for that.
+"""
 
 import importlib.util
 import os
@@ -14,85 +17,128 @@ from lib.baselines import Transformer, TransformerConfig
 from masking import MASKING_TYPES, mask_batch, word_flags, word_starts
 from model import ConceptConfig, ConceptEncoder
 
-PRESET, VOCABULARY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "config", "micro_balanced.py"), 30522
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PRESET = os.path.join(ROOT, "config", "micro_balanced.py")
+VOCABULARY = 30522  # of BERT
+
+
+# ---- models --------------------------------------------------------------------
 
 
 def concept(bottleneck, T):
-    """micro_balanced with one thing or two changed."""
+    """The shape of micro_balanced, with a bottleneck and with positions for rows of T tokens."""
     names = {f.name for f in fields(ConceptConfig)}
     settings = {k: v for k, v in runpy.run_path(PRESET).items() if k in names}
-    position = "learned" if T <= 512 else "sinusoidal"
-    return ConceptEncoder(ConceptConfig(**settings | dict(vocab_size=VOCABULARY, block_size=max(512, T),
-                                                          bottleneck=bottleneck, position=position)))
+    settings |= dict(vocab_size=VOCABULARY, block_size=max(512, T), bottleneck=bottleneck,
+                     position="learned" if T <= 512 else "sinusoidal")
+    return ConceptEncoder(ConceptConfig(**settings))
 
 
 def fit(build, T, unit=8):
     """build(size) with the multiple of `unit` whose parameters come closest to those of strict."""
-    with torch.device("meta"):
-        wanted, small, large = (sum(p.numel() for p in made().parameters()) for made in (
-            lambda: concept("strict", T), lambda: build(unit), lambda: build(2 * unit)))
-    return build(unit * max(1, 1 + round((wanted - small) / (large - small))))
+    def n_params(model):
+        return sum(p.numel() for p in model.parameters())
+
+    with torch.device("meta"):  # counts without taking memory
+        wanted = n_params(concept("strict", T))
+        small, large = n_params(build(unit)), n_params(build(2 * unit))
+    # The number of parameters is linear in the size.
+    steps = round((wanted - small) / (large - small))
+    return build(unit * max(1, 1 + steps))
 
 
 def transformer(T):
     """Our Transformer without mixers: width 512, 8 heads, 6 layers, feed-forward width to fit."""
     return fit(lambda width: Transformer(TransformerConfig(
-        vocab_size=VOCABULARY, block_size=max(512, T), n_layer=6, n_head=8, token_dim=512, ffn_dim=width,
-        n_mixer=0)), T)
+        vocab_size=VOCABULARY, block_size=max(512, T), n_layer=6, n_head=8, token_dim=512,
+        ffn_dim=width, n_mixer=0)), T)
 
 
 def hf_bert(T):
-    """BertForMaskedLM: width 512, 8 heads, 6 layers, feed-forward width to fit; logits at all positions."""
+    """BertForMaskedLM: width 512, 8 heads, 6 layers, feed-forward width to fit.
+
+    It computes logits at all positions.
+    """
     from transformers import BertConfig, BertForMaskedLM
     return fit(lambda width: BertForMaskedLM(BertConfig(
-        vocab_size=VOCABULARY, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=width,
-        max_position_embeddings=max(512, T), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)), T)
+        vocab_size=VOCABULARY, hidden_size=512, num_hidden_layers=6, num_attention_heads=8,
+        intermediate_size=width, max_position_embeddings=max(512, T), hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0)), T)
 
 
 def hf_modernbert(T):
-    """ModernBertForMaskedLM of the same shape, logits at the predicted positions only when it trains."""
+    """ModernBertForMaskedLM of the same shape.
+
+    In training it computes logits at the predicted positions only (sparse_prediction).
+    """
     from transformers import ModernBertConfig, ModernBertForMaskedLM
     return fit(lambda width: ModernBertForMaskedLM(ModernBertConfig(
-        vocab_size=VOCABULARY, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=width,
-        max_position_embeddings=max(512, T), sparse_prediction=True, pad_token_id=0, bos_token_id=1, cls_token_id=1,
-        eos_token_id=2, sep_token_id=2)), T)
+        vocab_size=VOCABULARY, hidden_size=512, num_hidden_layers=6, num_attention_heads=8,
+        intermediate_size=width, max_position_embeddings=max(512, T), sparse_prediction=True,
+        pad_token_id=0, bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2)), T)
 
 
 def hf_perceiver(T):
-    """PerceiverForMaskedLM: 64 latents of width 512, as many layers as fit; decodes and predicts all positions."""
+    """PerceiverForMaskedLM: 64 latents of width 512, as many layers as fit.
+
+    It decodes all positions and computes logits at all of them.
+    """
     from transformers import PerceiverConfig, PerceiverForMaskedLM
     return fit(lambda layers: PerceiverForMaskedLM(PerceiverConfig(
-        vocab_size=VOCABULARY, d_model=512, d_latents=512, num_latents=64, num_self_attends_per_block=layers,
-        num_self_attention_heads=8, num_cross_attention_heads=8, qk_channels=512, v_channels=512,
-        self_attention_widening_factor=4, attention_probs_dropout_prob=0.0, max_position_embeddings=T)), T, unit=1)
+        vocab_size=VOCABULARY, d_model=512, d_latents=512, num_latents=64,
+        num_self_attends_per_block=layers, num_self_attention_heads=8,
+        num_cross_attention_heads=8, qk_channels=512, v_channels=512,
+        self_attention_widening_factor=4, attention_probs_dropout_prob=0.0,
+        max_position_embeddings=T)), T, unit=1)
+
+
+# {name: function of T that builds the model}
+OURS = dict(strict=lambda T: concept("strict", T), open=lambda T: concept("open", T),
+            transformer=transformer)
+PEERS = dict(hf_bert=hf_bert, hf_modernbert=hf_modernbert, hf_perceiver=hf_perceiver)
+
+
+# ---- batches and masks ------------------------------------------------------------
 
 
 def hf_collator(ids, tok, mlm_probability):
-    """transformers' whole-word collator on the same ids with the same words, given as character offsets."""
+    """-> a function that masks the rows `ids` with transformers' whole-word collator.
+
+    The collator finds words by gaps between character offsets. Ours are turned into such offsets:
+    each token is one character long, with a gap of one before each word.
+    """
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import WordLevel
     from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
-    fast = PreTrainedTokenizerFast(tokenizer_object=FastTokenizer(WordLevel({"[UNK]": 0})), unk_token="[UNK]")
+    words = FastTokenizer(WordLevel({"[UNK]": 0}))
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
     fast.add_special_tokens(dict(mask_token="[MASK]", pad_token="[PAD]"))
-    collate = DataCollatorForLanguageModeling(fast, whole_word_mask=True, mlm_probability=mlm_probability,
-                                              mask_replace_prob=1.0, random_replace_prob=0.0)
+    collate = DataCollatorForLanguageModeling(
+        fast, whole_word_mask=True, mlm_probability=mlm_probability, mask_replace_prob=1.0,
+        random_replace_prob=0.0)
     starts = word_starts(word_flags(tok, "cpu")[ids])
-    begin = torch.arange(ids.shape[1]) + starts.cumsum(1)  # a gap of one character before each word
+    begin = torch.arange(ids.shape[1]) + starts.cumsum(1)
     offsets = torch.stack((begin, begin + 1), -1).tolist()
-    examples = [dict(input_ids=row, special_tokens_mask=[0] * len(row), attention_mask=[1] * len(row), offset_mapping=o)
-                for row, o in zip(ids.tolist(), offsets)]
-    return lambda: collate([dict(e) for e in examples])
+    examples = [
+        dict(input_ids=row, special_tokens_mask=[0] * len(row), attention_mask=[1] * len(row),
+             offset_mapping=offset)
+        for row, offset in zip(ids.tolist(), offsets)]
+    return lambda: collate([dict(example) for example in examples])  # it changes what it gets
 
 
 def bench_data(data, tok, mlm_probability, peers, repeats, B=64, T=512):
-    """Tokens a second on one thread of batch() and of every masking strategy, in millions; and of HF's collator."""
+    """Times batch(), every masking strategy and, with peers, the collator of transformers.
+
+    One thread, B rows of T tokens. -> {"NAME_mtok_per_s": million tokens a second}.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     ids, sample_ids = data.batch(0, B, 0, 1)
     calls = {"batch": lambda: data.batch(np.random.randint(10**6), B, 0, 1)}
     for masking_type in MASKING_TYPES:
-        calls[masking_type] = lambda m=masking_type: mask_batch(ids, sample_ids, m, mlm_probability, tok)
+        calls[masking_type] = lambda m=masking_type: mask_batch(
+            ids, sample_ids, m, mlm_probability, tok)
     if peers and importlib.util.find_spec("transformers"):
         calls["hf_whole_word_collator"] = hf_collator(ids, tok, mlm_probability)
     times = {name: [] for name in calls}
@@ -102,8 +148,5 @@ def bench_data(data, tok, mlm_probability, peers, repeats, B=64, T=512):
             call()
             times[name].append(time.perf_counter() - start)
     torch.set_num_threads(threads)
-    return {f"{name}_mtok_per_s": round(B * T / statistics.median(t) / 1e6, 2) for name, t in times.items()}
-
-
-OURS = dict(strict=lambda T: concept("strict", T), open=lambda T: concept("open", T), transformer=transformer)
-PEERS = dict(hf_bert=hf_bert, hf_modernbert=hf_modernbert, hf_perceiver=hf_perceiver)
+    return {f"{name}_mtok_per_s": round(B * T / statistics.median(seconds) / 1e6, 2)
+            for name, seconds in times.items()}

@@ -1,12 +1,12 @@
-"""What the open model is made of, one thing changed at a time: 2 M tokens, rows of 512.
+"""The parts of the open model, one changed at a time: 2 M tokens, rows of 512.
 
     python tools/sweep.py config/sweeps/architecture.py --jobs=2
 
-Variants that lost and are not in the model are patches: records/architecture/variants.py.
+Variants that were worse are not in the model; records/architecture/variants.py has them as patches.
 """
-base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8 --batch_size=4 --micro_batch=4
-          --learning_rate=4e-3 --min_lr=5e-5 --warmup_steps=200 --max_steps=1000 --ffn_dim=592
-          --eval_interval=500 --eval_rows=256 --log_interval=100"""
+base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8
+          --batch_size=4 --micro_batch=4 --learning_rate=4e-3 --min_lr=5e-5 --warmup_steps=200
+          --max_steps=1000 --ffn_dim=592 --eval_interval=500 --eval_rows=256 --log_interval=100"""
 arms = """
 open
 self_attention  --self_attention=true

@@ -1,4 +1,6 @@
-"""Hypothesis 1: tiny token embeddings with large concepts. Token width against concept width, equal tokens.
+"""Hypothesis 1: tiny token embeddings with large concepts.
+
+Token width against concept width, at equal tokens.
 
     python tools/sweep.py config/sweeps/dims.py
 """

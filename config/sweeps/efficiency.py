@@ -1,13 +1,16 @@
-"""Hypothesis 4: does cross-attention buy parameter efficiency? Equal parameters and equal training FLOPs, rows of 512.
+"""Hypothesis 4: is cross-attention more parameter-efficient than self-attention?
+
+Equal parameters and equal training FLOPs, rows of 512.
 
     python tools/sweep.py config/sweeps/efficiency.py --jobs=2
 
-The Transformer has the open model's local mixers, and its shape was tuned: one wide layer, which runs at the predicted
-positions only, beats two by 0.09 nats. mixers is those mixers alone, their FFN widened to the same parameters;
-registers adds what the concepts are in number.
+The Transformer has the local mixers of the open model, and its shape was tuned: one wide layer,
+which runs at the predicted positions only, is better than two layers by 0.09 nats. The arm
+`mixers` has no attention, only the mixers with a wider FFN. The arm `registers` has as many
+extra learned tokens as the open model has concepts.
 """
-base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8 --batch_size=4 --micro_batch=4
-          --learning_rate=4e-3 --min_lr=5e-5 --warmup_steps=200
+base = """config/mini.py --block_size=512 --n_concept=64 --concept_dim=128 --n_head=8
+          --batch_size=4 --micro_batch=4 --learning_rate=4e-3 --min_lr=5e-5 --warmup_steps=200
           --eval_interval=500 --eval_rows=256 --log_interval=100"""
 arms = """
 open          --ffn_dim=592

@@ -1,4 +1,6 @@
-"""Hypothesis 3: larger masking rates and other strategies teach the concepts better. Each is judged on all four masks.
+"""Hypothesis 3: larger masking rates and other strategies teach the concepts better.
+
+Every arm is evaluated on the masks of all four strategies.
 
     python tools/sweep.py config/sweeps/masking.py
 """

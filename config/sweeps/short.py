@@ -1,4 +1,6 @@
-"""Short rows: open with 64 concepts for 128 tokens against a Transformer with the same mixers, equal tokens.
+"""Rows of 128 tokens: open with 64 concepts against a Transformer with the same mixers.
+
+Equal tokens.
 
     python tools/sweep.py config/sweeps/short.py
 """

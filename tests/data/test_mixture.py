@@ -1,4 +1,6 @@
-"""Promises of mixture.py and rows.py: who is read how often, where rows begin, and all of it from the step alone."""
+"""Promises of data/reader.py: how often each data set is read, where rows by document begin, and
+that the step alone decides it.
+"""
 
 import collections
 import json
@@ -14,7 +16,7 @@ from conftest import call, refused, result
 from test_reader import all_ids, texts, write
 from test_train import losses, train
 
-from data import reader as rows
+from data import bins
 from data.bins import DataError
 from data.reader import WINDOW, Batches, DocumentRows, Mixture, TokenData
 from data.tokenizer import Tokenizer
@@ -35,16 +37,16 @@ def sources(tmp_path_factory):
     return [str(folder / name) for name in "abc"]
 
 
-def batches(data_dir, weights="", rows="block", T=64, schedule="", steps=100, batch_size=16, max_tokens=0):
+def batches(data_dir, weights="", rows="block", T=64, schedule="", steps=100, batch_size=16,
+            max_tokens=0):
     return Batches(data_dir, weights, rows, T, schedule, 5, batch_size, steps, max_tokens)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# rows by document
+# ---- rows by document -----------------------------------------------------------------------
 
 
 def plain_rows(ids, eot, T):
-    """The rows of rows.py by a loop over the tokens."""
+    """The rows of DocumentRows by a loop over the tokens."""
     found, begin = [], 0
     while begin < len(ids):
         if ids[begin] == eot:
@@ -60,9 +62,11 @@ def plain_rows(ids, eot, T):
 def test_rows_by_document_are_those_of_a_plain_loop(monkeypatch):
     rng, n_compared = np.random.default_rng(0), 0
     for _ in range(200):
-        ids, T = rng.integers(0, rng.integers(2, 60), rng.integers(1, 300)).astype("<u2"), int(rng.integers(1, 20))
-        monkeypatch.setattr(rows, "SCAN_TOKENS", int(rng.integers(1, 60)))
-        data = SimpleNamespace(n_tokens=len(ids), eot_id=0, stored_pad=0, dtype=ids.dtype, split="train", data_dir="a")
+        ids = rng.integers(0, rng.integers(2, 60), rng.integers(1, 300)).astype("<u2")
+        T = int(rng.integers(1, 20))
+        monkeypatch.setattr(bins, "SCAN_TOKENS", int(rng.integers(1, 60)))
+        data = SimpleNamespace(n_tokens=len(ids), eot_id=0, stored_pad=0, dtype=ids.dtype,
+                               split="train", data_dir="a")
         data.read = lambda at, out, ids=ids: out.__setitem__(slice(None), ids[at : at + len(out)])
         expected = plain_rows(ids.tolist(), 0, T)
         if not expected or 0 not in ids:
@@ -79,7 +83,8 @@ def test_rows_by_document_are_those_of_a_plain_loop(monkeypatch):
 
 @pytest.mark.parametrize("T", [16, 300])
 def test_every_document_begins_a_row_and_every_token_comes_once_an_epoch(T, sources):
-    data, tok = TokenData(sources[0], "train", T, 5, "document"), Tokenizer.load(sources[0] + "/tokenizer")
+    data = TokenData(sources[0], "train", T, 5, "document")
+    tok = Tokenizer.load(sources[0] + "/tokenizer")
     ids, _ = data.batch(1, data.n_blocks)
     in_order = data.block(np.arange(data.n_blocks))
     assert sorted(ids.tolist()) == sorted(in_order.tolist()) and not torch.equal(ids, in_order)
@@ -87,17 +92,19 @@ def test_every_document_begins_a_row_and_every_token_comes_once_an_epoch(T, sour
     assert (real.long().diff(dim=1) <= 0).all(), "padding comes after the text of a row"
     truth = all_ids(Path(sources[0]), "train")
     documents = np.split(truth, np.flatnonzero(truth == tok.eot_id) + 1)[:-1]
-    expected = [document[at : at + T].tolist() for document in documents for at in range(0, len(document) - 1, T)]
+    expected = [document[at : at + T].tolist()
+                for document in documents for at in range(0, len(document) - 1, T)]
     assert [row[mask].tolist() for row, mask in zip(in_order, real)] == expected
     kept = np.concatenate(expected)
     assert kept[kept != tok.eot_id].tolist() == truth[truth != tok.eot_id].tolist()
 
 
-def test_a_large_index_is_kept_beside_the_bins_and_found_anew_when_it_does_not_fit(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "KEPT_TOKENS", 1)
+def test_a_large_index_is_kept_beside_the_bins_and_found_anew_when_it_does_not_fit(
+        sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(bins, "KEPT_TOKENS", 1)
     folder, scans = shutil.copytree(sources[0], tmp_path / "a"), []
-    scan = rows.distances
-    monkeypatch.setattr(rows, "distances", lambda data, T: scans.append(T) or scan(data, T))
+    scan = bins.distances
+    monkeypatch.setattr(bins, "distances", lambda data, T: scans.append(T) or scan(data, T))
 
     def blocks(T=16):
         data = TokenData(str(folder), "train", T, 5, "document")
@@ -106,7 +113,8 @@ def test_a_large_index_is_kept_beside_the_bins_and_found_anew_when_it_does_not_f
     expected = blocks()
     [kept] = folder.glob("train.bin.rows_16_*.npy")
     assert torch.equal(blocks(), expected) and scans == [16], "the second time it is read"
-    for damage in (lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:-1] + bytes([d[-1] ^ 1])):
+    cut, empty = (lambda data: data[: len(data) // 2]), (lambda data: b"")
+    for damage in (cut, empty, lambda data: data[:-1] + bytes([data[-1] ^ 1])):
         kept.write_bytes(damage(kept.read_bytes()))
         assert torch.equal(blocks(), expected)
     blocks(24)
@@ -114,13 +122,15 @@ def test_a_large_index_is_kept_beside_the_bins_and_found_anew_when_it_does_not_f
     meta = json.loads((folder / "meta.json").read_text())
     meta["splits"]["train"]["files"][0]["sha256"] = "0" * 64
     (folder / "meta.json").write_text(json.dumps(meta))
-    assert torch.equal(blocks(), expected) and not kept.exists() and len(list(folder.glob("*.npy"))) == 2
+    assert torch.equal(blocks(), expected)
+    assert not kept.exists() and len(list(folder.glob("*.npy"))) == 2
 
     def read_only(path):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(rows, "FolderLock", read_only)
-    assert torch.equal(blocks(8), TokenData(sources[0], "train", 8, 5, "document").block(range(len(blocks(8)))))
+    monkeypatch.setattr(bins, "FolderLock", read_only)
+    plain = TokenData(sources[0], "train", 8, 5, "document")
+    assert torch.equal(blocks(8), plain.block(range(len(blocks(8)))))
     assert not list(folder.glob("train.bin.rows_8_*"))
 
 
@@ -128,11 +138,14 @@ def test_a_large_index_is_kept_beside_the_bins_and_found_anew_when_it_does_not_f
 def test_padding_is_neither_read_nor_predicted(arch, sources):
     """The loss of a padded row is that of the same row alone, whatever stands in the padding."""
     tok, T = Tokenizer.load(sources[0] + "/tokenizer"), 48
-    shape = dict(vocab_size=tok.vocab_size, block_size=T, n_layer=1, n_head=2, token_dim=64, ffn_dim=32,
-                 mask_id=tok.mask_id, eot_id=tok.eot_id)
+    shape = dict(vocab_size=tok.vocab_size, block_size=T, n_layer=1, n_head=2, token_dim=64,
+                 ffn_dim=32, mask_id=tok.mask_id, eot_id=tok.eot_id)
     torch.manual_seed(0)
-    model = (Transformer(TransformerConfig(**shape)) if arch == "transformer" else
-             ConceptEncoder(ConceptConfig(**shape, n_concept=4, concept_dim=32, bottleneck=arch, hide_masked=True)))
+    if arch == "transformer":
+        model = Transformer(TransformerConfig(**shape))
+    else:
+        model = ConceptEncoder(ConceptConfig(**shape, n_concept=4, concept_dim=32, bottleneck=arch,
+                                             hide_masked=True))
     ids = TokenData(sources[0], "train", T, 5, "document").block(range(40))
     lengths = (ids != tok.pad_id).sum(1)
     assert lengths.min() < T - 8, "some rows must be padded for this test"
@@ -156,29 +169,33 @@ def test_rows_that_others_padded_train_as_if_they_were_not(kind, tmp_path):
     for pad in (0, 90):
         ids = np.full((200, 64), pad, np.uint16)
         for row, n in zip(ids, lengths):
-            row[:n] = np.append(1 + np.random.default_rng(n).integers(0, 88, n - 1), 89)  # 89 ends a document
+            text = np.random.default_rng(n).integers(0, 88, n - 1)
+            row[:n] = np.append(1 + text, 89)  # 89 ends a document
         (tmp_path / f"ids{pad}").mkdir()
         np.save(tmp_path / f"ids{pad}/rows.npy", ids)
-        call("prepare.py", "split", f"--data_dir={tmp_path}/ids{pad}", f"--out_dir={tmp_path}/split{pad}",
-             "--val_ratio=0.2", "--vocab_size=91", "--eot_id=89", f"--pad_id={pad}")
+        call("prepare.py", "split", f"--data_dir={tmp_path}/ids{pad}",
+             f"--out_dir={tmp_path}/split{pad}", "--val_ratio=0.2", "--vocab_size=91",
+             "--eot_id=89", f"--pad_id={pad}")
         data = TokenData(str(tmp_path / f"split{pad}"), "train", 64, 5, kind)
         rows = data.block(range(data.n_blocks))
-        assert data.padded and ((rows == data.pad_id).sum(1) > 0).all() and pad not in rows and data.n_blocks == 160
-        train(tmp_path / f"split{pad}", tmp_path / f"run{pad}", f"--rows={kind}", "--masking_type=token",
+        assert data.padded and ((rows == data.pad_id).sum(1) > 0).all()
+        assert pad not in rows and data.n_blocks == 160
+        run = tmp_path / f"run{pad}"
+        train(tmp_path / f"split{pad}", run, f"--rows={kind}", "--masking_type=token",
               "--max_steps=6", "--init_table=random", *QUICK)
-        seen[pad] = rows, [r.get("loss", r.get("val_loss")) for r in read_log(tmp_path / f"run{pad}")]
+        seen[pad] = rows, [r.get("loss", r.get("val_loss")) for r in read_log(run)]
     assert torch.equal(seen[0][0], seen[90][0]) and seen[0][1] == seen[90][1]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# shares
+# ---- shares ---------------------------------------------------------------------------------
 
 
 def stub(n_blocks, T=64):
     return SimpleNamespace(n_blocks=n_blocks, row_tokens=Fraction(T))
 
 
-@pytest.mark.parametrize("weights", ["0.7 0.3", "1 1 1", "1000000 1 1", "0.05 0.1 0.4 0.45", "1e-9 1", "1 " * 64])
+@pytest.mark.parametrize("weights", ["0.7 0.3", "1 1 1", "1000000 1 1", "0.05 0.1 0.4 0.45",
+                                     "1e-9 1", "1 " * 64])
 def test_shares_are_met_in_every_window_and_sources_are_read_in_order(weights):
     weights = [Fraction(w) for w in weights.split()]
     mixed = Mixture([stub(10)] * len(weights), weights, seed=3)
@@ -187,14 +204,18 @@ def test_shares_are_met_in_every_window_and_sources_are_read_in_order(weights):
         source, index = mixed.window(number)
         for k in range(len(weights)):
             mine = index[source == k]
-            assert mine.tolist() == list(range(seen[k], seen[k] + len(mine))), "how many came before"
+            came_before = list(range(seen[k], seen[k] + len(mine)))
+            assert mine.tolist() == came_before, "how many came before"
             seen[k] += len(mine)
         assert seen.tolist() == mixed.drawn((number + 1) * WINDOW).tolist()
         error = seen - [float(w / sum(weights)) * (number + 1) * WINDOW for w in weights]
-        assert np.delete(abs(error), mixed.largest).max() <= 0.5 and abs(error[mixed.largest]) <= len(weights) / 2
+        assert np.delete(abs(error), mixed.largest).max() <= 0.5
+        assert abs(error[mixed.largest]) <= len(weights) / 2
         assert mixed.drawn(number * WINDOW + 777).sum() == number * WINDOW + 777
-    orders = {tuple(some.window(n)[0]) for some, n in ((mixed, 0), (mixed, 1), (Mixture(mixed.sources, weights, 4), 0))}
-    assert len(orders) == 3 or min(weights) < sum(weights) / 1000, "the order changes with the window and the seed"
+    other_seed = Mixture(mixed.sources, weights, 4)
+    orders = {tuple(some.window(n)[0]) for some, n in ((mixed, 0), (mixed, 1), (other_seed, 0))}
+    assert len(orders) == 3 or min(weights) < sum(weights) / 1000, (
+        "the order changes with the window and the seed")
 
 
 def test_far_into_a_run_shares_are_still_exact():
@@ -206,7 +227,8 @@ def test_far_into_a_run_shares_are_still_exact():
 
 @pytest.mark.parametrize("kind", ["block", "document"])
 def test_each_source_is_read_in_epochs_of_its_own(kind, sources):
-    data, tokens, n_steps = batches(",".join(sources), "0.5,0.3,0.2", kind, batch_size=WINDOW), {}, 3
+    data = batches(",".join(sources), "0.5,0.3,0.2", kind, batch_size=WINDOW)
+    tokens, n_steps = {}, 3
     parts = data.phases[0].mixture.sources
     known = {row.tobytes(): name for name, part in zip(sources, parts)
              for row in part.block(range(part.n_blocks)).numpy()}
@@ -215,9 +237,10 @@ def test_each_source_is_read_in_epochs_of_its_own(kind, sources):
         counts = collections.Counter(row for row in read if known[row] == name)
         assert len(counts) == part.n_blocks and max(counts.values()) - min(counts.values()) <= 1
         tokens[name] = counts.total() * float(part.row_tokens)
-        assert data.progress(n_steps)[name]["epochs"] == pytest.approx(counts.total() / part.n_blocks)
+        epochs = counts.total() / part.n_blocks
+        assert data.progress(n_steps)[name]["epochs"] == pytest.approx(epochs)
     for (name, n), share in zip(tokens.items(), (0.5, 0.3, 0.2)):
-        assert n / sum(tokens.values()) == pytest.approx(share, abs=1e-3), "shares are of tokens, not of rows"
+        assert n / sum(tokens.values()) == pytest.approx(share, abs=1e-3), "of tokens, not of rows"
         assert data.progress(n_steps)[name]["share"] == pytest.approx(n / sum(tokens.values()))
 
 
@@ -231,8 +254,8 @@ def test_without_weights_all_sources_are_through_at_the_same_time(kind, sources)
     assert data.tokens(total) == text, "tokens are counted without padding"
     assert data.n_blocks == sum(TokenData(name, "train", 64).n_blocks for name in sources)
     if kind == "block":
-        packed = torch.cat([TokenData(name, "train", 64).block(range(TokenData(name, "train", 64).n_blocks))
-                            for name in sources])
+        alone = [TokenData(name, "train", 64) for name in sources]
+        packed = torch.cat([part.block(range(part.n_blocks)) for part in alone])
         assert torch.equal(data.block(range(data.n_blocks)), packed)
 
 
@@ -243,16 +266,20 @@ def test_one_source_gives_the_batches_it_always_gave(sources):
         for rank in range(2):
             for now, before in zip(data.batch(step, rank, 2), alone.batch(step, 16, rank, 2)):
                 assert torch.equal(now, before)
-    assert data.sha256 == [alone.meta["splits"]["train"]["files"][0]["sha256"]] and data.tokens(7) == 7 * 16 * 64
+    assert data.sha256 == [alone.meta["splits"]["train"]["files"][0]["sha256"]]
+    assert data.tokens(7) == 7 * 16 * 64
     assert torch.equal(data.block([0, 3]), alone.block([0, 3]))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# rows that grow
+# ---- rows that grow -------------------------------------------------------------------------
 
 
 def test_phases_hold_the_same_tokens_a_step_and_no_sample_id_twice(sources):
-    data = batches(",".join(sources[:2]), "0.7,0.3", schedule="16:0.5,32:0.25,64:0.25", steps=40, batch_size=8)
+    def made():
+        return batches(",".join(sources[:2]), "0.7,0.3", schedule="16:0.5,32:0.25,64:0.25",
+                       steps=40, batch_size=8)
+
+    data = made()
     seen, shapes = [], []
     for step in range(40):
         ids, sample_ids = data.batch(step)
@@ -260,14 +287,15 @@ def test_phases_hold_the_same_tokens_a_step_and_no_sample_id_twice(sources):
         assert ids.numel() == 8 * 64
         if step in (0, 19, 20, 39):
             parts = zip(*(data.batch(step, rank, 4) for rank in range(4)))
-            assert all(torch.equal(whole, torch.cat(part)) for whole, part in zip((ids, sample_ids), parts))
+            for whole, part in zip((ids, sample_ids), parts):
+                assert torch.equal(whole, torch.cat(part))
     assert shapes == [16] * 20 + [32] * 10 + [64] * 10
     assert seen == list(range(20 * 32 + 10 * 16 + 10 * 8))
-    assert torch.equal(data.batch(25)[0], batches(",".join(sources[:2]), "0.7,0.3", steps=40, batch_size=8,
-                                                  schedule="16:0.5,32:0.25,64:0.25").batch(25)[0])
+    assert torch.equal(data.batch(25)[0], made().batch(25)[0])
     ids = torch.cat([data.batch(step)[0] for step in range(20, 30)])
     fresh = batches(",".join(sources[:2]), "0.7,0.3", T=32, steps=10)
-    assert torch.equal(ids, torch.cat([fresh.batch(step)[0] for step in range(10)])), "a phase walks its own epochs"
+    of_fresh = torch.cat([fresh.batch(step)[0] for step in range(10)])
+    assert torch.equal(ids, of_fresh), "a phase walks its own epochs"
 
 
 def test_max_tokens_count_without_padding(sources):
@@ -278,15 +306,20 @@ def test_max_tokens_count_without_padding(sources):
 
 
 @pytest.mark.parametrize("settings, message", [
-    (dict(weights="0.7"), "expected numbers above 0.*one for each of.*, "), (dict(weights="0.7,x"), "expected numbers"),
-    (dict(weights="0.7,-1"), "above 0"), (dict(weights="1,1/0"), "above 0"), (dict(weights="nan,1"), "above 0"),
-    (dict(schedule="64"), "expected LENGTH:SHARE.*such as 16:0.9,64:0.1"), (dict(schedule="a:1"), "LENGTH:SHARE"),
+    (dict(weights="0.7"), "expected numbers above 0.*one for each of.*, "),
+    (dict(weights="0.7,x"), "expected numbers"),
+    (dict(weights="0.7,-1"), "above 0"), (dict(weights="1,1/0"), "above 0"),
+    (dict(weights="nan,1"), "above 0"),
+    (dict(schedule="64"), "expected LENGTH:SHARE.*such as 16:0.9,64:0.1"),
+    (dict(schedule="a:1"), "LENGTH:SHARE"),
     (dict(schedule="20:0.5,64:0.5"), "rows of 20 tokens do not divide block_size=64.*16 and 32 do"),
     (dict(schedule="0:0.5,64:0.5"), "1 and 2 do"), (dict(schedule="-4:1"), "1 and 2 do"),
-    (dict(schedule="16:0.9,64:0.2"), r"add up to 1.1; expected"), (dict(schedule="16:1.5,64:-0.5"), "above 0"),
+    (dict(schedule="16:0.9,64:0.2"), r"add up to 1.1; expected"),
+    (dict(schedule="16:1.5,64:-0.5"), "above 0"),
     (dict(schedule="64:0.5,16:0.5"), "lengths that grow and end at block_size=64"),
     (dict(schedule="16:0.5,32:0.5"), "end at block_size=64"),
-    (dict(schedule="16:0.99,64:0.01", steps=20), "none of 20 steps is left for rows of 64 tokens; expected 100 steps")])
+    (dict(schedule="16:0.99,64:0.01", steps=20),
+     "none of 20 steps is left for rows of 64 tokens; expected 100 steps")])
 def test_impossible_settings_are_refused_with_what_is_expected(settings, message, sources):
     with pytest.raises(DataError, match=message):
         batches(",".join(sources[:2]), **settings)
@@ -301,12 +334,12 @@ def test_sources_that_do_not_go_together_are_refused(sources, tmp_path):
     specials = {name: i + 1 for name, i in byte.specials.items()}
     Tokenizer("other", byte.pattern, byte.ranks, specials).save(tmp_path / "t")
     write(tmp_path / "other", texts(20, 4), tokenizer=str(tmp_path / "t"), val_fraction=0.3)
-    with pytest.raises(DataError, match=f"another tokenizer than {sources[0]}.*--tokenizer={sources[0]}/tokenizer"):
+    message = f"another tokenizer than {sources[0]}.*--tokenizer={sources[0]}/tokenizer"
+    with pytest.raises(DataError, match=message):
         batches(f"{sources[0]},{tmp_path}/other")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# train.py
+# ---- train.py -------------------------------------------------------------------------------
 
 MIXED = ["--data_weights=0.6,0.4", "--rows=document", "--block_schedule=16:0.5,64:0.5", *QUICK]
 
@@ -334,13 +367,16 @@ def test_a_compiled_model_sees_one_shape_a_phase_and_the_log_says_what_was_read(
     assert shapes == [(32, 16)] * 10 + [(8, 64)] * 10
     assert "step 10: 8 rows of 64 tokens a step from here on" in done.stdout
     record = [r for r in read_log(out) if "loss" in r][-1]
-    assert list(record["sources"]) == sources[:2] and record["block_size"] == 64 and record["tokens"] < 20 * 8 * 64
+    assert list(record["sources"]) == sources[:2] and record["block_size"] == 64
+    assert record["tokens"] < 20 * 8 * 64
     assert sum(r["share"] for r in record["sources"].values()) == pytest.approx(1)
     assert all(0 < r["epochs"] < 5 for r in record["sources"].values())
     share = record["sources"][sources[0]]["share"]
-    assert f"| {sources[0]} {share:.1%}, " in done.stdout and result(done)["tokens"] == record["tokens"]
+    assert f"| {sources[0]} {share:.1%}, " in done.stdout
+    assert result(done)["tokens"] == record["tokens"]
     validation = [r for r in read_log(out) if "val_loss" in r][-1]
-    assert validation["val_loss"] == pytest.approx(np.dot([0.6, 0.4], list(validation["val_losses"].values())))
+    losses_of = list(validation["val_losses"].values())
+    assert validation["val_loss"] == pytest.approx(np.dot([0.6, 0.4], losses_of))
 
 
 def test_a_run_resumes_bit_for_bit_across_a_phase(mixed, sources, tmp_path):
@@ -357,9 +393,10 @@ def test_an_older_run_resumes_and_other_rows_do_not(sources, tmp_path):
     for name in ("data_weights", "rows", "block_schedule"):
         del checkpoint["settings"][name]
     torch.save(checkpoint, tmp_path / "ckpt.pt")
-    refused(train(sources[0], tmp_path, "--rows=document", "--block_schedule=16:0.5,64:0.5", ok=False),
-            "rows: block in the checkpoint, document here", "block_schedule")
-    refused(train(",".join(sources[:2]), tmp_path, "--init_table=random", ok=False), "holds other tokens")
+    refused(train(sources[0], tmp_path, "--rows=document", "--block_schedule=16:0.5,64:0.5",
+                  ok=False), "rows: block in the checkpoint, document here", "block_schedule")
+    refused(train(",".join(sources[:2]), tmp_path, "--init_table=random", ok=False),
+            "holds other tokens")
     done = train(sources[0], tmp_path, "--max_steps=4", "--init_table=random", *QUICK)
     assert result(done)["step"] == 4 and "changed since: stop_at_step=2 -> 0\n" in done.stdout
 
@@ -367,13 +404,15 @@ def test_an_older_run_resumes_and_other_rows_do_not(sources, tmp_path):
 def test_settings_without_effect_are_refused(sources, tmp_path):
     refused(train(sources[0], tmp_path, "--rows=document", "--isolate_documents=true", ok=False),
             "isolate_documents=True has no effect")
-    refused(train(sources[0], tmp_path, "--rows=line", ok=False), "rows='line': expected block, document")
-    refused(train(sources[0], tmp_path, "--block_schedule=16:0.5,64:0.5", "--max_minutes=1", ok=False),
-            "give max_steps, not max_minutes")
+    refused(train(sources[0], tmp_path, "--rows=line", ok=False),
+            "rows='line': expected block, document")
+    refused(train(sources[0], tmp_path, "--block_schedule=16:0.5,64:0.5", "--max_minutes=1",
+                  ok=False), "give max_steps, not max_minutes")
 
 
 def test_eval_measures_every_source_of_a_run(mixed, sources):
-    summary = result(call("tools/eval.py", f"--out_dir={mixed[0]}", "--rows=8", "--health_rows=0", "--dtype=fp32"))
+    summary = result(call("tools/eval.py", f"--out_dir={mixed[0]}", "--rows=8", "--health_rows=0",
+                          "--dtype=fp32"))
     assert list(summary["data"]) == sources[:2]
     fields = json.loads((mixed[0] / "metrics.json").read_text())
     train_tokens = sum(TokenData(name, "train", 64).n_tokens for name in sources[:2])

@@ -1,4 +1,4 @@
-"""Promises of shards.py: what a folder must look like to be opened, and which tokens a batch holds."""
+"""Promises of data/reader.py: which folders are opened, and which tokens a batch holds."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from data.tokenizer import Tokenizer
 def texts(n=60, seed=0):
     """n different documents of 5 to 300 words."""
     rng = np.random.default_rng(seed)
-    words = np.array("the a concept reads long sequence of naïve tokens 漢字 and thinks\n\n".split(" "))
+    words = "the a concept reads long sequence of na\u00efve tokens \u6f22\u5b57 and thinks\n\n"
+    words = np.array(words.split(" "))
     return [f"{i} " + " ".join(rng.choice(words, rng.integers(5, 300))) for i in range(n)]
 
 
@@ -32,7 +33,8 @@ def write(folder, some_texts, **settings):
 def all_ids(folder, split):
     """The tokens of a split, read with numpy alone."""
     meta = json.loads((folder / "meta.json").read_text())
-    return np.concatenate([np.fromfile(folder / f["name"], meta["dtype"]) for f in meta["splits"][split]["files"]])
+    files = meta["splits"][split]["files"]
+    return np.concatenate([np.fromfile(folder / file["name"], meta["dtype"]) for file in files])
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,7 @@ def sharded(tmp_path_factory):
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# batches
+# ---- batches --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 100, 1000, 65_537])
@@ -67,7 +68,7 @@ def test_permute_is_a_bijection_that_the_key_changes(n):
     for order in orders:
         assert np.array_equal(np.sort(order), index)
     if n >= 100:
-        assert (orders[0] == orders[1]).sum() < 20  # two random permutations agree at one place on average
+        assert (orders[0] == orders[1]).sum() < 20  # two random ones agree at one place on average
         assert abs(np.corrcoef(index.astype(float), orders[0].astype(float))[0, 1]) < 0.4
 
 
@@ -75,7 +76,8 @@ def test_permute_is_a_bijection_that_the_key_changes(n):
 def test_every_token_exactly_once_per_epoch(kind, request):
     folder = request.getfixturevalue(kind)
     data, truth = TokenData(str(folder), "train", 64, seed=5), all_ids(folder, "train")
-    assert data.n_tokens == len(truth) and len(truth) % 64, "the last block must be a partial one for this test"
+    assert data.n_tokens == len(truth)
+    assert len(truth) % 64, "the last block must be a partial one for this test"
     padded = np.concatenate([truth, np.full(-len(truth) % 64, data.eot_id)]).reshape(-1, 64)
     assert data.n_blocks == len(padded)
     assert np.array_equal(data.block(range(data.n_blocks)), padded)
@@ -84,7 +86,7 @@ def test_every_token_exactly_once_per_epoch(kind, request):
         ids = [some.batch(epoch * data.n_blocks + i, 1)[0][0] for i in range(data.n_blocks)]
         orders.append([blocks.index(tuple(row.tolist())) for row in ids])
         assert sorted(orders[-1]) == list(range(data.n_blocks)) != orders[-1]
-    assert orders[0] != orders[1] != orders[2] != orders[0], "the order must change with the epoch and with the seed"
+    assert orders[0] != orders[1] != orders[2] != orders[0], "it changes with epoch and seed"
 
 
 def test_bins_of_any_size_give_the_same_blocks(made, sharded):
@@ -100,7 +102,9 @@ def test_batch_is_a_pure_function_of_the_step(made):
     for step in (5, 0, 3, 3):
         for left, right in zip(forward[step], b.batch(step, 8)):
             assert torch.equal(left, right)
-    assert forward[2][1].tolist() == list(range(16, 24)) and forward[2][0].dtype == forward[2][1].dtype == torch.int64
+    ids, sample_ids = forward[2]
+    assert sample_ids.tolist() == list(range(16, 24))
+    assert ids.dtype == sample_ids.dtype == torch.int64
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -116,8 +120,7 @@ def test_ranks_together_see_the_batch_of_one_rank(made, world_size):
         data.batch(0, 8, 2, 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what the writer writes
+# ---- what the writer writes -----------------------------------------------------------------
 
 
 def test_decoded_bins_are_the_documents(made):
@@ -126,14 +129,16 @@ def test_decoded_bins_are_the_documents(made):
     for split in ("train", "val"):
         ids = all_ids(made, split)
         assert ids[-1] == tok.eot_id
-        found += [tok.decode(part) for part in np.split(ids, np.flatnonzero(ids == tok.eot_id) + 1)[:-1]]
+        ends = np.flatnonzero(ids == tok.eot_id) + 1
+        found += [tok.decode(part) for part in np.split(ids, ends)[:-1]]
     assert sorted(text.removesuffix("<|endoftext|>") for text in found) == sorted(texts())
 
 
 def test_meta_counts_what_is_there(made):
     meta, train = json.loads((made / "meta.json").read_text()), all_ids(made, "train")
     assert meta["splits"]["train"]["documents"] + meta["splits"]["val"]["documents"] == 60
-    assert sum(meta["splits"][split]["bytes"] for split in ("train", "val")) == sum(len(t.encode()) for t in texts())
+    n_bytes = sum(meta["splits"][split]["bytes"] for split in ("train", "val"))
+    assert n_bytes == sum(len(text.encode()) for text in texts())
     p = np.bincount(train[train != meta["eot_id"]])
     p = p[p > 0] / p.sum()
     assert meta["unigram_entropy"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-9)
@@ -143,13 +148,16 @@ def test_meta_counts_what_is_there(made):
 def test_many_ids_are_stored_in_32_bits(tmp_path):
     """A made-up vocabulary of 70,000 ids, 300 of them used: ids beyond 65,535 must come back."""
     byte = Tokenizer.load("byte")
-    ranks = {bytes([i]): i for i in range(256)} | {b"\0%d" % i: i for i in range(256, 69_995)} | {b" the": 69_995}
+    ranks = {bytes([i]): i for i in range(256)} | {b"\0%d" % i: i for i in range(256, 69_995)}
+    ranks[b" the"] = 69_995
     specials = {name: 69_996 + i for i, name in enumerate(byte.specials)}
     wide = Tokenizer("wide", r" ?\w+|\s|[^\w\s]+", ranks, specials)
     wide.save(str(tmp_path / "wide"))
     write(tmp_path / "out", [f"{i} the the" for i in range(100)], tokenizer=str(tmp_path / "wide"))
-    meta, ids = json.loads((tmp_path / "out/meta.json").read_text()), all_ids(tmp_path / "out", "train")
-    assert meta["dtype"] == "uint32" and ids.max() == wide.eot_id > 65_535 and (ids == 69_995).sum() > 100
+    meta = json.loads((tmp_path / "out/meta.json").read_text())
+    ids = all_ids(tmp_path / "out", "train")
+    assert meta["dtype"] == "uint32" and ids.max() == wide.eot_id > 65_535
+    assert (ids == 69_995).sum() > 100
     data = TokenData(str(tmp_path / "out"), "train", 8)
     assert data.block([0])[0].tolist() == ids[:8].tolist()
 
@@ -178,7 +186,8 @@ def test_max_tokens_ends_after_the_document_that_reaches_it(tmp_path):
     result = write(tmp_path / "a", texts(), max_tokens=30_000)
     n = next(n for n in range(60) if sum(len(t.encode()) + 1 for t in texts()[:n]) >= 30_000)
     assert result["documents"] == n
-    assert result["train_tokens"] + result["val_tokens"] == sum(len(t.encode()) + 1 for t in texts()[:n])
+    n_tokens = sum(len(text.encode()) + 1 for text in texts()[:n])
+    assert result["train_tokens"] + result["val_tokens"] == n_tokens
 
 
 def test_an_empty_split_is_refused_and_leaves_nothing(tmp_path):
@@ -189,13 +198,13 @@ def test_an_empty_split_is_refused_and_leaves_nothing(tmp_path):
 
 
 def test_a_full_disk_is_refused_before_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match="GB of token ids to write.*--max_tokens"):
         write(tmp_path / "a", texts(), input_bytes=10_000_000)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# refusals
+# ---- refusals -------------------------------------------------------------------------------
 
 
 def edit_meta(folder, **changes):
@@ -214,23 +223,30 @@ def foreign_id(folder):
     ids.tofile(folder / "train.bin")
 
 
+def wrong_sum(folder):
+    train = json.loads((folder / "meta.json").read_text())["splits"]["train"]
+    edit_meta(folder, splits={"train": {**train, "tokens": 5}})
+
+
 DAMAGE = {
     "folder missing": (lambda d: shutil.rmtree(d), "no prepared data set.*prepare.py --input"),
-    "meta missing": (lambda d: (d / "meta.json").unlink(), "meta.json is missing.*prepare.py --input"),
+    "meta missing": (lambda d: (d / "meta.json").unlink(),
+                     "meta.json is missing.*prepare.py --input"),
     "meta cut": (lambda d: (d / "meta.json").write_text('{"format": 1, '), "meta.json is damaged"),
     "meta a list": (lambda d: (d / "meta.json").write_text("[1]"), "meta.json is damaged"),
     "meta of another version": (lambda d: edit_meta(d, format=99), "format 99.*expected format 1"),
-    "meta without a key": (lambda d: (d / "meta.json").write_text('{"format": 1}'), "lacks .*'eot_id'"),
+    "meta without a key": (lambda d: (d / "meta.json").write_text('{"format": 1}'),
+                           "lacks .*'eot_id'"),
     "bin missing": (lambda d: (d / "train.bin").unlink(), "train.bin is missing"),
     "bin empty": (lambda d: cut_bin(d, 0), r"0 bytes \(empty\)"),
     "bin truncated": (lambda d: cut_bin(d, 1000), "holds 1,000 bytes.*truncated"),
     "bin of odd size": (lambda d: cut_bin(d, 1001), "holds 1,001 bytes"),
     "dtype wrong": (lambda d: edit_meta(d, dtype="uint32"), "dtype uint32 for 261 ids"),
-    "tokens do not add up": (lambda d: edit_meta(d, splits={"train": {**json.loads((d / "meta.json").read_text())
-                             ["splits"]["train"], "tokens": 5}}), "disagrees with itself about the tokens of train"),
+    "tokens do not add up": (wrong_sum, "disagrees with itself about the tokens of train"),
     "vocabulary wrong": (lambda d: edit_meta(d, n_vocab=100), "contains id 260.*100 ids"),
     "foreign id": (foreign_id, "contains id 50,000.*validate"),
-    "other tokenizer": (lambda d: edit_meta(d, fingerprint="0" * 64), "fingerprint.*another tokenizer"),
+    "other tokenizer": (lambda d: edit_meta(d, fingerprint="0" * 64),
+                        "fingerprint.*another tokenizer"),
     "tokenizer missing": (lambda d: shutil.rmtree(d / "tokenizer"), "tokenizer"),
     "interrupted": (lambda d: (d / "meta.json").rename(d / "progress.json"), "interrupted"),
 }
@@ -262,13 +278,14 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch
 from data import documents, reader as shards
 out = {str(tmp_path)!r}
-documents.write_dataset(documents.from_texts(lambda: ((f"{{i}} some text", None) for i in range(200))), out, "byte",
-                        val_fraction=.2, num_proc=1)
+texts = documents.from_texts(lambda: ((f"{{i}} some text", None) for i in range(200)))
+documents.write_dataset(texts, out, "byte", val_fraction=.2, num_proc=1)
 import json
 meta = json.load(open(out + "/meta.json"))
 ids = np.full(100_000_000, 65, "<u2")
 ids.tofile(out + "/train.bin")
-meta["splits"]["train"].update(tokens=len(ids), files=[{{"name": "train.bin", "tokens": len(ids), "sha256": ""}}])
+files = [{{"name": "train.bin", "tokens": len(ids), "sha256": ""}}]
+meta["splits"]["train"].update(tokens=len(ids), files=files)
 json.dump(meta, open(out + "/meta.json", "w"))
 del ids
 def resident():

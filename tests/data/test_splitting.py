@@ -108,7 +108,7 @@ def test_batches_of_a_split_are_batches_of_the_same_tokens_in_bins(raw, tmp_path
 
 def test_thousands_of_files_do_not_need_thousands_of_descriptors(tmp_path, monkeypatch):
     (tmp_path / "raw").mkdir()
-    monkeypatch.setattr("data.reader.MOST_OPEN", 3)
+    monkeypatch.setattr("data.bins.MOST_OPEN", 3)
     rows = rows_of(16, 40)
     for i, row in enumerate(rows):
         write_npy(tmp_path / f"raw/{i:03}.npy", [row])

@@ -1,4 +1,4 @@
-"""Promises of tokenizer_json.py, on small look-alikes of published tokenizers: same patterns, normalisers, flags."""
+"""Promises of data/tokenizer.py about tokenizer.json, on small look-alikes of published ones."""
 
 import argparse
 import functools
@@ -13,12 +13,21 @@ import pytest
 import regex
 import tiktoken
 from test_tokenizer import MAX_PRETOKEN, ODD, random_texts
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import Tokenizer as Reference
 
 from data import tokenizer as tokenizer_json
 from data.tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, PATTERNS, QWEN2_PATTERN, Tokenizer
-from tools import hub_model
+from tools import hub_files
 
 SHORT = [text for text in ODD if len(text) < MAX_PRETOKEN] + ["  \n\n\t na\u00efve x\u2581y"]
 TEXTS = SHORT + [path.read_text(encoding="utf-8", errors="replace")[:20_000]
@@ -41,13 +50,16 @@ def byte_level(pattern, normalizer=None, split=True):
 
 @functools.cache
 def llama3():
-    """Merges are all ways to cut a token in two known ones, by the rank of the token, as its converter writes them."""
+    """Merges are all ways to cut a token in two known ones, by the rank of the token: so its
+    converter writes them."""
     tokenizer = byte_level(LLAMA3_PATTERN)
     tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
     data = json.loads(tokenizer.to_str())
     vocab = data["model"]["vocab"]
-    cuts = [(token[:i], token[i:]) for token in sorted(vocab, key=vocab.get) for i in range(1, len(token))]
-    data["model"] |= {"ignore_merges": True, "merges": [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]}
+    cuts = [(token[:i], token[i:])
+            for token in sorted(vocab, key=vocab.get) for i in range(1, len(token))]
+    merges = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
+    data["model"] |= {"ignore_merges": True, "merges": merges}
     tokenizer = Reference.from_str(json.dumps(data))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", len(vocab))])
@@ -64,24 +76,29 @@ def qwen2():
 
 def gpt2():
     data = json.loads(byte_level(GPT2_PATTERN, split=False).to_str())
-    del data["pre_tokenizer"]["use_regex"], data["model"]["byte_fallback"], data["model"]["ignore_merges"]  # as of 2020
+    del data["pre_tokenizer"]["use_regex"]  # as files of 2020 do
+    del data["model"]["byte_fallback"], data["model"]["ignore_merges"]
     data["model"]["merges"] = [" ".join(pair) for pair in data["model"]["merges"]]
     return json.dumps(data)
 
 
 @functools.cache
 def gemma():
-    specials, fallback = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], [f"<0x{i:02X}>" for i in range(256)]
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    fallback = [f"<0x{i:02X}>" for i in range(256)]
     tokenizer = Reference(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=1500, special_tokens=specials + fallback,
-                                                             show_progress=False))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=specials + fallback, show_progress=False))
     data = json.loads(tokenizer.to_str())
-    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] not in fallback]
+    data["added_tokens"] = [token for token in data["added_tokens"]
+                            if token["content"] not in fallback]
     tokenizer = Reference.from_str(json.dumps(data))
-    tokenizer.add_tokens([AddedToken(content, normalized=False) for content in ("\n\n", "\t\t", "<table>")])
+    tokenizer.add_tokens([AddedToken(content, normalized=False)
+                          for content in ("\n\n", "\t\t", "<table>")])
     return tokenizer.to_str()
 
 
@@ -89,7 +106,8 @@ def unknown_pattern():
     return byte_level(r"\w+|\W+").to_str()
 
 
-LOOK_ALIKES = {"llama3": llama3, "qwen2": qwen2, "gpt2": gpt2, "gemma": gemma, "unknown_pattern": unknown_pattern}
+LOOK_ALIKES = {"llama3": llama3, "qwen2": qwen2, "gpt2": gpt2, "gemma": gemma,
+               "unknown_pattern": unknown_pattern}
 
 
 @pytest.fixture(scope="module", params=LOOK_ALIKES)
@@ -105,17 +123,20 @@ def case(request, tmp_path_factory):
 
 def as_seen(name, text):
     """What the normaliser of a published tokenizer makes of a text."""
-    return {"qwen2": unicodedata.normalize("NFC", text), "gemma": text.replace("\u2581", " ")}.get(name, text)
+    changed = {"qwen2": unicodedata.normalize("NFC", text), "gemma": text.replace("\u2581", " ")}
+    return changed.get(name, text)
 
 
 def test_ids_are_those_of_the_library_and_give_the_text_back(case):
     name, _, tok, reference = case
     assert bool(tok.library) == (name in ("gemma", "unknown_pattern"))
-    texts = TEXTS + ODD + random_texts(400, seed=11) + ["a\u0301 e\u0301\u0323 \u1100\u1161", "<eos><unk>"]
+    texts = TEXTS + ODD + random_texts(400, seed=11)
+    texts += ["a\u0301 e\u0301\u0323 \u1100\u1161", "<eos><unk>"]
     compared = 0
     for text, ids in zip(texts, tok.encode(texts)):
         assert tok.decode(ids) == as_seen(name, text), text[:50]
-        assert tok.n_bytes[ids].sum() == len(as_seen(name, text).encode()) and not tok.is_special[ids].any()
+        assert tok.n_bytes[ids].sum() == len(as_seen(name, text).encode())
+        assert not tok.is_special[ids].any()
         if tok.library or max(map(len, regex.findall(r"\s+|\S+", text)), default=0) <= MAX_PRETOKEN:
             compared += 1
             assert ids.tolist() == reference.encode(text, add_special_tokens=False).ids, text[:50]
@@ -125,24 +146,30 @@ def test_ids_are_those_of_the_library_and_give_the_text_back(case):
 def test_specials_come_after_the_vocabulary(case):
     name, _, tok, reference = case
     kept = {"qwen2": {"<|endoftext|>"}}.get(name, set())  # has that name already
-    added = [special for special in ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "<|endoftext|>") if special not in kept]
+    five = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "<|endoftext|>")
+    added = [special for special in five if special not in kept]
     size = reference.get_vocab_size(with_added_tokens=True)
     assert [tok.specials[special] for special in added] == list(range(size, size + len(added)))
-    assert tok.n_vocab == size + len(added) and tok.is_special[[tok.pad_id, tok.mask_id, tok.eot_id]].all()
-    assert tok.decode([*tok.encode(["left"])[0], tok.mask_id, *tok.encode([" right"])[0]]) == "left[MASK] right"
-    assert not tok.is_special[[i for token, i in reference.get_vocab().items() if len(token) == 1]].any()
+    assert tok.n_vocab == size + len(added)
+    assert tok.is_special[[tok.pad_id, tok.mask_id, tok.eot_id]].all()
+    [left], [right] = tok.encode(["left"]), tok.encode([" right"])
+    assert tok.decode([*left, tok.mask_id, *right]) == "left[MASK] right"
+    single = [i for token, i in reference.get_vocab().items() if len(token) == 1]
+    assert not tok.is_special[single].any()
 
 
 def test_a_saved_and_a_pickled_one_are_the_same(case, tmp_path):
     name, path, tok, _ = case
     tok.save(tmp_path)
-    assert bool(tok.library) == ("tokenizer.json" in os.listdir(tmp_path)) != ("tokenizer.tiktoken" in
-                                                                              os.listdir(tmp_path))
-    for again in (Tokenizer.load(str(tmp_path)), pickle.loads(pickle.dumps(tok)), Tokenizer.load(str(path.parent))):
+    files = os.listdir(tmp_path)
+    assert bool(tok.library) == ("tokenizer.json" in files) != ("tokenizer.tiktoken" in files)
+    loaded = [Tokenizer.load(str(tmp_path)), Tokenizer.load(str(path.parent))]
+    for again in (*loaded, pickle.loads(pickle.dumps(tok))):
         assert again.fingerprint == tok.fingerprint and again.specials == tok.specials
         assert all(map(np.array_equal, again.encode(SHORT), tok.encode(SHORT)))
         assert np.array_equal(again.starts_word, tok.starts_word)
-    damaged = next(tmp_path / name for name in ("tokenizer.tiktoken", "tokenizer.json") if (tmp_path / name).exists())
+    names = ("tokenizer.tiktoken", "tokenizer.json")
+    damaged = next(tmp_path / name for name in names if (tmp_path / name).exists())
     damaged.write_bytes(damaged.read_bytes()[:-9])
     with pytest.raises(ValueError, match="damaged"):
         Tokenizer.load(str(tmp_path))
@@ -150,24 +177,31 @@ def test_a_saved_and_a_pickled_one_are_the_same(case, tmp_path):
 
 def test_an_exported_model_gets_the_same_ids(case):
     _, _, tok, _ = case
-    hub = Reference.from_str(hub_model.hub_tokenizer(tok).to_str())
+    hub = Reference.from_str(hub_files.hub_tokenizer(tok).to_str())
     names = regex.compile("|".join(map(regex.escape, tok.specials)))
     for text in filter(lambda text: not names.search(text), [*SHORT, *random_texts(100, seed=12)]):
-        assert hub.encode(text).ids == [tok.eot_id, *tok.encode([text])[0].tolist(), tok.eot_id], text[:50]
+        ids = tok.encode([text])[0].tolist()
+        assert hub.encode(text).ids == [tok.eot_id, *ids, tok.eot_id], text[:50]
     assert tok.mask_id in hub.encode("a [MASK] b").ids
 
 
 @pytest.mark.parametrize("part", [r"\p{L}", r"\p{N}", r"\s", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"])
 def test_both_regular_expression_engines_mean_the_same_characters(part):
-    """Assigned code points: what tiktoken's engine matches (it drops the rest) and what the library's leaves over."""
+    """On assigned code points, what tiktoken's engine matches is what the library's removes.
+
+    tiktoken drops the rest of a text, the library keeps the rest.
+    """
     assert all(part.strip("(?i:)") in pattern for pattern in PATTERNS)
-    chars = [chr(c) for c in range(0x33000 if "'" not in part else 0x2200) if not 0xD800 <= c < 0xE000]
+    codes = range(0x33000 if "'" not in part else 0x2200)
+    chars = [chr(c) for c in codes if not 0xD800 <= c < 0xE000]
     text = "".join(f"'{char}" if "'" in part else char for char in chars)
     ranks = {bytes([i]): i for i in range(256)}
     by_rust = tiktoken.Encoding("x", pat_str=part, mergeable_ranks=ranks, special_tokens={})
     matched = by_rust.decode(by_rust.encode_ordinary(text))
-    left = "".join(piece for piece, _ in pre_tokenizers.Split(Regex(part), "removed").pre_tokenize_str(text))
-    assert 10 < len(matched) and len(matched) + len(left) == len(text) and not set(matched) & set(left) - {"'"}
+    pieces = pre_tokenizers.Split(Regex(part), "removed").pre_tokenize_str(text)
+    left = "".join(piece for piece, _ in pieces)
+    assert 10 < len(matched) and len(matched) + len(left) == len(text)
+    assert not set(matched) & set(left) - {"'"}
 
 
 def wordpiece():
@@ -185,7 +219,8 @@ def lower_case():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: "{", "no tokenizer.json that the tokenizers library reads"), (lambda: "[1]", "no tokenizer.json"),
+    (lambda: "{", "no tokenizer.json that the tokenizers library reads"),
+    (lambda: "[1]", "no tokenizer.json"),
     (wordpiece, "do not give a text back"), (with_prefix_space, "do not give a text back: 'Hello"),
     (lower_case, "'Hello  world' became 'hello"),
 ])

@@ -1,4 +1,4 @@
-"""Concept health: each number at the values where it is known, and what happens to models that are not healthy."""
+"""Concept health: each measure where its value is known, and models that are not healthy."""
 
 import json
 import math
@@ -15,10 +15,10 @@ from test_model import MASK, VARIANTS, batch, small
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
 from lib import health
-from lib.layers import OwnWordReading
 from lib.machine import find_machine
 from lib.run import SPLITS, evaluate, split_masks
 from masking import MaskedBatch
+from model import OwnedAttention
 
 CPU = find_machine("cpu")
 
@@ -38,20 +38,22 @@ def test_orthogonal_concepts_have_full_rank():
 
 
 def test_collapsed_concepts_are_seen():
-    """One vector for all concepts of a row, another for each row: rank 0 within, full dependence on the input."""
+    """One vector for all concepts of a row, another for each row."""
     z = noise(32, 1, 24).expand(-1, 8, -1)
     found = health.geometry(z)
     assert found["rank"] < 1e-3 and found["input_dependence"] == pytest.approx(1, abs=1e-3)
     assert found["rankme"] > 15, "the rows do differ"
     line = health.geometry(noise(32, 8, 1) * noise(32, 1, 24, seed=1))
-    assert line["rank"] == pytest.approx(1, abs=0.01) and line["participation"] == pytest.approx(1, abs=0.01)
+    assert line["rank"] == pytest.approx(1, abs=0.01)
+    assert line["participation"] == pytest.approx(1, abs=0.01)
     assert line["cosine"] == pytest.approx(1, abs=1e-3) and line["duplicates"] > 0.3
 
 
 def test_constants_do_not_depend_on_the_input():
-    slots = noise(1, 8, 24) * 10
-    found = [health.geometry(slots + scale * noise(64, 8, 24, seed=1))["input_dependence"] for scale in (0.1, 10, 1e4)]
-    assert found[0] < 0.001 and 0.4 < found[1] < 0.6 and found[2] > 0.98, "1 - 1/B for pure noise"
+    constants, by_input = noise(1, 8, 24) * 10, noise(64, 8, 24, seed=1)
+    low, equal, high = (health.geometry(constants + scale * by_input)["input_dependence"]
+                        for scale in (0.1, 10, 1e4))
+    assert low < 0.001 and 0.4 < equal < 0.6 and high > 0.98, "1 - 1/B for pure noise"
 
 
 def test_rank_is_blind_to_scale_and_rotation():
@@ -75,7 +77,7 @@ def test_looked_at_attention_is_what_the_model_used(variant):
     model, (ids, positions, *_) = small(**variant), batch()
     outputs = []
     hooks = [m.register_forward_hook(lambda m, inputs, output: outputs.append((m, inputs, output)))
-             for m in [*model.readers(), *model.decode_readers()]]
+             for m in [*health.readers(model), *health.decode_readers(model)]]
     read, decode = health.attention(model, ids, positions, CPU, "fp32")
     for hook in hooks:
         hook.remove()
@@ -83,10 +85,11 @@ def test_looked_at_attention_is_what_the_model_used(variant):
     for weights, (module, (_, y, _, *own_words), output) in zip(read + decode, outputs):
         total = weights.sum(-1)
         value = y if hasattr(module, "norm") else module.kv(y).chunk(2, dim=-1)[1]
-        if isinstance(module, OwnWordReading):  # a concept that owns no word of the row reads nothing there
-            free = value.shape[-1] - module.own * value.shape[-1] // module.n_head
-            value = torch.cat((value[..., :free], module.kv(own_words[0]).chunk(2, dim=-1)[1][..., free:]), dim=-1)
-            total = total + (total == 0)
+        if isinstance(module, OwnedAttention):
+            free = value.shape[-1] - module.n_owned_head * value.shape[-1] // module.n_head
+            own_value = module.kv(own_words[0]).chunk(2, dim=-1)[1]
+            value = torch.cat((value[..., :free], own_value[..., free:]), dim=-1)
+            total = total + (total == 0)  # a concept that owns no word of the row reads nothing
         assert torch.allclose(total, torch.ones(weights.shape[:-1]), atol=1e-5)
         mixed = weights @ value.unflatten(-1, (module.n_head, -1)).transpose(1, 2)
         if getattr(module, "normalize", False):
@@ -103,13 +106,16 @@ def test_attention_numbers_at_their_ends():
     assert same["usage_entropy"] == pytest.approx(1) and same["unused"] == 0
     one = F.one_hot(torch.zeros(3, 2, 8, dtype=torch.long), 8).float()
     apart = health.attention_use([own], [one])
-    assert apart["entropy"] == pytest.approx(0, abs=1e-6) and apart["divergence"] == pytest.approx(1, abs=1e-5)
-    assert apart["position"] == pytest.approx(1) and apart["usage_entropy"] == pytest.approx(0, abs=1e-6)
+    assert apart["entropy"] == pytest.approx(0, abs=1e-6)
+    assert apart["divergence"] == pytest.approx(1, abs=1e-5)
+    assert apart["position"] == pytest.approx(1)
+    assert apart["usage_entropy"] == pytest.approx(0, abs=1e-6)
     assert apart["unused"] == pytest.approx(7 / 8)
 
 
 def test_top_tokens_are_those_read_more_than_their_frequency():
-    tok = SimpleNamespace(is_special=torch.arange(6).numpy() == 5, decode=lambda ids: "abcdef"[ids[0]])
+    tok = SimpleNamespace(is_special=torch.arange(6).numpy() == 5,
+                          decode=lambda ids: "abcdef"[ids[0]])
     ids = torch.tensor([[0] * 20 + [1] * 10 + [2] * 10 + [3] * 4 + [5] * 6])
     read = torch.full((1, 3, 50), 1.0)
     read[0, 1, 20:30] = 9.0  # concept 1 reads b
@@ -125,20 +131,23 @@ def test_top_tokens_are_those_read_more_than_their_frequency():
 
 def test_channel_use_is_what_recomputing_the_loss_gives():
     model, masked = small(n_concept=4), batch(B=6)
-    use = health.channel_use(model, MaskedBatch(*masked), CPU, "fp32", micro_batch=4, one_by_one=True)
+    use = health.channel_use(model, MaskedBatch(*masked), CPU, "fp32", micro_batch=4,
+                             one_by_one=True)
     ids, positions, targets, weights = masked
     with torch.no_grad():
         concepts, tokens = model.encode(ids)
 
         def loss(c):
-            return F.cross_entropy(model.logits(model.decode(c, tokens, positions)).flatten(0, 1), targets.flatten())
-        assert use["loss"] == pytest.approx(loss(concepts).item(), abs=1e-5)
-        assert use["shuffled"] == pytest.approx((loss(concepts.roll(3, 0)) - loss(concepts)).item(), abs=1e-5)
-        assert use["averaged"] == pytest.approx(
-            (loss(concepts.mean(0).expand_as(concepts)) - loss(concepts)).item(), abs=1e-5)
+            logits = model.logits(model.decode(c, tokens, positions))
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item()
+        base = loss(concepts)
         without = concepts.clone()
         without[:, 2] = 0
-        assert use["one_by_one"][2] == pytest.approx((loss(without) - loss(concepts)).item(), abs=1e-5)
+        mean = concepts.mean(0).expand_as(concepts)
+        assert use["loss"] == pytest.approx(base, abs=1e-5)
+        assert use["shuffled"] == pytest.approx(loss(concepts.roll(3, 0)) - base, abs=1e-5)
+        assert use["averaged"] == pytest.approx(loss(mean) - base, abs=1e-5)
+        assert use["one_by_one"][2] == pytest.approx(loss(without) - base, abs=1e-5)
 
 
 def test_shuffling_one_row_is_impossible_not_zero():
@@ -162,7 +171,8 @@ def test_splits_follow_a_plain_loop(data_dir):
                         "copy 1-8 away": near is not None and near <= 8,
                         "copy 9-32 away": near is not None and 8 < near <= 32,
                         "copy 33-128 away": False, "copy over 128 away": False,
-                        "frequent, over 1e-3": share > 1e-3, "medium, 1e-4 to 1e-3": 1e-4 <= share <= 1e-3,
+                        "frequent, over 1e-3": share > 1e-3,
+                        "medium, 1e-4 to 1e-3": 1e-4 <= share <= 1e-3,
                         "rare, under 1e-4": share < 1e-4,
                         "not frequent, with copy": share <= 1e-3 and near is not None,
                         "not frequent, no copy": share <= 1e-3 and near is None}
@@ -173,18 +183,20 @@ def test_splits_add_up_to_the_loss(data_dir):
     tok = Tokenizer.load(str(data_dir / "tokenizer"))
     model = small(vocab_size=tok.vocab_size, mask_id=tok.mask_id)
     frequency = torch.full((tok.vocab_size,), 1 / tok.vocab_size)
-    r = evaluate(model, TokenData(str(data_dir), "val", 32, 0), tok, CPU, "fp32", rows=20, frequency=frequency)
+    data = TokenData(str(data_dir), "val", 32, 0)
+    r = evaluate(model, data, tok, CPU, "fp32", rows=20, frequency=frequency)
     for group in (SPLITS[:2], SPLITS[1:6], SPLITS[6:9]):
         parts = [r["splits"][name] for name in group]
         assert sum(p["share"] for p in parts) == pytest.approx(1, abs=1e-4)
-        assert sum(p["share"] * (p["loss"] or 0) for p in parts) == pytest.approx(r["loss"], rel=1e-4)
+        total = sum(p["share"] * (p["loss"] or 0) for p in parts)
+        assert total == pytest.approx(r["loss"], rel=1e-4)
 
 
 # ---- the command -----------------------------------------------------------------------
 
-TINY = ["--dtype=fp32", "--block_size=32", "--n_layer=1", "--n_head=2", "--n_concept=6", "--concept_dim=32",
-        "--token_dim=64", "--ffn_dim=32", "--batch_size=4", "--max_steps=4", "--eval_interval=2", "--eval_rows=8",
-        "--health_rows=6", "--save_minutes=99"]
+TINY = ["--dtype=fp32", "--block_size=32", "--n_layer=1", "--n_head=2", "--n_concept=6",
+        "--concept_dim=32", "--token_dim=64", "--ffn_dim=32", "--batch_size=4", "--max_steps=4",
+        "--eval_interval=2", "--eval_rows=8", "--health_rows=6", "--save_minutes=99"]
 TRANSFORMER = [*TINY, "--arch=transformer"]
 
 
@@ -196,8 +208,13 @@ def runs(data_dir, tmp_path_factory):
     return folder
 
 
+def evaluate_run(out_dir, *args, ok=True):
+    return call("tools/eval.py", f"--out_dir={out_dir}", *args, ok=ok)
+
+
 def test_training_logs_the_concepts(runs):
-    records = [json.loads(line) for line in (runs / "concept" / "log.jsonl").read_text().splitlines()]
+    lines = (runs / "concept" / "log.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     evaluated = [r for r in records if "val_loss" in r]
     assert len(evaluated) == 3
     for r in evaluated:
@@ -207,27 +224,30 @@ def test_training_logs_the_concepts(runs):
 
 
 def test_eval_compares_with_untrained_concepts_and_transformer_tokens(runs):
-    done = call("tools/eval.py", f"--out_dir={runs}/concept", f"--control_dir={runs}/transformer", "--report=1", "--rows=8",
-                "--health_rows=9999", "--dtype=fp32")
+    done = evaluate_run(f"{runs}/concept", f"--control_dir={runs}/transformer", "--report=1",
+                        "--rows=8", "--health_rows=9999", "--dtype=fp32")
     columns = result(done)["health"]
     assert list(columns) == ["trained", "untrained", "Transformer tokens"]
     assert len(columns["trained"]["one_by_one"]) == len(columns["trained"]["usage"]) == 6
     assert columns["trained"]["rank"] != columns["untrained"]["rank"]
-    assert columns["Transformer tokens"]["rank"] > 1 and "shuffled" not in columns["Transformer tokens"]
+    assert columns["Transformer tokens"]["rank"] > 1
+    assert "shuffled" not in columns["Transformer tokens"]
     assert "all there are; health_rows=9999" in done.stdout and "effective rank" in done.stdout
     page = (runs / "concept" / "report.html").read_text()
     assert "<html" in page and not re.search(r"""(src|href|url)\s*[=(]\s*["']?https?:""", page)
 
 
 def test_a_transformer_is_measured_by_its_token_states(runs):
-    found = result(call("tools/eval.py", f"--out_dir={runs}/transformer", "--report=1", "--rows=8", "--health_rows=8"))
-    assert found["health"]["trained"]["rank"] > 1 and (runs / "transformer" / "report.html").exists()
+    done = evaluate_run(f"{runs}/transformer", "--report=1", "--rows=8", "--health_rows=8")
+    assert result(done)["health"]["trained"]["rank"] > 1
+    assert (runs / "transformer" / "report.html").exists()
 
 
 def test_controls_that_do_not_fit_are_refused(runs):
-    refused(call("tools/eval.py", f"--out_dir={runs}/concept", f"--control_dir={runs}/concept", ok=False),
-            "expected a run with arch=transformer")
-    refused(call("tools/eval.py", f"--out_dir={runs}/concept", "--report=1", "--health_rows=0", ok=False), "health_rows")
+    done = evaluate_run(f"{runs}/concept", f"--control_dir={runs}/concept", ok=False)
+    refused(done, "expected a run with arch=transformer")
+    done = evaluate_run(f"{runs}/concept", "--report=1", "--health_rows=0", ok=False)
+    refused(done, "health_rows")
 
 
 def test_broken_weights_are_named_not_measured(runs, tmp_path):
@@ -239,35 +259,41 @@ def test_broken_weights_are_named_not_measured(runs, tmp_path):
 
 
 def test_one_concept_is_measured_as_far_as_it_goes(data_dir, tmp_path):
-    call("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--n_concept=1", "--max_steps=1")
-    done = call("tools/eval.py", f"--out_dir={tmp_path}", "--rows=8", "--health_rows=8", "--report=1")
+    call("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", *TINY, "--n_concept=1",
+         "--max_steps=1")
+    done = evaluate_run(tmp_path, "--rows=8", "--health_rows=8", "--report=1")
     assert result(done)["health"]["trained"]["rank"] is None
 
 
 def test_a_run_without_evaluations_still_gets_its_report(runs, tmp_path):
     shutil.copytree(runs / "concept", tmp_path / "run")
     (tmp_path / "run" / "log.jsonl").unlink()
-    call("tools/eval.py", f"--out_dir={tmp_path}/run", "--rows=8", "--health_rows=8", "--report=1")
+    evaluate_run(f"{tmp_path}/run", "--rows=8", "--health_rows=8", "--report=1")
     assert (tmp_path / "run" / "report.html").exists()
     assert "no evaluations" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_zero_shot_similarity_reads_glue_and_agrees_with_numpy(runs, tmp_path):
     lines = ["index\tsentence1\tsentence2\tscore"]
-    lines += [f"{i}\tThe {a} sees \"it.\tThe {b} sees it.\t{s}" for i, (a, b, s) in enumerate(
-        [("cat", "cat", 5), ("cat", "stone", 2), ("river runs", "stone", 1), ("reader", "reader \U0001f600", 4)])]
+    pairs = [("cat", "cat", 5), ("cat", "stone", 2), ("river runs", "stone", 1),
+             ("reader", "reader \U0001f600", 4)]
+    for i, (a, b, score) in enumerate(pairs):
+        lines.append(f"{i}\tThe {a} sees \"it.\tThe {b} sees it.\t{score}")
     (tmp_path / "dev.tsv").write_text("\n".join(lines) + "\n")
-    found = result(call("tools/eval.py", f"--out_dir={runs}/concept", f"--control_dir={runs}/transformer", "--rows=4",
-                        "--health_rows=0", f"--sts={tmp_path}/dev.tsv"))["sts"]
+    sts = f"--sts={tmp_path}/dev.tsv"
+    found = result(evaluate_run(f"{runs}/concept", f"--control_dir={runs}/transformer", "--rows=4",
+                                "--health_rows=0", sts))["sts"]
     names = ["table", "tokens", "tokens, max", "concepts", "concepts, max", "all concepts"]
-    assert set(found["trained"]) == {name + kind for name in names for kind in ("", ", centred")}
-    assert set(found["Transformer"]) == {name + kind for name in names[:3] for kind in ("", ", centred")}
+    kinds = ("", ", centred")
+    assert set(found["trained"]) == {name + kind for name in names for kind in kinds}
+    assert set(found["Transformer"]) == {name + kind for name in names[:3] for kind in kinds}
     assert found["trained"]["concepts, centred"] != found["trained"]["concepts"]
-    assert found["trained"]["table"]["spearman"] > 0.5 and -1 <= found["trained"]["concepts"]["pearson"] <= 1
+    assert found["trained"]["table"]["spearman"] > 0.5
+    assert -1 <= found["trained"]["concepts"]["pearson"] <= 1
     (tmp_path / "dev.tsv").write_text("a\tb\n1\t2\n")
-    refused(call("tools/eval.py", f"--out_dir={runs}/concept", f"--sts={tmp_path}/dev.tsv", ok=False), "0 scored pairs")
+    refused(evaluate_run(f"{runs}/concept", sts, ok=False), "0 scored pairs")
     for broken in (b"\xff\xfe\x00", b"sentence1\tsentence2\tscore\na\tb\tx\n"):
         (tmp_path / "dev.tsv").write_bytes(broken)
-        refused(call("tools/eval.py", f"--out_dir={runs}/concept", f"--sts={tmp_path}/dev.tsv", ok=False), "dev.tsv:",
-                "expected GLUE's STS-B")
-    refused(call("tools/eval.py", f"--out_dir={runs}/concept", "--report=7", ok=False), "expected 0 or 1")
+        done = evaluate_run(f"{runs}/concept", sts, ok=False)
+        refused(done, "dev.tsv:", "expected GLUE's STS-B")
+    refused(evaluate_run(f"{runs}/concept", "--report=7", ok=False), "expected 0 or 1")

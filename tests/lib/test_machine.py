@@ -1,4 +1,4 @@
-"""hardware.py: which data type a machine gets and why, and what it says to one that it cannot have."""
+"""Which data type a machine gets and why, and the message for one that it cannot have."""
 
 import builtins
 import io
@@ -12,7 +12,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize("flags, dtype, why", [
-    ("flags : avx2 avx512f", "fp32", "no bf16 instructions"), ("flags : avx512_bf16", "bf16", "four times as fast")])
+    ("flags : avx2 avx512f", "fp32", "no bf16 instructions"),
+    ("flags : avx512_bf16", "bf16", "four times as fast")])
 def test_a_cpu_without_bf16_instructions_gets_fp32(flags, dtype, why, monkeypatch):
     monkeypatch.setattr("os.path.exists", lambda path: True)
     monkeypatch.setattr(builtins, "open", lambda path: io.StringIO(flags))

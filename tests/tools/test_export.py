@@ -1,25 +1,33 @@
-"""Promises of export.py and hub_model.py. CPU, no network, tiny models with random weights."""
+"""tools/export.py: an exported run gives the ids and logits of the repository, in other libraries.
+
+On the CPU, without network, with tiny models of random weights.
+"""
 
 import ast
 import gc
 import json
 import os
+import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import regex
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, SHARED, call, refused, result
-from test_tokenizer import ODD, needs_gpt2, random_texts, read_texts
+from conftest import ROOT, SHARED, call, refused, result, run_script
 
 from data.tokenizer import Tokenizer, with_specials
 from lib.heads import Classifier, encode_texts, keep_concepts, padded, predict
 from lib.run import build_model, model_state, save_checkpoint
 
+sys.path.append(str(ROOT / "tests/data"))  # pytest adds only the folder of this file
+from test_tokenizer import ODD, needs_gpt2, random_texts, read_texts
+
 transformers = pytest.importorskip("transformers")
-hub_model = pytest.importorskip("hub_model")
+from tools import hub_files
+
 LOCAL = dict(trust_remote_code=True, local_files_only=True)
 SHAPE = dict(block_size=48, n_layer=2, n_head=4, token_dim=64, ffn_dim=64)
 CONCEPT = dict(arch="concept", n_concept=8, concept_dim=64) | SHAPE
@@ -27,7 +35,8 @@ TRANSFORMER = dict(arch="transformer") | SHAPE
 KINDS = {
     "open": CONCEPT,
     "strict": CONCEPT | dict(bottleneck="strict", bias=True, concept_dim=96),
-    "sinusoidal": CONCEPT | dict(position="sinusoidal", max_length=96, hide_masked=True, n_concept=7),
+    "sinusoidal": CONCEPT | dict(position="sinusoidal", max_length=96, hide_masked=True,
+                                 n_concept=7),
     "narrow table": CONCEPT | dict(token_dim=4, n_mixer=1, n_decoder=2, self_attention=True),
     "isolated": CONCEPT | dict(isolate_documents=True),
     "transformer": TRANSFORMER | dict(bias=True),
@@ -39,23 +48,27 @@ KINDS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def code_copies(tmp_path_factory):
-    """Not in the user's cache."""
-    gc.freeze()  # call() collects garbage each time; what the libraries hold is none and takes long to walk through
+    """Keeps the code that transformers copies out of the user's cache."""
+    # call() collects garbage each time. Freezing what the libraries hold makes that fast.
+    gc.freeze()
+    folder = str(tmp_path_factory.mktemp("code"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("code")))
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", folder)
         yield
     gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
 def bpe():
-    return Tokenizer.train([(ROOT / "README.md").read_text(), (ROOT / "model.py").read_text()] * 2, 700)
+    texts = [(ROOT / name).read_text() for name in ("README.md", "model.py")]
+    return Tokenizer.train(texts * 2, 700)
 
 
 def make_run(folder, tok, settings, seed=0, **more):
-    """A folder as train.py leaves it, with weights that make a difference everywhere. -> its model."""
+    """A folder as train.py leaves it, with every weight away from its start. -> its model."""
     torch.manual_seed(seed)
-    model = build_model(settings | dict(vocab_size=tok.vocab_size, mask_id=tok.mask_id, eot_id=tok.eot_id)).eval()
+    ids = dict(vocab_size=tok.vocab_size, mask_id=tok.mask_id, eot_id=tok.eot_id)
+    model = build_model(settings | ids).eval()
     with torch.no_grad():
         for p in model.parameters():
             p += 0.05 * torch.randn_like(p)
@@ -63,8 +76,8 @@ def make_run(folder, tok, settings, seed=0, **more):
     folder.mkdir(exist_ok=True)
     save_checkpoint(folder, dict(
         model_settings=described, model=weights, step=30, tokens=7680, best_loss=4.5678,
-        settings=dict(seed=1, data_dir="/home/someone/data"), tokenizer_fingerprint=tok.fingerprint,
-        data_sha256="") | more, "best.pt")
+        settings=dict(seed=1, data_dir="/home/someone/data"),
+        tokenizer_fingerprint=tok.fingerprint, data_sha256="") | more, "best.pt")
     tok.save(folder / "tokenizer")
     return model
 
@@ -72,20 +85,21 @@ def make_run(folder, tok, settings, seed=0, **more):
 def make_task(folder, model, tok, labels, n_texts=1, **more):
     """A model.pt as finetune_glue.py leaves it, with half the concepts -> its Classifier."""
     torch.manual_seed(1)
-    settings, weights = keep_concepts(dict(arch=model.arch) | vars(model.cfg), model.state_dict(), 4)
+    settings = dict(arch=model.arch) | vars(model.cfg)
+    settings, weights = keep_concepts(settings, model.state_dict(), 4)
     classifier = Classifier(build_model(settings), max(1, len(labels)), n_texts).eval()
     classifier.encoder.load_state_dict(weights)
     with torch.no_grad():
         classifier.segments.normal_()
         classifier.out.weight.normal_()
         classifier.out.bias.normal_()
+    head = {name: t for name, t in classifier.state_dict().items()
+            if not name.startswith("encoder.")}
     folder.mkdir(exist_ok=True)
     torch.save(dict(
-        model_settings=settings, model=weights,
-        head={name: t for name, t in classifier.state_dict().items() if not name.startswith("encoder.")},
-        task="mine", labels=labels, n_texts=n_texts, scale=[0.0, 1.0] if labels else [2.5, 1.5],
-        tokenizer_fingerprint=tok.fingerprint) | more,
-        folder / "model.pt")
+        model_settings=settings, model=weights, head=head, task="mine", labels=labels,
+        n_texts=n_texts, scale=[0.0, 1.0] if labels else [2.5, 1.5],
+        tokenizer_fingerprint=tok.fingerprint) | more, folder / "model.pt")
     return classifier
 
 
@@ -95,14 +109,15 @@ def export(run, to, *args, ok=True):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, bpe):
-    """-> function: one of KINDS -> (its model, the folder it is exported to); each is made once."""
+    """-> function: one of KINDS -> (its model, the folder it is exported to); each made once."""
     made = {}
 
     def get(kind):
         if kind not in made:
             folder = tmp_path_factory.mktemp("exported")
-            made[kind] = make_run(folder / "run", bpe, KINDS[kind]), folder / "hub"
-            assert result(export(folder / "run", folder / "hub"))["arch"] == made[kind][0].arch
+            model = make_run(folder / "run", bpe, KINDS[kind])
+            assert result(export(folder / "run", folder / "hub"))["arch"] == model.arch
+            made[kind] = model, folder / "hub"
         return made[kind]
 
     return get
@@ -116,11 +131,12 @@ def one(tmp_path, bpe):
 
 
 def random_rows(tok, lengths):
-    """Rows with masks and marks between documents; the padding is no [PAD] but whatever."""
+    """Rows with masks and marks between documents. Padding holds random ids and not [PAD]."""
     rng = np.random.default_rng(1)
     rows = [rng.integers(0, tok.n_vocab - 5, n) for n in lengths]
     for row in rows:
-        row[rng.random(len(row)) < 0.2], row[len(row) // 3] = tok.mask_id, tok.eot_id
+        row[rng.random(len(row)) < 0.2] = tok.mask_id
+        row[len(row) // 3] = tok.eot_id
     ids, _, real = padded(rows, rows, tok.pad_id)
     ids = torch.where(real, ids, torch.from_numpy(rng.integers(0, tok.n_vocab, ids.shape)))
     return [torch.from_numpy(row)[None] for row in rows], ids, real.long()
@@ -139,7 +155,8 @@ def embedding_of(model, row):
 
 
 def assert_same(found, wanted, limit=1e-5):
-    assert (found - wanted).abs().max() <= limit * max(1, wanted.abs().max()), (found - wanted).abs().max()
+    gap = (found - wanted).abs().max()
+    assert gap <= limit * max(1, wanted.abs().max()), gap
 
 
 # ---- the model -----------------------------------------------------------------
@@ -161,10 +178,118 @@ def test_transformers_computes_what_the_repository_computes_padded_or_not(kind, 
 
 @pytest.mark.parametrize("arch", ["concept", "transformer"])
 def test_the_code_file_needs_nothing_of_the_repository(arch):
-    nodes = ast.walk(ast.parse(hub_model.modeling_source(arch)))
-    modules = {name.split(".")[0] for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)
-               for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])}
-    assert modules == {"math", "dataclasses", "torch", "transformers"}
+    model = build_model(dict(arch=arch, n_layer=1))
+    modules = set()
+    for node in ast.walk(ast.parse(hub_files.modeling_source(model))):
+        if isinstance(node, ast.ImportFrom):
+            modules.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            modules.update(alias.name.split(".")[0] for alias in node.names)
+    assert modules - sys.stdlib_module_names == {"torch", "transformers"}
+
+
+# An edit that a user might make: a block in a module of its own, imported in three ways, and a
+# local variable called loss.
+NEW_MODULE = """
+import math as mathematics
+
+import torch.nn as nn
+
+FACTOR = mathematics.exp(0.1)
+
+
+def stronger(x):
+    return x * FACTOR
+
+
+class Scale(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.taps = nn.Parameter(nn.init.uniform_(nn.Linear(width, 1).weight[0].detach()))
+
+    def forward(self, x):
+        return stronger(x) * self.taps
+"""
+EDIT_OF_MODEL = """
+
+from lib import extra
+from lib.extra import Scale
+from lib.extra import stronger as multiplied
+
+
+class ConceptEncoder(ConceptEncoder):
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.scale = Scale(cfg.vocab_size)
+
+    def logits(self, states):
+        loss = super().logits(states)
+        return extra.stronger(multiplied(self.scale(loss))) + loss.amin(-1, keepdim=True)
+"""
+USE_OF_MODEL = """
+import sys, torch
+from lib.run import build_model, model_state, save_checkpoint
+
+folder, settings = sys.argv[1], torch.load(sys.argv[1] + "/settings.pt", weights_only=True)
+model = build_model(settings).eval()
+described, weights = model_state(model)
+old = torch.load(folder + "/best.pt", weights_only=True)
+save_checkpoint(folder, old | dict(model_settings=described, model=weights), "best.pt")
+ids = torch.arange(40)[None]
+with torch.no_grad():
+    states = model.decode(*model.encode(ids), ids, model.documents(ids))
+    torch.save(model.logits(states), folder + "/logits.pt")
+"""
+
+
+def test_an_edited_model_is_exported_with_its_new_modules(tmp_path, bpe):
+    copy, run = tmp_path / "copy", tmp_path / "run"
+    copy.mkdir()
+    for path in [*ROOT.glob("*.py"), ROOT / "LICENSE", ROOT / "README.md"]:
+        shutil.copy(path, copy)
+    for name in ("lib", "tools", "data"):
+        shutil.copytree(ROOT / name, copy / name,
+                        ignore=lambda folder, names: [n for n in names if not n.endswith(".py")])
+    (copy / "lib/extra.py").write_text(NEW_MODULE)
+    with open(copy / "model.py", "a") as file:
+        file.write(EDIT_OF_MODEL)
+    model = make_run(run, bpe, KINDS["open"])
+    torch.save(dict(arch="concept") | vars(model.cfg), run / "settings.pt")
+    made = run_script(["-c", USE_OF_MODEL, str(run)], copy)
+    assert made.returncode == 0, made.stderr
+    command = ["tools/export.py", f"--out_dir={run}", f"--to={tmp_path / 'hub'}"]
+    done = run_script(command, copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    hub = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "hub", **LOCAL)
+    assert hub.encoder.scale.taps.std() > 0
+    wanted = torch.load(run / "logits.pt", weights_only=True)
+    with torch.no_grad():
+        assert torch.equal(hub(torch.arange(40)[None]).logits, wanted)
+        assert (logits_of(model, torch.arange(40)[None]) - wanted[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("text, message", [
+    ("from lib.extra import *\n", "cannot copy 'from lib.extra import *' into one file"),
+    ("import lib.extra\n", "cannot copy 'import lib.extra'"),
+    ("from . import extra\n", "cannot copy 'from . import extra'"),
+    ("def forward():\n    from lib.extra import loss\n    return loss\n",
+     "expected from MODULE import NAME at the top"),
+    ("from lib.extra import loss as forward_loss\nfrom lib.more import loss\n"
+     "def forward():\n    return loss, forward_loss\n", "'loss' would stand for two things"),
+    ("from lib.extra import min\ndef forward():\n    return min\nforward_2 = max\n"
+     "from lib.more import max_of\nforward_3 = max_of\n", "'min' would stand for two things")])
+def test_an_import_that_cannot_be_copied_is_refused(text, message, tmp_path, monkeypatch):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/extra.py").write_text("def loss():\n    pass\ndef min(a):\n    pass\n")
+    (tmp_path / "lib/more.py").write_text("loss = 1\ndef max_of(a):\n    return min(a)\n")
+    (tmp_path / "lib/edited.py").write_text(text)
+    monkeypatch.setattr(hub_files, "ROOT", str(tmp_path))
+    with pytest.raises(ValueError) as error:
+        file = hub_files.OneFile()
+        module = file.module("lib.edited")
+        for statement in module.statements:
+            file.keep(module, statement)
+    assert message in str(error.value)
 
 
 def test_the_tied_head_is_stored_once(exported):
@@ -187,16 +312,18 @@ def test_in_bf16_what_is_computed_and_not_loaded_stays_exact(kind, exported, bpe
     assert F.cosine_similarity(hub(row).logits[0].float(), logits_of(model, row)).min() > 0.98
 
 
-def test_fill_mask_proposes_what_the_model_holds_likeliest(exported, bpe):
+def test_fill_mask_proposes_the_likeliest_ids(exported, bpe):
     model, folder = exported("open")
     text = "The loss of the [MASK] is in the file."
     fill = transformers.pipeline("fill-mask", str(folder), device="cpu", trust_remote_code=True)
     found = fill(text, top_k=3)
     before, after = (ids.tolist() for ids in bpe.encode(["The loss of the", " is in the file."]))
     row = torch.tensor([[bpe.eot_id, *before, bpe.mask_id, *after, bpe.eot_id]])
+    place = (row[0] == bpe.mask_id).nonzero()[0, 0]
     with torch.no_grad():
-        share, best = logits_of(model, row)[(row[0] == bpe.mask_id).nonzero()[0, 0]].softmax(-1).topk(3)
-    assert [r["token"] for r in found] == best.tolist() and np.allclose([r["score"] for r in found], share, atol=1e-5)
+        share, best = logits_of(model, row)[place].softmax(-1).topk(3)
+    assert [r["token"] for r in found] == best.tolist()
+    assert np.allclose([r["score"] for r in found], share, atol=1e-5)
     assert len(fill([text, "[MASK]"], batch_size=2)) == 2
 
 
@@ -206,54 +333,71 @@ def test_the_loss_is_the_mean_over_labelled_positions(exported, bpe):
     _, ids, real = random_rows(bpe, (30, 12))
     labels = torch.full_like(ids, -100)
     labels[0, 3], labels[1, 5], labels[1, 6] = 65, 66, 67
-    positions, targets, weights = torch.tensor([[3, 0], [5, 6]]), torch.tensor([[65, 0], [66, 67]]), torch.tensor(
-        [[1.0, 0.0], [1.0, 1.0]])
-    assert_same(hub(ids, real, labels=labels).loss, model(ids, positions, targets, weights, attention_mask=real))
+    positions = torch.tensor([[3, 0], [5, 6]])
+    targets = torch.tensor([[65, 0], [66, 67]])
+    weights = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    wanted = model(ids, positions, targets, weights, attention_mask=real)
+    assert_same(hub(ids, real, labels=labels).loss, wanted)
 
 
 # ---- the tokenizer ---------------------------------------------------------------
 
 @pytest.fixture(params=["byte", "bpe", "cl100k", pytest.param("gpt2", marks=needs_gpt2)])
 def tok(request, bpe, monkeypatch):
-    """cl100k: its pattern and the gaps between its special ids, with some words that no merges lead to."""
+    """cl100k: its pattern and the gaps between its special ids, and words that no merges make."""
     if request.param == "bpe":
         return bpe
     if request.param == "gpt2":
-        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED / "tokenizers/tiktoken_cache"))
+        cache = SHARED / "tokenizers/tiktoken_cache"
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     if request.param != "cl100k":
         return Tokenizer.load(request.param)
     from tiktoken_ext import openai_public
     monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: {})
-    ranks = bpe.ranks | {f" {word}".encode(): len(bpe.ranks) + i for i, word in enumerate(("zebra", "Concepts"))}
+    n = len(bpe.ranks)
+    ranks = bpe.ranks | {b" zebra": n, b" Concepts": n + 1}
     specials = {"<|endoftext|>": len(ranks) + 1, "<|fim|>": len(ranks) + 9}
-    return Tokenizer("cl100k_base", openai_public.cl100k_base()["pat_str"], ranks,
-                     with_specials(specials, len(ranks) + 10))
+    pattern = openai_public.cl100k_base()["pat_str"]
+    return Tokenizer("cl100k_base", pattern, ranks, with_specials(specials, len(ranks) + 10))
 
 
 @pytest.fixture(scope="module")
 def lines():
-    """A few thousand lines: sources, odd and random Unicode, and real text where it is."""
-    texts = [line for path in sorted(ROOT.glob("*.py"))[:8] for line in path.read_text().splitlines()]
-    texts += ODD + random_texts(1500, 0) + ["a zebra and Concepts zebras", "  x\n\n  y \t\n", "I'M 'LL 12345 1 234"]
-    texts += [f"a{chr(c)}b 1{chr(c)} {chr(c)}{chr(c)}x" for c in range(0, 0x30000, 37) if not 0xd800 <= c < 0xe000]
+    """A few thousand lines: sources, odd and random Unicode, and real text where there is some."""
+    texts = []
+    for path in sorted(ROOT.glob("*.py")):
+        texts += path.read_text().splitlines()
+    texts += ODD + random_texts(1500, 0)
+    texts += ["a zebra and Concepts zebras", "  x\n\n  y \t\n", "I'M 'LL 12345 1 234"]
+    characters = [chr(c) for c in range(0, 0x30000, 37) if not 0xd800 <= c < 0xe000]
+    texts += [f"a{c}b 1{c} {c}{c}x" for c in characters]
     if SHARED.is_dir():
-        texts += [line for text in read_texts("wikipedia_en.valid", 600_000) for line in text.split("\n")][:3000]
+        texts += "\n".join(read_texts("wikipedia_en.valid", 600_000)).split("\n")[:3000]
     return texts
 
 
 def test_ids_are_those_of_our_tokenizer(tok, lines):
-    hub = hub_model.hub_tokenizer(tok)
+    hub = hub_files.hub_tokenizer(tok)
     names = regex.compile("|".join(map(regex.escape, tok.specials)))
     texts = [text for text in lines if not names.search(text)]
-    for text, ids, found in zip(texts, tok.encode(texts), hub.encode_batch(texts, add_special_tokens=False)):
+    found_all = hub.encode_batch(texts, add_special_tokens=False)
+    for text, ids, found in zip(texts, tok.encode(texts), found_all):
         assert found.ids == ids.tolist(), text[:80]
     assert all(hub.token_to_id(name) == i for name, i in tok.specials.items())
     assert hub.decode(hub.encode("na\u00efve \u65e5\u672c  x").ids) == "na\u00efve \u65e5\u672c  x"
 
 
+def lost_merge(monkeypatch):
+    merge = hub_files.last_merge
+
+    def without_th(token, ranks):
+        return None if token == b" th" else merge(token, ranks)
+
+    monkeypatch.setattr(hub_files, "last_merge", without_th)
+
+
 def test_a_lost_merge_is_noticed_by_the_test_above(bpe, lines, monkeypatch):
-    merge = hub_model.last_merge
-    monkeypatch.setattr(hub_model, "last_merge", lambda token, ranks: None if token == b" th" else merge(token, ranks))
+    lost_merge(monkeypatch)
     with pytest.raises(AssertionError):
         test_ids_are_those_of_our_tokenizer(bpe, lines)
 
@@ -262,46 +406,58 @@ def test_texts_with_masks_get_the_ids_that_sample_py_gives_them(tok):
     body = ast.parse((ROOT / "tools/sample.py").read_text()).body
     [function] = [node for node in body if getattr(node, "name", "") == "encode_masked"]
     exec(compile(ast.Module([function], []), "tools/sample.py", "exec"), ours := {})
-    hub = hub_model.hub_tokenizer(tok)
-    for text in ("The capital of France is [MASK].", "[MASK]", "a [MASK] [MASK] b", "a  [MASK]\n[MASK] [MASK]b",
-                 "x[MASK]y", "[MASK] \u65e5[MASK]"):
+    hub = hub_files.hub_tokenizer(tok)
+    for text in ("The capital of France is [MASK].", "[MASK]", "a [MASK] [MASK] b",
+                 "a  [MASK]\n[MASK] [MASK]b", "x[MASK]y", "[MASK] \u65e5[MASK]"):
         assert hub.encode(text).ids == ours["encode_masked"](text, tok, 100), text
 
 
 def test_transformers_keeps_all_of_it(exported, bpe):
     hub = transformers.AutoTokenizer.from_pretrained(exported("open")[1], **LOCAL)
-    assert hub("a [MASK]\n[MASK] b").input_ids == hub_model.hub_tokenizer(bpe).encode("a [MASK]\n[MASK] b").ids
-    assert (hub.pad_token_id, hub.mask_token_id, hub.cls_token_id, hub.sep_token_id, hub.eos_token_id) == (
-        bpe.pad_id, bpe.mask_id, bpe.cls_id, bpe.sep_id, bpe.eot_id)
-    batch = hub(["one", "a much longer row " * 30], padding=True, truncation=True, return_tensors="pt")
-    assert batch.input_ids.shape == (2, 48) and batch.attention_mask[0].sum() == len(hub("one").input_ids)
+    text = "a [MASK]\n[MASK] b"
+    assert hub(text).input_ids == hub_files.hub_tokenizer(bpe).encode(text).ids
+    found = (hub.pad_token_id, hub.mask_token_id, hub.cls_token_id, hub.sep_token_id,
+             hub.eos_token_id)
+    assert found == (bpe.pad_id, bpe.mask_id, bpe.cls_id, bpe.sep_id, bpe.eot_id)
+    texts = ["one", "a much longer row " * 30]
+    batch = hub(texts, padding=True, truncation=True, return_tensors="pt")
+    assert batch.input_ids.shape == (2, 48)
+    assert batch.attention_mask[0].sum() == len(hub("one").input_ids)
     assert set(batch) == {"input_ids", "attention_mask"}
 
 
 # ---- a classifier ------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind, labels, n_texts", [
-    ("open", ["no", "yes"], 2), ("transformer", [], 2), ("isolated", list("012"), 1), ("isolated", ["a", "b"], 2)])
+    ("open", ["no", "yes"], 2), ("transformer", [], 2), ("isolated", list("012"), 1),
+    ("isolated", ["a", "b"], 2)])
 def test_a_fine_tuned_model_answers_as_it_did(kind, labels, n_texts, tmp_path, bpe):
     model = make_run(tmp_path / "run", bpe, KINDS[kind])
     classifier = make_task(tmp_path / "task", model, bpe, labels, n_texts)
     done = result(export(tmp_path / "run", tmp_path / "hub", f"--task_dir={tmp_path / 'task'}",
                          f"--onnx={int(kind == 'open')}"))
     assert kind != "open" or 0 < done["differences"]["padded onnx logits"] < 1e-4
-    hub = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hub", **LOCAL)
+    auto = transformers.AutoModelForSequenceClassification
+    hub = auto.from_pretrained(tmp_path / "hub", **LOCAL)
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub", **LOCAL)
-    pairs = [("  The loss is low.\n", "It is "), ("a", "b " * 60), ("x y z " * 40, " tail "), ("one", "two, three")]
+    pairs = [("  The loss is low.\n", "It is "), ("a", "b " * 60), ("x y z " * 40, " tail "),
+             ("one", "two, three")]
+    machine = SimpleNamespace(take=lambda parts: parts, device=torch.device("cpu"))
     for case in (pairs, [pair[:1] for pair in pairs]):
         rows, segments, _ = encode_texts(case, bpe, 48)
-        batch = tok(*map(list, zip(*case)), padding=True, truncation=True, return_tensors="pt")
-        assert [ids[:n].tolist() for ids, n in zip(batch.input_ids, map(len, rows))] == [row.tolist() for row in rows]
-        machine = type("cpu", (), dict(take=staticmethod(lambda parts: parts), device=torch.device("cpu")))
-        wanted = torch.from_numpy(predict(classifier, (rows, segments), bpe.pad_id, machine, "fp32")).float()
+        columns = map(list, zip(*case))
+        batch = tok(*columns, padding=True, truncation=True, return_tensors="pt")
+        for ids, row in zip(batch.input_ids, rows):
+            assert ids[:len(row)].tolist() == row.tolist()
+        wanted = predict(classifier, (rows, segments), bpe.pad_id, machine, "fp32")
+        wanted = torch.from_numpy(wanted).float()
         with torch.no_grad():
             assert_same(hub(**batch).logits, wanted if labels else wanted * 1.5 + 2.5)
-    assert hub.config.problem_type == ("single_label_classification" if labels else "regression")
+    kind_of_problem = "single_label_classification" if labels else "regression"
+    assert hub.config.problem_type == kind_of_problem
     assert list(hub.config.id2label.values()) == (labels or ["score"])
-    classify = transformers.pipeline("text-classification", str(tmp_path / "hub"), device="cpu", trust_remote_code=True)
+    classify = transformers.pipeline("text-classification", str(tmp_path / "hub"), device="cpu",
+                                     trust_remote_code=True)
     assert classify(dict(text="one", text_pair="two"))["label"] in (labels or ["score"])
 
 
@@ -311,8 +467,10 @@ def test_a_fresh_head_learns_and_is_saved_and_loaded(exported, tmp_path):
     assert auto.from_pretrained(to, n_texts=2, **LOCAL).out.in_features == 2 * 64
     model = auto.from_pretrained(to, num_labels=3, **LOCAL)
     tok = transformers.AutoTokenizer.from_pretrained(to, **LOCAL)
-    assert 0.01 < model.out.weight.std() < 0.03 and not model.out.bias.any() and not model.segments.any()
-    batch, labels = tok(["good", "bad", "so so and so on"], padding=True, return_tensors="pt"), torch.tensor([0, 1, 2])
+    assert 0.01 < model.out.weight.std() < 0.03
+    assert not model.out.bias.any() and not model.segments.any()
+    batch = tok(["good", "bad", "so so and so on"], padding=True, return_tensors="pt")
+    labels = torch.tensor([0, 1, 2])
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(20):
         loss = model(**batch, labels=labels).loss
@@ -323,10 +481,12 @@ def test_a_fresh_head_learns_and_is_saved_and_loaded(exported, tmp_path):
     model.eval().save_pretrained(tmp_path / "again")
     again = auto.from_pretrained(tmp_path / "again", **LOCAL)
     assert torch.equal(again(**batch).logits, model(**batch).logits)
-    for kind, n, labels in (("regression", 1, torch.rand(3)), ("multi_label_classification", 4, torch.ones(3, 4))):
+    for kind, n, labels in (("regression", 1, torch.rand(3)),
+                            ("multi_label_classification", 4, torch.ones(3, 4))):
         model = auto.from_pretrained(to, num_labels=n, problem_type=kind, **LOCAL).eval()
         logits, loss = model(**batch).logits, model(**batch, labels=labels).loss
-        assert_same(loss, F.mse_loss(logits[:, 0], labels) if n == 1 else F.softplus(-logits).mean())
+        wanted = F.mse_loss(logits[:, 0], labels) if n == 1 else F.softplus(-logits).mean()
+        assert_same(loss, wanted)
 
 
 # ---- other libraries ----------------------------------------------------------------
@@ -335,9 +495,10 @@ def test_a_fresh_head_learns_and_is_saved_and_loaded(exported, tmp_path):
 def test_sentence_transformers_gives_our_embeddings(kind, exported, bpe):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model, folder = exported(kind)
-    texts = ["one text", "another one, of which there is more", "a b c d"]  # one of them has as many ids as concepts
-    found = sentence_transformers.SentenceTransformer(
-        str(folder), device="cpu", **LOCAL).encode(texts)
+    # One of them has as many ids as there are concepts.
+    texts = ["one text", "another one, of which there is more", "a b c d"]
+    hub = sentence_transformers.SentenceTransformer(str(folder), device="cpu", **LOCAL)
+    found = hub.encode(texts)
     for text, vector in zip(texts, found):
         row = torch.tensor([[bpe.eot_id, *bpe.encode([text])[0].tolist(), bpe.eot_id]])
         with torch.no_grad():
@@ -351,8 +512,8 @@ def test_onnxruntime_gives_our_logits_for_other_numbers_and_lengths_of_rows(one,
     run, model, to = one
     assert result(export(run, to, "--onnx=1"))["differences"]["onnx logits"] < 1e-3
     session = onnxruntime.InferenceSession(to / "model.onnx")
-    assert {(i.name, i.type) for i in session.get_inputs()} == {(name, "tensor(int64)") for name in (
-        "input_ids", "attention_mask")}
+    inputs = {(i.name, i.type) for i in session.get_inputs()}
+    assert inputs == {("input_ids", "tensor(int64)"), ("attention_mask", "tensor(int64)")}
     for lengths in ((48, 1, 17), (3,), (5, 30, 30, 30, 29)):
         rows, ids, real = random_rows(bpe, lengths)
         [logits] = session.run(None, dict(input_ids=ids.numpy(), attention_mask=real.numpy()))
@@ -362,38 +523,45 @@ def test_onnxruntime_gives_our_logits_for_other_numbers_and_lengths_of_rows(one,
 
 # ---- nothing but what was checked ------------------------------------------------------
 
-def tampered_weight(monkeypatch):
+def edited_weights(monkeypatch, edit):
+    """Weights go through edit() on their way into the file."""
     import safetensors.torch
     save = safetensors.torch.save_file
-    monkeypatch.setattr(safetensors.torch, "save_file", lambda tensors, *args, **kwargs: save(
-        tensors | {"encoder.norm.weight": tensors["encoder.norm.weight"] + 1e-3}, *args, **kwargs))
+    monkeypatch.setattr(safetensors.torch, "save_file",
+                        lambda tensors, *args, **kwargs: save(edit(tensors), *args, **kwargs))
+
+
+def tampered_weight(monkeypatch):
+    name = "encoder.norm.weight"
+    edited_weights(monkeypatch, lambda tensors: tensors | {name: tensors[name] + 1e-3})
 
 
 def lost_weight(monkeypatch):
-    import safetensors.torch
-    save = safetensors.torch.save_file
-    monkeypatch.setattr(safetensors.torch, "save_file", lambda tensors, *args, **kwargs: save(
-        {name: t for name, t in tensors.items() if name != "encoder.norm.weight"}, *args, **kwargs))
+    name = "encoder.norm.weight"
+    edited_weights(monkeypatch, lambda tensors: {k: t for k, t in tensors.items() if k != name})
 
 
-def lost_merge(monkeypatch):
-    merge = hub_model.last_merge
-    monkeypatch.setattr(hub_model, "last_merge", lambda token, ranks: None if token == b" th" else merge(token, ranks))
+def with_code(monkeypatch, code):
+    """The exported file ends in this code."""
+    source = hub_files.modeling_source
+    monkeypatch.setattr(hub_files, "modeling_source", lambda model: source(model) + code)
 
 
 def other_code(monkeypatch):
-    source = hub_model.modeling_source
-    monkeypatch.setattr(hub_model, "modeling_source", lambda arch: source(arch).replace("F.gelu(a)", "F.relu(a)"))
+    with_code(monkeypatch, "\nright = Encoder.logits\n"
+                           "Encoder.logits = lambda self, states: right(self, states) * 1.001\n")
 
 
 def broken_code(monkeypatch):
-    source = hub_model.modeling_source
-    monkeypatch.setattr(hub_model, "modeling_source", lambda arch: source(arch) + "\n1 / 0\n")
+    with_code(monkeypatch, "\n1 / 0\n")
 
 
 @pytest.mark.parametrize("damage, message", [
-    (tampered_weight, "logits differ from the run's by"), (lost_weight, "did not find the weights"),
-    (lost_merge, "tokenizer differs"), (other_code, "logits differ from the run's by"), (broken_code, "ZeroDivision")])
+    (tampered_weight, "logits differ from the run's by"),
+    (lost_weight, "did not find the weights"),
+    (lost_merge, "tokenizer differs"),
+    (other_code, "logits differ from the run's by"),
+    (broken_code, "ZeroDivision")])
 def test_what_differs_is_refused_and_leaves_nothing_behind(damage, message, one, monkeypatch):
     run, _, to = one
     damage(monkeypatch)
@@ -401,7 +569,7 @@ def test_what_differs_is_refused_and_leaves_nothing_behind(damage, message, one,
     assert not to.exists() and not os.listdir(to.parent)
 
 
-def test_an_earlier_export_stays_until_the_new_one_is_checked_and_is_then_replaced_whole(one, monkeypatch):
+def test_an_earlier_export_is_replaced_whole_once_the_new_one_is_checked(one, monkeypatch):
     run, _, to = one
     export(run, to)
     (to / "model.onnx").write_text("of an older model")
@@ -409,7 +577,8 @@ def test_an_earlier_export_stays_until_the_new_one_is_checked_and_is_then_replac
     with monkeypatch.context() as patch:
         tampered_weight(patch)
         refused(export(run, to, ok=False), "logits differ")
-    assert {name: (to / name).read_bytes() for name in os.listdir(to)} == before and os.listdir(to.parent) == ["hub"]
+    assert {name: (to / name).read_bytes() for name in os.listdir(to)} == before
+    assert os.listdir(to.parent) == ["hub"]
     export(run, to)
     assert not (to / "model.onnx").exists() and os.listdir(to.parent) == ["hub"]
 
@@ -432,13 +601,15 @@ def test_other_files_are_never_overwritten(one, tmp_path):
 def test_mistakes_end_in_one_message(one, tmp_path, bpe, monkeypatch):
     run, model, to = one
     refused(export(tmp_path / "none", to, ok=False), "holds no checkpoint; train first")
-    refused(export(run, to, f"--task_dir={tmp_path / 'none'}", ok=False), "holds no model.pt", "finetune_glue.py")
-    make_task(tmp_path / "task", model, bpe, ["0", "1"], tokenizer_fingerprint="another")
-    refused(export(run, to, f"--task_dir={tmp_path / 'task'}", ok=False), "another model or tokenizer")
-    torch.save(dict(model={}), tmp_path / "task/model.pt")
-    refused(export(run, to, f"--task_dir={tmp_path / 'task'}", ok=False), "was not written by finetune_glue.py")
-    (tmp_path / "task/model.pt").write_bytes((run / "best.pt").read_bytes()[:5000])
-    refused(export(run, to, f"--task_dir={tmp_path / 'task'}", ok=False), "cannot be read as a checkpoint")
+    task = tmp_path / "task"
+    of_task = f"--task_dir={task}"
+    refused(export(run, to, of_task, ok=False), "holds no model.pt", "finetune_glue.py")
+    make_task(task, model, bpe, ["0", "1"], tokenizer_fingerprint="another")
+    refused(export(run, to, of_task, ok=False), "another model or tokenizer")
+    torch.save(dict(model={}), task / "model.pt")
+    refused(export(run, to, of_task, ok=False), "was not written by finetune_glue.py")
+    (task / "model.pt").write_bytes((run / "best.pt").read_bytes()[:5000])
+    refused(export(run, to, of_task, ok=False), "cannot be read as a checkpoint")
     refused(export(run, to, "--push=me", ok=False), "expected --push=USER/REPO")
     refused(export(run, to, "--private=1", ok=False), "expected --push=USER/REPO")
     (run / "best.pt").write_bytes((run / "best.pt").read_bytes()[:5000])
@@ -447,7 +618,8 @@ def test_mistakes_end_in_one_message(one, tmp_path, bpe, monkeypatch):
     (run / "tokenizer/tokenizer.tiktoken").unlink()
     refused(export(run, to, ok=False), "tokenizer.tiktoken is missing or damaged")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    refused(export(run, to, ok=False), "safetensors.torch is not installed; pip install -r", "requirements-extra.txt")
+    refused(export(run, to, ok=False), "safetensors.torch is not installed; pip install -r",
+            "requirements-extra.txt")
     assert not to.parent.exists()
 
 
@@ -455,17 +627,21 @@ def test_mistakes_end_in_one_message(one, tmp_path, bpe, monkeypatch):
 
 def test_the_model_card_holds_the_numbers_of_the_run_and_no_paths(one):
     run, model, to = one
-    (run / "config.json").write_text(json.dumps(dict(git="abc1234", torch="2.13.0")))
-    (run / "log.jsonl").write_text(json.dumps(dict(step=30, val_loss=4.6, unigram_entropy=6.4321)) + "\n")
-    (run / "eval.json").write_text(json.dumps(dict(step=30, data={"data/mine": {
-        "unigram_entropy": 6.4, "span": dict(loss=5.4321, accuracy=0.125)}})))
-    (run / "glue.json").write_text(json.dumps(dict(rte=dict(
-        median=dict(accuracy=0.61), min=dict(accuracy=0.52), max=dict(accuracy=0.63), majority=dict(accuracy=0.53),
-        runs=[1, 2]))))
+    def write(name, value):
+        (run / name).write_text(json.dumps(value) + "\n")
+
+    write("config.json", dict(git="abc1234", torch="2.13.0"))
+    write("log.jsonl", dict(step=30, val_loss=4.6, unigram_entropy=6.4321))
+    masks = dict(unigram_entropy=6.4, span=dict(loss=5.4321, accuracy=0.125))
+    write("eval.json", dict(step=30, data={"data/mine": masks}))
+    write("glue.json", dict(rte=dict(
+        median=dict(accuracy=0.61), min=dict(accuracy=0.52), max=dict(accuracy=0.63),
+        majority=dict(accuracy=0.53), runs=[1, 2])))
     export(run, to)
     card = (to / "README.md").read_text()
-    for part in (f"{model.num_params():,}", "7,680 tokens in 30 steps", "4.5678", "6.4321", "git abc1234", "5.4321",
-                 "12.5%", "0.6100 [0.5200, 0.6300]", 'pipeline("fill-mask", "hub", trust_remote_code=True)'):
+    for part in (f"{model.num_params():,}", "7,680 tokens in 30 steps", "4.5678", "6.4321",
+                 "git abc1234", "5.4321", "12.5%", "0.6100 [0.5200, 0.6300]",
+                 'pipeline("fill-mask", "hub", trust_remote_code=True)'):
         assert part in card, part
     assert "/home/someone" not in card and str(run) not in card
 
@@ -493,12 +669,15 @@ def test_only_what_was_checked_is_pushed(one, monkeypatch):
         refused(export(run, to, "--push=me/mine", ok=False), "logits differ")
     assert not pushed and not to.exists()
     done = export(run, to, "--push=me/mine", "--private=1")
-    assert result(done)["pushed"] == "https://hub/me/mine?private=True" and "secret" not in done.stdout
-    assert pushed == [("me/mine", sorted(os.listdir(to)))] and "me/mine" in (to / "README.md").read_text()
+    assert result(done)["pushed"] == "https://hub/me/mine?private=True"
+    assert "secret" not in done.stdout
+    assert pushed == [("me/mine", sorted(os.listdir(to)))]
+    assert "me/mine" in (to / "README.md").read_text()
 
     def no_network(*args, **kwargs):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(Hub, "upload_folder", no_network)
-    refused(export(run, to, "--push=me/mine", ok=False), "is written and checked, but not pushed", "no route to host")
+    refused(export(run, to, "--push=me/mine", ok=False), "is written and checked, but not pushed",
+            "no route to host")
     assert (to / "model.safetensors").exists()

@@ -1,4 +1,7 @@
-"""tools/sample.py --embed: the vectors are what the model's states say, in the order of the lines, whatever happens."""
+"""tools/sample.py --embed: a file's vectors are the pooled states of its lines, in order.
+
+The result is the same after a kill, and broken input, other models and full disks are named.
+"""
 
 import fcntl
 import json
@@ -20,8 +23,9 @@ from data.tokenizer import Tokenizer
 from lib import embed
 from lib.run import load_run, read_checkpoint
 
-TEXTS = ["The cat sees the river.", "", "  ", "a\u2028b\x85c\x0bd", "Z\u00fcrich \U0001f600\u200d\U0001f469",
-         "The cat sees the river.", "long " * 40, "x", "\x00"]
+TEXTS = ["The cat sees the river.", "", "  ", "a\u2028b\x85c\x0bd",
+         "Z\u00fcrich \U0001f600\u200d\U0001f469", "The cat sees the river.", "long " * 40, "x",
+         "\x00"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,8 @@ def runs(tmp_path_factory):
 
 
 def sample(run, path, to, *args, ok=True):
-    return call("tools/sample.py", f"--out_dir={run}", f"--embed={path}", f"--to={to}", "--dtype=fp32", *args, ok=ok)
+    return call("tools/sample.py", f"--out_dir={run}", f"--embed={path}", f"--to={to}",
+                "--dtype=fp32", *args, ok=ok)
 
 
 # ---- what is in the file -----------------------------------------------------------
@@ -39,51 +44,64 @@ def sample(run, path, to, *args, ok=True):
 @pytest.mark.parametrize("arch, pooling, pooled", [
     ("concept", "auto", lambda c, x: c.amax(1)), ("concept", "max", lambda c, x: c.amax(1)),
     ("concept", "concepts", lambda c, x: c.flatten(1)), ("concept", "mean", lambda c, x: x.mean(1)),
-    ("transformer", "auto", lambda c, x: x.mean(1)), ("transformer", "max", lambda c, x: x.amax(1))])
-def test_each_row_is_the_pooled_states_of_its_line_read_alone(arch, pooling, pooled, runs, tmp_path):
+    ("transformer", "auto", lambda c, x: x.mean(1)),
+    ("transformer", "max", lambda c, x: x.amax(1))])
+def test_each_row_is_the_pooled_states_of_its_line(arch, pooling, pooled, runs, tmp_path):
     (tmp_path / "texts.txt").write_bytes("\n".join(TEXTS).encode())
-    done = sample(runs[arch], tmp_path / "texts.txt", tmp_path / "e.npy", f"--pooling={pooling}", "--batch_tokens=99")
+    done = sample(runs[arch], tmp_path / "texts.txt", tmp_path / "e.npy", f"--pooling={pooling}",
+                  "--batch_tokens=99")
     model, tok, _ = load_run(runs[arch], "cpu")
     found = np.load(tmp_path / "e.npy", mmap_mode="c")
     assert found.dtype == np.float32 and len(found) == len(TEXTS)
     for vector, text in zip(found, TEXTS):
         ids = tok.encode([text])[0][:64].tolist() or [tok.eot_id]
-        with torch.no_grad():
-            assert torch.allclose(torch.from_numpy(vector), pooled(*model.encode(torch.tensor([ids])))[0], atol=1e-5)
+        with torch.no_grad():  # each line is read alone here
+            expected = pooled(*model.encode(torch.tensor([ids])))[0]
+        assert torch.allclose(torch.from_numpy(vector), expected, atol=1e-5)
     assert np.abs(found[0] - found[4]).max() > 0.01, "texts differ"
-    assert result(done) == dict(to=f"{tmp_path}/e.npy", texts=9, width=found.shape[1], cut=1, replaced=0,
-                                pooling={"auto": "max" if arch == "concept" else "mean"}.get(pooling, pooling))
+    if pooling == "auto":
+        pooling = "max" if arch == "concept" else "mean"
+    assert result(done) == dict(to=f"{tmp_path}/e.npy", texts=9, width=found.shape[1], cut=1,
+                                replaced=0, pooling=pooling)
     assert "1 texts longer than 64 tokens were cut" in done.stdout
 
 
 def test_lines_and_jsonl_give_the_same_and_broken_bytes_are_counted(runs, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode() + b"\r\n")
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(text=text, id=3)) + "\n" for text in TEXTS))
-    first = result(sample(runs["concept"], tmp_path / "a.txt", tmp_path / "a.npy"))
-    sample(runs["concept"], tmp_path / "a.jsonl", tmp_path / "b.npy")
+    lines = [json.dumps(dict(text=text, id=3)) + "\n" for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    run = runs["concept"]
+    first = result(sample(run, tmp_path / "a.txt", tmp_path / "a.npy"))
+    sample(run, tmp_path / "a.jsonl", tmp_path / "b.npy")
     assert first["texts"] == 9 and first["replaced"] == 0
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
-    (tmp_path / "broken.txt").write_bytes(b"caf\xe9 \xff\nwhole\n\xed\xa0\x80\n" + "\ufffd is a character\n".encode())
-    (tmp_path / "mended.txt").write_text("caf\ufffd \ufffd\nwhole\n\ufffd\ufffd\ufffd\n\ufffd is a character\n")
-    assert result(sample(runs["concept"], tmp_path / "broken.txt", tmp_path / "c.npy"))["replaced"] == 2
-    assert result(sample(runs["concept"], tmp_path / "mended.txt", tmp_path / "d.npy"))["replaced"] == 0
+    last = "\ufffd is a character\n"
+    (tmp_path / "broken.txt").write_bytes(
+        b"caf\xe9 \xff\nwhole\n\xed\xa0\x80\n" + last.encode())
+    (tmp_path / "mended.txt").write_text(
+        "caf\ufffd \ufffd\nwhole\n\ufffd\ufffd\ufffd\n" + last)
+    assert result(sample(run, tmp_path / "broken.txt", tmp_path / "c.npy"))["replaced"] == 2
+    assert result(sample(run, tmp_path / "mended.txt", tmp_path / "d.npy"))["replaced"] == 0
     assert (tmp_path / "c.npy").read_bytes() == (tmp_path / "d.npy").read_bytes()
 
 
 def test_what_eval_measures_is_what_sample_writes(runs, data_dir, tmp_path):
-    pairs = [("The cat sees it.", "A cat sees it.", 5), ("A stone.", "The river runs.", 1), ("Reader", "reads", 3),
-             ("The model keeps the stone.", "x", 0)]
-    lines = ["sentence1\tsentence2\tscore", *("\t".join(map(str, pair)) for pair in pairs)]
+    pairs = [("The cat sees it.", "A cat sees it.", 5), ("A stone.", "The river runs.", 1),
+             ("Reader", "reads", 3), ("The model keeps the stone.", "x", 0)]
+    first_texts, second_texts, scores = zip(*pairs)
+    lines = ["sentence1\tsentence2\tscore", *(f"{a}\t{b}\t{score}" for a, b, score in pairs)]
     (tmp_path / "dev.tsv").write_text("\n".join(lines))
-    (tmp_path / "texts.txt").write_text("\n".join([a for a, *_ in pairs] + [b for _, b, _ in pairs]))
+    (tmp_path / "texts.txt").write_text("\n".join(first_texts + second_texts))
     for arch, name in (("concept", "concepts, max"), ("transformer", "tokens")):
-        found = result(call("tools/eval.py", f"--out_dir={runs[arch]}", f"--data_dir={data_dir}", f"--sts={tmp_path}/dev.tsv",
-                            "--rows=2", "--health_rows=0", "--dtype=fp32"))["sts"]["trained"][name]
+        done = call("tools/eval.py", f"--out_dir={runs[arch]}", f"--data_dir={data_dir}",
+                    f"--sts={tmp_path}/dev.tsv", "--rows=2", "--health_rows=0", "--dtype=fp32")
+        found = result(done)["sts"]["trained"][name]
         sample(runs[arch], tmp_path / "texts.txt", tmp_path / f"{arch}.npy")
         first, second = np.split(np.load(tmp_path / f"{arch}.npy").astype(np.float64), 2)
-        cosine = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
-        scores = [score for *_, score in pairs]
-        assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(cosine, scores)[0], abs=1e-4)
+        cosine = (first * second).sum(1)
+        cosine /= np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        expected = scipy.stats.pearsonr(cosine, scores)[0]
+        assert found["pearson"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_cutting_before_tokenising_changes_no_token(tmp_path):
@@ -95,11 +113,12 @@ def test_cutting_before_tokenising_changes_no_token(tmp_path):
         assert row.tolist() == tok.encode([text])[0][:32].tolist()
 
 
-# ---- whatever happens ----------------------------------------------------------------
+# ---- kills, other inputs, full disks ---------------------------------------------------
 
 def numbers(texts):
-    """A stand-in for a model: numbers that the text alone decides, and which texts are long."""
-    return np.array([[len(t), sum(map(ord, t)) % 997, 1] for t in texts], np.float32), sum(len(t) > 9 for t in texts)
+    """A stand-in for a model: three numbers for each text, and how many texts are long."""
+    vectors = [[len(text), sum(map(ord, text)) % 997, 1] for text in texts]
+    return np.array(vectors, np.float32), sum(len(text) > 9 for text in texts)
 
 
 KILLED = """  # in a process without threads, because it forks
@@ -111,11 +130,13 @@ folder, embed.CHUNK_TEXTS, embed.CHUNK_CHARS = sys.argv[1], 8, 90
 
 
 def job(to):
-    return embed.embed_file(f"{folder}/texts.txt", to, lambda texts: embed.numbers(texts), dict(model="a"))
+    path = f"{folder}/texts.txt"
+    return embed.embed_file(path, to, lambda texts: embed.numbers(texts), dict(model="a"))
 
 
 def killed(to, n):
-    # job(to) in a child that SIGKILLs itself instead of the n-th call of any of four functions -> whether it got there
+    # job(to) in a child that kills itself instead of the n-th call of any of four functions
+    # -> whether there were so many calls
     child, calls = os.fork(), []
     if child:
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -139,14 +160,15 @@ while killed(to := f"{folder}/{n}.npy", n):
     assert not os.path.exists(to), "no half file under its name"
     killed(to, 7)  # and once more while going on
     assert job(to) == expected
-    assert open(to, "rb").read() == open(f"{folder}/whole.npy", "rb").read() and not os.path.exists(to + ".tmp")
+    assert open(to, "rb").read() == open(f"{folder}/whole.npy", "rb").read()
+    assert not os.path.exists(to + ".tmp")
     n += 1
 print(n)
 """
 
 
 def test_killed_at_any_moment_the_same_call_goes_on_and_gives_the_same_bytes(tmp_path):
-    """While a chunk is embedded, between it and its record, before the last rename; and killed again while going on."""
+    """While a chunk is embedded, between a chunk and its record, before the last rename."""
     texts = [f"text {i} a" * (i % 4) for i in range(20)]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
     done = run("-c", KILLED, tmp_path, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT}/tests"})
@@ -181,7 +203,10 @@ def state_of(to):
 
 
 def stopped(tmp_path, done=2, size=None):
-    """What a job over four texts leaves when it is killed after `done` of them -> its path, where it writes."""
+    """Leaves what a job over four texts leaves when it is killed after `done` of them -> input, to.
+
+    size: bytes of the .tmp file, None for the right number.
+    """
     path, to = tmp_path / "texts.txt", str(tmp_path / "e.npy")
     for old in tmp_path.glob("e.npy*"):
         old.unlink()
@@ -190,14 +215,16 @@ def stopped(tmp_path, done=2, size=None):
     state = state_of(tmp_path / "e.npy")
     os.replace(to, to + ".tmp")
     os.truncate(to + ".tmp", len(embed.npy_header(4, 3)) + 12 * done if size is None else size)
-    (tmp_path / "e.npy.json").write_text(json.dumps(state | dict(done=done, offset=sum(range(2, 2 + done)))))
+    state |= dict(done=done, offset=sum(range(2, 2 + done)))
+    (tmp_path / "e.npy.json").write_text(json.dumps(state))
     return str(path), to
 
 
 def test_another_input_model_or_writer_is_refused_and_nothing_is_lost(tmp_path):
     path, to = stopped(tmp_path)
     before = (tmp_path / "e.npy.tmp").read_bytes()
-    with pytest.raises(ValueError, match="made from something else: model is a there and b now; give another --to, or"):
+    with pytest.raises(ValueError, match="made from something else: model is a there and b now; "
+                                         "give another --to, or"):
         embed.embed_file(path, to, numbers, dict(model="b"))
     with open(path, "a") as file:
         file.write("more\n")
@@ -222,7 +249,8 @@ def test_another_input_model_or_writer_is_refused_and_nothing_is_lost(tmp_path):
 
 def test_a_damaged_or_full_disk_is_named(tmp_path, monkeypatch):
     path, to = stopped(tmp_path, size=len(embed.npy_header(4, 3)) + 13)
-    with pytest.raises(ValueError, match="e.npy.tmp holds 141 bytes, .*e.npy.json says 152: damaged. Start"):
+    with pytest.raises(ValueError, match="e.npy.tmp holds 141 bytes, .*e.npy.json says 152: "
+                                         "damaged. Start"):
         embed.embed_file(path, to, numbers, dict(model="a"))
     path, to = stopped(tmp_path)
     monkeypatch.setattr(embed.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3))
@@ -249,14 +277,19 @@ def test_mistakes_end_in_one_message(runs, tmp_path):
     for args, parts in (
             ([f"--embed={tmp_path}/no.txt"], ["no.txt: no such file", "a text a line"]),
             ([f"--embed={tmp_path}/none.txt"], ["none.txt is empty"]),
-            ([f"--embed={tmp_path}/bad.jsonl"], ["bad.jsonl, line 2", '{"body": "two"}', 'field "text"']),
-            ([f"--embed={tmp_path}/a.txt", "--text=a [MASK]", "--top=3"], ["text, top: filling masks only"]),
+            ([f"--embed={tmp_path}/bad.jsonl"],
+             ["bad.jsonl, line 2", '{"body": "two"}', 'field "text"']),
+            ([f"--embed={tmp_path}/a.txt", "--text=a [MASK]", "--top=3"],
+             ["text, top: filling masks only"]),
             ([f"--to={tmp_path}/e.npy", "--text=a [MASK]"], ["to: embedding only", "--embed=FILE"]),
-            ([f"--embed={tmp_path}/a.txt", "--pooling=cls"], ["auto or, for arch=concept, max, concepts, mean"]),
-            ([f"--embed={tmp_path}/a.txt", f"--to={tmp_path}/no/e.npy"], ["No such file or directory", "no/e.npy"])):
+            ([f"--embed={tmp_path}/a.txt", "--pooling=cls"],
+             ["auto or, for arch=concept, max, concepts, mean"]),
+            ([f"--embed={tmp_path}/a.txt", f"--to={tmp_path}/no/e.npy"],
+             ["No such file or directory", "no/e.npy"])):
         refused(call("tools/sample.py", f"--out_dir={runs['concept']}", *args, ok=False), *parts)
-    refused(sample(runs["transformer"], tmp_path / "a.txt", tmp_path / "e.npy", "--pooling=concepts", ok=False),
-            "for arch=transformer, mean, max")
+    done = sample(runs["transformer"], tmp_path / "a.txt", tmp_path / "e.npy",
+                  "--pooling=concepts", ok=False)
+    refused(done, "for arch=transformer, mean, max")
     assert not (tmp_path / "e.npy").exists()
 
 
