@@ -286,8 +286,8 @@ def n_vectors(run):
 def measure_health(run):
     """The concepts beside their controls. -> {column: measures}, the ids they were measured on.
 
-    A number means nothing by itself. Controls are the same network with fresh weights, and with
-    control_dir a trained Transformer.
+    Without a control a number cannot be judged. Controls are the same network with fresh weights
+    and, with control_dir, a trained Transformer.
     """
     first_name, first = next(iter(run.sets.items()))
     torch.manual_seed(run.checkpoint["settings"].get("seed", 0))  # the same control each time
@@ -304,13 +304,13 @@ def measure_health(run):
     heads = "".join(f"{name:>20}" for name in columns)
     run.machine.say(f"\nhealth of the {what} on {len(ids)} rows of {first_name}{note}\n"
                     f"  {'':<28}{heads}")
-    for measure, values in health_rows_of(columns):
+    for measure, values in health_table(columns):
         cells = "".join(f"{shown(value, measure.form):>20}" for value in values)
         run.machine.say(f"  {measure.heading:<28}{cells}")
     return columns, ids
 
 
-def health_rows_of(columns):
+def health_table(columns):
     """[(measure, its value in each column)], without the measures that no column has."""
     table = [(m, [column.get(m.name) for column in columns.values()]) for m in CONCEPTS]
     return [(m, values) for m, values in table if any(value is not None for value in values)]
@@ -441,13 +441,13 @@ def concept_pictures(run, ids):
 def draw_report(run, summary, records, ids):
     """report.html."""
     first, columns = next(iter(summary["data"].values())), summary["health"]
-    health_table = [[measure.heading, measure.reading, *values]
-                    for measure, values in health_rows_of(columns)]
+    lines = [[measure.heading, measure.reading, *values]
+             for measure, values in health_table(columns)]
     data = dict(
         title=out_dir, arch=run.model.arch, step=summary["step"], tokens=summary["tokens"],
         params=summary["params"], settings=run.checkpoint["settings"],
         unigram_entropy=first["unigram_entropy"], log=records, losses=summary["data"],
-        splits=first["token"]["splits"], health=dict(columns=list(columns), rows=health_table),
+        splits=first["token"]["splits"], health=dict(columns=list(columns), rows=lines),
         one_by_one=columns["trained"].get("one_by_one"), usage=columns["trained"].get("usage"))
     if run.model.arch == "concept":
         data |= concept_pictures(run, ids)
