@@ -1,4 +1,4 @@
-"""The report: nothing of the data becomes markup, holes are explained, and the page works in a browser."""
+"""The report: data never becomes markup, holes are explained, and the page works in a browser."""
 
 import html
 import json
@@ -12,32 +12,36 @@ import pytest
 from tools import report
 
 EVIL = "</script><img src=x onerror=alert(1)>"
-STRANGE = [EVIL, "<b>", "\"'`${}", "\n", "\0", "\ud800", "\U0001f600", "\u202eevil", "\u05e9\u05dc\u05d5\u05dd",
-           "\u2028", "", " ", "\t", "&amp;", "<!--", "DATA", "x" * 300]
-KEYS = ("log", "losses", "splits", "health", "one_by_one", "usage", "sentences", "concepts", "similarity")
+STRANGE = [EVIL, "<b>", "\"'`${}", "\n", "\0", "\ud800", "\U0001f600", "\u202eevil",
+           "\u05e9\u05dc\u05d5\u05dd", "\u2028", "", " ", "\t", "&amp;", "<!--", "DATA", "x" * 300]
+KEYS = ("log", "losses", "splits", "health", "one_by_one", "usage", "sentences", "concepts",
+        "similarity")
 CHROMIUM = shutil.which("chromium")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
 
 
 def bare(**more):
     """The keys that a report cannot do without."""
-    return dict(title="run", arch="concept", step=20, tokens=2000, params=12345, settings={"n_layer": 2, "note": ""},
-                unigram_entropy=5.5, **more)
+    return dict(title="run", arch="concept", step=20, tokens=2000, params=12345,
+                settings={"n_layer": 2, "note": ""}, unigram_entropy=5.5, **more)
 
 
 def sample(C=4, T=6, words=("The", " cat", " sees", " the", " river", ".")):
     """A whole report: C concepts; concept c puts 0.5 on token c, the rest is even."""
     sentence = dict(tokens=list(words[:T]), masked=[t == 1 for t in range(T)],
                     guess=[" dog" if t == 1 else None for t in range(T)],
-                    weights=[[0.5 if t == c % T else 0.5 / max(T - 1, 1) for t in range(T)] for c in range(C)])
+                    weights=[[0.5 if t == c % T else 0.5 / max(T - 1, 1) for t in range(T)]
+                             for c in range(C)])
     second = dict(sentence, tokens=[f" other{t}" for t in range(T)])
     log = [dict(step=s, tokens=100 * s, loss=9 - s / 4) for s in range(20)]
-    log += [dict(step=s, tokens=100 * s, val_loss=8 - s / 4, concept_rank=1 + s / 9, duplicates=None, shuffled=0.1)
-            for s in (5, 10, 20)]
+    log += [dict(step=s, tokens=100 * s, val_loss=8 - s / 4, concept_rank=1 + s / 9,
+                 duplicates=None, shuffled=0.1) for s in (5, 10, 20)]
     masking = dict(loss=3.25, accuracy=0.5, perplexity=25.8, bits_per_byte=1.1, predicted=4096)
-    return bare(log=log, losses={words[0]: {"token": masking, "span": masking, "unigram_entropy": 5.4}},
+    health = dict(columns=["trained", "untrained"],
+                  rows=[["rank", "how many " + words[0], 3.5, None]])
+    losses = {words[0]: {"token": masking, "span": masking, "unigram_entropy": 5.4}}
+    return bare(log=log, losses=losses, health=health,
                 splits={words[0]: dict(loss=None, share=0.25), "new": dict(loss=4.0, share=0.75)},
-                health=dict(columns=["trained", "untrained"], rows=[["rank", "how many " + words[0], 3.5, None]]),
                 one_by_one=[0.1] * C, usage=[1 / C] * C, sentences=[sentence, second],
                 concepts=[[[words[c % T], 2.0, 12], [" also", 1.0, 7]] for c in range(C)],
                 similarity=[[1.0 if a == b else -0.25 for b in range(C)] for a in range(C)])
@@ -45,7 +49,8 @@ def sample(C=4, T=6, words=("The", " cat", " sees", " the", " river", ".")):
 
 def embedded(page):
     """The data that a page carries, as a browser would parse it."""
-    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1])
+    script = r'<script id="data" type="application/json">(.*?)</script>'
+    return json.loads(re.search(script, page, re.S)[1])
 
 
 def test_hostile_text_stays_data():
@@ -53,7 +58,8 @@ def test_hostile_text_stays_data():
     page = report.page(data)
     assert "<b>bold" not in page and "<img" not in page and "</script><" not in page
     assert page.count("</script") == report.PAGE.count("</script")
-    assert embedded(page)["title"] == data["title"] and embedded(page)["sentences"][0]["tokens"] == [EVIL] * 6
+    assert embedded(page)["title"] == data["title"]
+    assert embedded(page)["sentences"][0]["tokens"] == [EVIL] * 6
 
 
 def test_every_token_survives_and_the_file_is_ascii():
@@ -64,7 +70,8 @@ def test_every_token_survives_and_the_file_is_ascii():
 def test_nothing_is_loaded_and_the_policy_says_so():
     page = report.page(sample())
     assert "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'" in page
-    assert not re.search(r"\b(src|href)=|url\(|@import|innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", page)
+    assert not re.search(r"\b(src|href)=|url\(|@import|innerHTML|outerHTML|insertAdjacent|"
+                         r"document\.write|eval\(", page)
 
 
 def test_nan_and_infinity_become_holes():
@@ -96,34 +103,46 @@ const out = [], say = (...words) => out.push(words.join(" "));
 addEventListener("error", event => say("ERROR", event.message));
 addEventListener("securitypolicyviolation", event => say("POLICY", event.violatedDirective));
 window.alert = () => say("ALERT");
-const text = css => document.querySelector(css).textContent, all = css => [...document.querySelectorAll(css)];
+const text = css => document.querySelector(css).textContent;
+const all = css => [...document.querySelectorAll(css)];
 function hover(css, r, c) {
-  const canvas = document.querySelector(css), {left, top, width, height} = canvas.getBoundingClientRect();
+  const canvas = document.querySelector(css);
+  const {left, top, width, height} = canvas.getBoundingClientRect();
   canvas.dispatchEvent(new PointerEvent("pointermove", {bubbles: true,
-    clientX: left + (c + 0.5) * width / canvas.width, clientY: top + (r + 0.5) * height / canvas.height}));
+    clientX: left + (c + 0.5) * width / canvas.width,
+    clientY: top + (r + 0.5) * height / canvas.height}));
   return text("#tip");
 }
 </script>"""
 DONE = """<script>
 say("sideways", document.documentElement.scrollWidth > innerWidth ? "yes" : "no", innerWidth);
-say("painted", all("canvas").every(c => c.getContext("2d").getImageData(0, 0, c.width, c.height).data.some(v => v)));
-document.body.innerHTML = "<pre id=out></pre>", document.getElementById("out").textContent = JSON.stringify(out);
+const pixels = c => c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+say("painted", all("canvas").every(c => pixels(c).some(v => v)));
+document.body.innerHTML = "<pre id=out></pre>";
+document.getElementById("out").textContent = JSON.stringify(out);
 </script>"""
 
 
 def visit(tmp_path, data, script="", width=1280):
-    """Opens the page of `data` in Chromium, runs `script` -> what it said, errors and policy violations included."""
+    """Opens the page of `data` in Chromium and runs `script` -> {first word: rest} of each say().
+
+    Fails on an error of the script, a violation of the page's policy, or sideways scrolling.
+    """
     page = report.page(data).replace("<style>", HELP + "<style>", 1)
     page += f"<script>{script}</script>{DONE}"
     if width < 500:  # a window cannot be that small, a frame can
         frame = page.replace("&", "&amp;").replace('"', "&quot;")
-        page = f"""<iframe style="width: {width}px; height: 800px; border: 0" srcdoc="{frame}"></iframe><script>
+        style = f"width: {width}px; height: 800px; border: 0"
+        page = f"""<iframe style="{style}" srcdoc="{frame}"></iframe><script>
             const frame = document.querySelector("iframe");
-            frame.onload = () => document.body.append(frame.contentDocument.getElementById("out"));</script>"""
+            const result = () => frame.contentDocument.getElementById("out");
+            frame.onload = () => document.body.append(result());</script>"""
     (tmp_path / "page.html").write_text(page)
-    flags = "--headless --no-sandbox --disable-gpu --dump-dom --window-size=1280,900 --virtual-time-budget=3000"
-    done = subprocess.run([CHROMIUM, *flags.split(), "--enable-logging=stderr", f"--user-data-dir={tmp_path}/profile",
-                           f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=60)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--enable-logging=stderr",
+             "--window-size=1280,900", "--virtual-time-budget=3000",
+             f"--user-data-dir={tmp_path}/profile"]
+    done = subprocess.run([CHROMIUM, *flags, f"file://{tmp_path}/page.html"], capture_output=True,
+                          text=True, timeout=60)
     found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.S)
     assert found, done.stdout[-2000:] + done.stderr[-2000:]
     said = json.loads(html.unescape(found[1]))
@@ -136,41 +155,53 @@ def visit(tmp_path, data, script="", width=1280):
 @browser
 def test_hover_keys_and_choice_of_a_sentence(tmp_path):
     said = visit(tmp_path, sample(), """
-        say("1", hover("#attention canvas", 2, 1)); say("words", all(".sentence .on").map(e => e.textContent));
+        say("1", hover("#attention canvas", 2, 1));
+        say("words", all(".sentence .on").map(e => e.textContent));
         say("2", hover("#attention canvas", 1, 1)); say("3", hover("#similarity canvas", 0, 3));
         const canvas = document.querySelector("#attention canvas");
-        canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown"})); say("4", text("#tip"));
-        canvas.dispatchEvent(new PointerEvent("pointerleave")); say("gone", document.getElementById("tip").hidden);
+        canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown"}));
+        say("4", text("#tip"));
+        canvas.dispatchEvent(new PointerEvent("pointerleave"));
+        say("gone", document.getElementById("tip").hidden);
         get("sentence").value = "1"; get("sentence").dispatchEvent(new Event("change"));
         say("5", hover("#attention canvas", 3, 3)); say("label", text(".columns"));
         get("filter").value = "SEES"; get("filter").dispatchEvent(new Event("input"));
         say("cards", all(".card:not([hidden])").length, all(".card").length);
-        say("empty", all("section").filter(s => s.children.length < 3).length, all("th:not([scope])").length);""")
+        const empty = all("section").filter(s => s.children.length < 3);
+        say("empty", empty.length, all("th:not([scope])").length);""")
     dot = "\u00b7"
-    assert said["1"] == (f"concept 2 reads {dot}cat with 10.0%" f"hidden; the model's guess: {dot}dog"
+    assert said["1"] == (f"concept 2 reads {dot}cat with 10.0%"
+                         f"masked; the model predicts: {dot}dog"
                          f"top tokens: {dot}sees  {dot}also")
-    assert said["words"] == "cat" and "with 50.0%" in said["2"] and said["3"] == "concepts 0 and 3: -0.250"
+    assert said["words"] == "cat" and "with 50.0%" in said["2"]
+    assert said["3"] == "concepts 0 and 3: -0.250"
     assert said["4"].startswith(f"concept 2 reads {dot}cat") and said["gone"] == "true"
-    assert said["5"].startswith(f"concept 3 reads {dot}other3 with 50.0%") and "other0" in said["label"]
+    assert said["5"].startswith(f"concept 3 reads {dot}other3 with 50.0%")
+    assert "other0" in said["label"]
     assert said["cards"] == "1 4" and said["empty"] == "0 0"
 
 
 @browser
 def test_hostile_text_is_shown_not_run_on_a_narrow_screen(tmp_path):
-    data = {**sample(C=3, T=len(STRANGE), words=STRANGE), "title": "<b>run</b>" + EVIL, "settings": {EVIL: EVIL}}
+    data = {**sample(C=3, T=len(STRANGE), words=STRANGE), "title": "<b>run</b>" + EVIL,
+            "settings": {EVIL: EVIL}}
     said = visit(tmp_path, data, """
         say("title", text("h1")); say("made", all("img, h1 b, .sentence b").length);
-        say("shown", all(".sentence bdi").map(e => e.textContent).join("|")); hover("#attention canvas", 0, 0);
+        say("shown", all(".sentence bdi").map(e => e.textContent).join("|"));
+        hover("#attention canvas", 0, 0);
         say("tip", text("#tip")); for (const d of all("details")) d.open = true;""", width=400)
     assert said["title"] == data["title"] and said["made"] == "0" and EVIL in said["tip"]
     shown = said["shown"].split("|")
-    assert shown[0] == EVIL and shown[3:5] == ["\u23ce", "\u2400"] and shown[10] == "\u2205" and shown[12] == "\u21e5"
+    assert shown[0] == EVIL and shown[3:5] == ["\u23ce", "\u2400"]
+    assert shown[10] == "\u2205" and shown[12] == "\u21e5"
 
 
 @browser
 @pytest.mark.parametrize("data, expected", [
-    (bare(), ["The log holds no losses.", "No sentence has been read.", "The concepts have not been compared."]),
-    ({**bare(**dict.fromkeys(KEYS)), "arch": "transformer", "log": [dict(step=1, tokens=5, loss=9.0)], "settings": {}},
+    (bare(), ["The log holds no losses.", "No sentence has been read.",
+              "The concepts have not been compared."]),
+    ({**bare(**dict.fromkeys(KEYS)), "arch": "transformer", "settings": {},
+      "log": [dict(step=1, tokens=5, loss=9.0)]},
      ["The log holds no evaluations.", "This model is a Transformer: it has no concepts."]),
     (sample(C=1, T=3), ["concept 0"])], ids=["bare", "transformer", "one concept"])
 def test_holes_are_explained(tmp_path, data, expected):
