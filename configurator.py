@@ -146,7 +146,8 @@ def configure(script_globals, argv=None):
         if arg in ("-h", "--help"):
             print(script_globals["__doc__"].strip(), "\n\nsettings, with their defaults:", sep="\n")
             for name, (default, text) in known.items():
-                print(f"  --{name}={default!s:<14} {text}")
+                setting = f"--{name}={default}"
+                print(f"  {setting:<34} {text}")
             sys.exit(0)
         elif arg.startswith("--") and equals:
             assign(arg, key, value, from_text=True)
