@@ -42,8 +42,8 @@ SERVER.set_forkserver_preload(["torch", "torch._dynamo", "numpy", "scipy.stats",
 
 def pytest_collection_modifyitems(items):
     """Puts the files that take longest first: the workers then end at about the same time."""
-    longest = ["test_readme", "test_train", "test_prepare", "test_export", "test_bench", "test_model",
-               "test_learns", "test_hub", "test_sweep"]
+    longest = ["test_readme", "test_train", "test_prepare", "test_export", "test_bench",
+               "test_model", "test_learns", "test_hub", "test_sweep"]
     order = {name: place for place, name in enumerate(longest)}
     items.sort(key=lambda item: order.get(item.path.stem, len(longest)))
 
