@@ -3,7 +3,8 @@ cross-attention, and a small decoder predicts the masked tokens from them.
 
     ids (B,T) -> token table + positions -> x_BTd
                  -> local mixers                           open only: tokens see their neighbours
-    concepts (C,D) -> n_layer x [ cross-attention to x_BTd | self-attention | gated FFN ] -> c_BCD
+    concepts (C,D) -> n_layer x [ cross-attention to x_BTd | gated FFN ] -> c_BCD
+                 strict: concepts also read each other in every layer (self-attention)
     masked positions (B,K) -> decoder: read c_BCD by cross-attention -> states y_BKD
                  -> logits (B,K,V) by the token table (tied) + lexicon (open)  -> cross-entropy
 
