@@ -83,8 +83,7 @@ eval_rows = 256  # validation rows an evaluation reads
 health_rows = 64  # of these, rows on which the concepts are measured: rank, use, ...; 0: not
 log_interval = 10  # steps between log lines
 save_minutes = 15.0  # a checkpoint at least this often
-wandb = "off"  # online | offline | off
-wandb_project = "concept-encoder"  # project name there
+wandb = "off"  # online | offline | off; the variable WANDB_PROJECT names the project
 
 # machine, seed, debugging
 device = "auto"  # auto | cuda | mps | cpu
@@ -270,7 +269,7 @@ tracker = None  # wandb, if asked for
 if machine.is_main:
     run.write_config(out_dir, config, git, tok)
     run.warn_of_small_disk(out_dir, model.num_params())
-    tracker = run.start_tracker(wandb, wandb_project, out_dir, config)
+    tracker = run.start_tracker(wandb, out_dir, config)
 
 # ---- the parts of a step ------------------------------------------------------------------------
 

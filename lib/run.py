@@ -128,8 +128,6 @@ def settings_without_effect(config, defaults):
     # concept model, so that one command line compares the two
     if config["arch"] == "concept" and config["bottleneck"] != "open":
         unread += ["n_mixer", "mixer_kernel", "n_decoder", "self_attention", "lexicon"]
-    if config["wandb"] == "off":
-        unread += ["wandb_project"]
     if config["lr_schedule"] != "wsd":
         unread += ["decay_fraction"]
     if config["lr_schedule"] == "constant":
@@ -547,13 +545,14 @@ def warn_of_small_disk(out_dir, num_params):
               f"{needed / 2**30:.1f}", flush=True)
 
 
-def start_tracker(mode, project, out_dir, config):
+def start_tracker(mode, out_dir, config):
     """Starts wandb, mode "online" or "offline" -> its module, or None if mode is "off"."""
     if mode == "off":
         return None
     import wandb
 
     name = os.path.basename(out_dir)
+    project = os.environ.get("WANDB_PROJECT", "concept-encoder")  # wandb's own variable
     wandb.init(project=project, name=name, dir=out_dir, mode=mode, config=config)
     return wandb
 
