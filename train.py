@@ -9,8 +9,8 @@ optimizer, the parts of a step, and last the loop.
 
 Writes out_dir/{ckpt.pt, ckpt_prev.pt, best.pt, config.json, log.jsonl, tokenizer/}. The same
 command again resumes the run, bit for bit on the same machine: the batch, the masks and the
-learning rate depend on the step and the seed alone. SIGTERM, SIGINT and SIGUSR1 save a checkpoint
-and stop. The last line on stdout is a JSON summary.
+learning rate depend on the step and the seed alone. SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a
+checkpoint and stop. The last line on stdout is a JSON summary.
 """
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -510,7 +510,7 @@ if overfit_batch and loss_now >= 0.05:
              f"should fall below 0.05")
 if machine.is_main:
     evaluations = [r["val_loss"] for r in run.read_log(out_dir) if "val_loss" in r]
-    print(json.dumps(dict(
+    machine.say(json.dumps(dict(
         out_dir=out_dir, step=step, tokens=data.tokens(step), stopped=stopped or "max_steps",
         loss=None if math.isnan(loss_now) else loss_now,
         val_loss=evaluations[-1] if evaluations else None, best_val_loss=best_loss,

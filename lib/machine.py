@@ -16,6 +16,19 @@ import torch.distributed as dist
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+def say(*words):
+    """Prints a line at once; where stdout can no longer be written, goes on without.
+
+    A run must not end because its output was piped into `head`, its disk is full or its terminal
+    was closed: log.jsonl and the checkpoints have all that matters.
+    """
+    try:
+        print(*words, flush=True)
+    except OSError:
+        # Python flushes what is left once more at the end, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 # ---- device and processes -----------------------------------------------------------------------
 
 @dataclass
@@ -32,7 +45,7 @@ class Machine:
     def say(self, *words):
         """Prints once, not once per process."""
         if self.is_main:
-            print(*words, flush=True)
+            say(*words)
 
     def take(self, tensors):
         """CPU tensors -> the same on this device; a GPU goes on computing during the copy."""
@@ -200,16 +213,20 @@ def is_out_of_memory(error):
 # ---- signals ------------------------------------------------------------------------------------
 
 class StopSignals:
-    """Notes SIGTERM, SIGINT and SIGUSR1 in `name`, "" before; the training loop reads it each step.
+    """Notes a signal in `name`, "" before; the training loop reads it each step.
 
-    Stopping in the middle of a step would leave the processes waiting for each other. torchrun
-    passes a signal on and kills 30 s later. A second SIGINT (Ctrl-C) ends the program at once.
+    SIGTERM and SIGUSR1 come from schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal or
+    connection that is gone. Stopping in the middle of a step would leave the processes waiting for
+    each other. torchrun passes a signal on and kills 30 s later. A second SIGINT ends the program
+    at once.
     """
 
     def __init__(self):
         self.name = ""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self.note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            # nohup starts programs with SIGHUP ignored: they are to go on without a terminal
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.note)
 
     def note(self, number, _frame):
         if self.name and number == signal.SIGINT:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from data.tokenizer import Tokenizer
 from lib.baselines import Transformer, TransformerConfig
 from lib.files import FolderLock, replace_file, write_json
-from lib.machine import autocast, is_out_of_memory
+from lib.machine import autocast, is_out_of_memory, say
 from masking import check_masking, mask_batch
 from model import ConceptConfig, ConceptEncoder
 
@@ -290,7 +290,7 @@ def save_or_warn(out_dir, checkpoint, name):
         reason = f"{error}; {free:,.0f} MiB free"
         if not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
             sys.exit(f"error: cannot write a first checkpoint to {out_dir}: {reason}")
-        print(f"WARNING: {name} was not written ({reason}); the previous one stays", flush=True)
+        say(f"WARNING: {name} was not written ({reason}); the previous one stays")
 
 
 # Parameters of the lexicon that had other names in older checkpoints.
@@ -541,8 +541,8 @@ def warn_of_small_disk(out_dir, num_params):
     needed = 3.3 * 12 * num_params
     free = shutil.disk_usage(out_dir).free
     if free < needed:
-        print(f"WARNING: {out_dir} has {free / 2**30:.1f} GiB free; checkpoints of this run need "
-              f"{needed / 2**30:.1f}", flush=True)
+        say(f"WARNING: {out_dir} has {free / 2**30:.1f} GiB free; checkpoints of this run need "
+            f"{needed / 2**30:.1f}")
 
 
 def start_tracker(mode, out_dir, config):
@@ -570,7 +570,7 @@ def append_log(out_dir, record, tracker=None):
         with open(os.path.join(out_dir, "log.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
     except OSError as error:  # a full disk does not end the run; the numbers are on the screen
-        print(f"WARNING: log.jsonl was not written: {error}", flush=True)
+        say(f"WARNING: log.jsonl was not written: {error}")
     if tracker:
         tracker.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 

@@ -58,6 +58,10 @@ def check_settings():
     given = [name for name in unused if config[name] != defaults[name][0]]
     if given:
         raise ValueError(f"{', '.join(given)}: {use} only; {cure}")
+    folder = os.path.dirname(to) or "."
+    if embed and (not to.strip() or os.path.isdir(to) or not os.path.isdir(folder)):
+        raise ValueError(f"--to={to!r}: expected a file in a folder that exists, as "
+                         "--to=embeddings.npy")
 
 
 # ---- filling masks ------------------------------------------------------------
