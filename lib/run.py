@@ -718,10 +718,6 @@ def start_wandb(config, step):
     mode = config["wandb"]
     if mode == "off":  # log_to=wandb alone: wandb's own variable says how
         mode = os.environ.get("WANDB_MODE", "online")
-    if mode == "online" and not wandb.login(prompt=False):
-        say("WARNING: wandb has no key here (wandb login, or WANDB_API_KEY); it records into "
-            f"{config['out_dir']}/wandb, and wandb sync uploads that")
-        mode = "offline"
     path = os.path.join(config["out_dir"], "wandb_id")
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
@@ -732,14 +728,20 @@ def start_wandb(config, step):
     arguments = dict(id=run_id, resume="allow", name=os.path.basename(config["out_dir"]),
                      project=os.environ.get("WANDB_PROJECT", "concept-encoder"),
                      dir=config["out_dir"], config=config)
-    try:
-        wandb.init(mode=mode, settings=wandb.Settings(init_timeout=30), **arguments)
-    except Exception as error:
-        if mode != "online":
-            raise
-        say(f"WARNING: wandb cannot be reached ({error}); it records into "
-            f"{config['out_dir']}/wandb, and wandb sync uploads that")
-        wandb.teardown()  # of the failed attempt, which holds the id
+    problem = ""
+    if mode == "online":
+        try:
+            if wandb.login(prompt=False):
+                wandb.init(mode=mode, settings=wandb.Settings(init_timeout=30), **arguments)
+            else:
+                problem = "has no key here (wandb login, or WANDB_API_KEY)"
+        except Exception as error:
+            problem = f"cannot be reached ({error})"
+            wandb.teardown()  # of the failed attempt, which may hold the id
+    if problem:
+        say(f"WARNING: wandb {problem}; it records into {config['out_dir']}/wandb, and wandb sync "
+            "uploads that")
+    if problem or mode != "online":
         wandb.init(mode="offline", **arguments)
 
     def log(record):
