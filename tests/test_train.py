@@ -168,7 +168,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(data_dir, tmp_path):
     before = (tmp_path / "ckpt.pt").read_bytes()
     limit = "import resource, runpy, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
             "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " \
-            "sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py')"
+            "sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py', run_name='__main__')"
     done = run("-c", limit.format(len(before) // 2), *tiny(data_dir, tmp_path), fresh=True)
     assert "was not written" in done.stdout and result(done)["step"] == 20
     assert (tmp_path / "ckpt.pt").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
@@ -186,7 +186,7 @@ def spoiled(parameters, *rest):
     return norm * math.nan if calls[0] in {steps} else norm
 torch.nn.utils.clip_grad_norm_ = spoiled
 sys.argv = ["train.py", *sys.argv[1:]]
-runpy.run_path("train.py")
+runpy.run_path("train.py", run_name="__main__")
 """
 
 
@@ -208,7 +208,7 @@ def forward(self, ids, *rest):
     return real(self, ids, *rest)
 model.ConceptEncoder.forward = forward
 sys.argv = ["train.py", *sys.argv[1:]]
-runpy.run_path("train.py")
+runpy.run_path("train.py", run_name="__main__")
 """
 
 
