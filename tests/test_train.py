@@ -168,7 +168,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(data_dir, tmp_path):
     before = (tmp_path / "ckpt.pt").read_bytes()
     limit = "import resource, runpy, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
             "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " \
-            "sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py', run_name='__main__')"
+            "sys.argv = ['train.py', *sys.argv[1:]]; " \
+            "runpy.run_path('train.py', run_name='__main__')"
     done = run("-c", limit.format(len(before) // 2), *tiny(data_dir, tmp_path), fresh=True)
     assert "was not written" in done.stdout and result(done)["step"] == 20
     assert (tmp_path / "ckpt.pt").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
