@@ -19,6 +19,7 @@ import glob
 import math
 import os
 import re
+import shlex
 import sys
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
@@ -207,7 +208,8 @@ def no_config(path, known):
         settings = ["input", "data"] if "." in name else []
     for setting in settings:
         if setting in known:
-            return f"not a config file, did you mean --{setting}={path}?"
+            right = shlex.quote(f"--{setting}={path}")
+            return f"not a config file, did you mean {right}?"
     if os.path.exists(path):
         return "not a config file: expected a file with .py at its end"
     return f"no such config file; there is: {' '.join(configs)}"
@@ -275,6 +277,18 @@ def print_help(script, known):
         print(f"  {setting:<34} {text}")
 
 
+def set_streams():
+    """Text that a terminal or file cannot show ends no command; standard input is UTF-8."""
+    # A notebook's streams lack reconfigure, and can show all.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # like all other text that is read here; no change where it is so already, for a stream from
+    # which something has been read allows none
+    if hasattr(sys.stdin, "reconfigure") and sys.stdin.encoding.lower() != "utf-8":
+        sys.stdin.reconfigure(encoding="utf-8")
+
+
 def split_argument(arg, following, known):
     """An argument that sets something -> (name, value as text); ValueError says how to write it.
 
@@ -298,7 +312,8 @@ def split_argument(arg, following, known):
     if arg == f"--{name}" and not value and is_switch(default, text):
         return name, "true"
     if equals or value:
-        raise ValueError(f"write --{name}={value}")
+        right = shlex.quote(f"--{name}={value}")
+        raise ValueError(f"write {right}")
     raise ValueError(f"expected --key=value, for example --{name}={default}")
 
 
@@ -318,11 +333,7 @@ def configure(script_globals, argv=None):
     if script_globals.get("__name__", "__main__") not in ("__main__", "__mp_main__"):
         check_import(script)
         return values
-    for stream in (sys.stdout, sys.stderr):
-        # Text that a terminal or file cannot show must not end a run. A notebook's streams lack
-        # reconfigure and can show all.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    set_streams()
     # collected, not raised one by one: a user with three mistakes wants to see three messages
     problems = []
 

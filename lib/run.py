@@ -102,16 +102,25 @@ def bad_values(config):
     one_of("rows", "block", "document")
     # each comparison is false for nan, which is refused too
     for name in ("batch_size", "micro_batch", "learning_rate", "max_steps", "eval_interval",
-                 "eval_rows", "log_interval"):
+                 "eval_rows", "log_interval", "block_size", "concept_std"):
         if not 0 < config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected more than 0")
     for name in ("min_lr", "health_rows", "warmup_steps", "max_tokens", "max_minutes",
-                 "stop_at_step", "patience", "weight_decay", "grad_clip", "save_minutes"):
+                 "stop_at_step", "patience", "weight_decay", "grad_clip", "save_minutes", "seed",
+                 "vocab_size", "max_length"):
         if not 0 <= config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected 0 or more")
-    for name in ("beta1", "beta2", "decay_fraction"):
+    for name in ("beta1", "beta2", "decay_fraction", "dropout"):
         if not 0 <= config[name] < 1:
             problems.append(f"{name}={config[name]}: expected from 0, below 1")
+    # A zero too many ends here and not where memory or 64 bits do.
+    if config["max_steps"] > 2**31:
+        problems.append(f"max_steps={config['max_steps']}: expected at most {2**31:,}")
+    for name in ("batch_size", "micro_batch", "n_layer", "n_head", "n_concept", "concept_dim",
+                 "token_dim", "ffn_dim", "n_mixer", "mixer_kernel", "n_decoder", "n_register",
+                 "vocab_size"):
+        if config[name] > 2**24:
+            problems.append(f"{name}={config[name]}: expected at most {2**24:,}")
     return problems
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from configurator import as_bool, configure, expand_path, read_settings
-from lib.run import ARCHS, fields_of
+from lib.run import ARCHS, bad_values, fields_of
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("data/**/*.py")]
@@ -140,6 +140,17 @@ def test_numbers_may_be_written_with_underscores_or_a_minus_sign(run):
                                   "steps = 2 ** 70", "note = 'a\\0b'", "out_dir = 'a\\0b'"])
 def test_a_value_of_a_file_that_nothing_can_hold_names_its_line(refused, text):
     assert f"a.py:1: {text.partition(' ')[0]}" in refused("a.py", a=text)
+
+
+@pytest.mark.parametrize("name, values", [
+    ("seed", (-1,)), ("concept_std", (-1.0, 0.0)), ("dropout", (-0.1, 1.0)), ("block_size", (0,)),
+    ("vocab_size", (-1, 2**40)), ("max_length", (-1,)), ("max_steps", (0, 2**62)),
+    ("n_layer", (10**9,)), ("concept_dim", (2**40,)), ("batch_size", (0, 2**40))])
+def test_a_value_that_training_cannot_use_is_named(name, values):
+    defaults = {name: default for name, (default, _) in read_settings(ROOT / "train.py").items()}
+    assert not bad_values(defaults)
+    for value in values:
+        assert f"{name}={value}: expected" in "".join(bad_values(defaults | {name: value}))
 
 
 # ---- names --------------------------------------------------------------------------------------
@@ -278,10 +289,12 @@ def test_a_config_file_that_is_not_there_leads_to_the_nearest_one(path, parts, m
     ("tools/eval.py", "out/demo", "--out_dir=out/demo"), ("train.py", "here", "--out_dir=here"),
     ("tools/eval.py", "out/demo/best.pt", "--out_dir=out/demo/best.pt"),
     ("prepare.py", "input.txt", "--input=input.txt"), ("prepare.py", "here", "--input=here"),
-    ("train.py", "bins", "--data_dir=bins"), ("tools/eval.py", "bins/", "--data_dir=bins/")])
+    ("prepare.py", "a b", "'--input=a b'"), ("train.py", "bins", "--data_dir=bins"),
+    ("tools/eval.py", "bins/", "--data_dir=bins/")])
 def test_a_folder_or_file_alone_leads_to_its_setting(script, path, right, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("here").mkdir()
+    Path("a b").mkdir()
     Path("bins").mkdir()
     Path("bins/meta.json").touch()
     text = message(script, path)
@@ -348,7 +361,10 @@ def test_help_and_refusals_work_without_docstrings_and_in_ascii(tmp_path):
 def test_output_in_another_encoding_ends_no_command(run, monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xc3\xa9"), "ascii"))
     run()
+    assert sys.stdin.read() == "caf\u00e9"
+    run()  # standard input has been read from
     print("caf\u00e9 \udcff", flush=True)
     assert written.getvalue() == b"caf\\xe9 \\udcff\n"
 
