@@ -552,6 +552,8 @@ while not stopped:
 
 net = None  # DistributedDataParallel holds on to the process group
 machine.close()
+if lock:
+    lock.close()  # a notebook lives on
 if overfit_batch and loss_now >= 0.05:
     sys.exit(f"error: overfit_batch reached a loss of {loss_now:.3f} in {step} steps; one batch "
              f"should fall below 0.05")
