@@ -87,13 +87,6 @@ def test_training_needs_few_files():
     assert len(closure("train.py")) <= 14, sorted(closure("train.py"))
 
 
-def test_a_newcomers_path_is_four_files():
-    """What README names for understanding a run: 2,000 lines, blank ones not counted."""
-    path = ["train.py", "model.py", "masking.py", "data/reader.py"]
-    lines = [line for name in path for line in (ROOT / name).read_text().splitlines()]
-    assert len([line for line in lines if line.strip()]) <= 2000
-
-
 def test_preparing_data_loads_no_torch():
     for name in ("prepare.py", "data/workers.py", "data/documents.py", "data/inputs.py"):
         for other in closure(name):
