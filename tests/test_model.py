@@ -423,13 +423,13 @@ def test_learns_a_repeated_token_from_afar(kind):
     model = small(**kind, block_size=32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     g = torch.Generator().manual_seed(0)
-    for _ in range(150):
-        word = torch.randint(0, 40, (32, 1), generator=g)
-        ids = torch.full((32, 32), 50).scatter(
-            1, torch.tensor([[0, 2, 5]]).expand(32, -1), word.expand(-1, 3)
+    for _ in range(120):
+        word = torch.randint(0, 40, (16, 1), generator=g)
+        ids = torch.full((16, 32), 50).scatter(
+            1, torch.tensor([[0, 2, 5]]).expand(16, -1), word.expand(-1, 3)
         )
         ids[:, 30] = MASK
-        loss = model(ids, torch.full((32, 1), 30), word, torch.ones(32, 1))
+        loss = model(ids, torch.full((16, 1), 30), word, torch.ones(16, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
