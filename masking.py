@@ -364,8 +364,12 @@ def choose_groups(groups, bits, mlm_probability, n_slots):
 
 def in_arc(start, length, budget_B1, n_slots):
     """Which parts of rows begin in the arc, and still fit into n_slots: (B, n) int64 -> bool."""
-    first_B1 = start.amin(1)[:, None]  # the arc may begin within a part, which is not chosen
-    return (start < budget_B1) & (start + length <= first_B1 + n_slots)
+    chosen = start < budget_B1
+    # The last part may end beyond the arc, by less than its length. Most batches have room for it.
+    if (budget_B1[:, 0] + length.amax(1) > n_slots).any():
+        first_B1 = start.amin(1)[:, None]  # the arc may begin within a part, which is not chosen
+        chosen &= start + length <= first_B1 + n_slots
+    return chosen
 
 
 def cut_groups(group_BT, member_BT, word_BT, start_BG, too_long_BG, circle_B1):
