@@ -153,7 +153,8 @@ def test_padding_is_neither_read_nor_predicted(arch, sources):
     predicted = batch.targets[batch.used]
     assert not torch.from_numpy(tok.is_special)[predicted].any()
     for row in lengths.argsort()[:3].tolist():
-        n, (inputs, positions, targets, weights) = lengths[row], (t[row : row + 1] for t in batch[:4])
+        n = lengths[row]
+        inputs, positions, targets, weights, _ = (t[row : row + 1] for t in batch)
         alone = model(inputs[:, :n], positions, targets, weights)
         for filler in (tok.pad_id, 65):
             padded = torch.where(torch.arange(T) < n, inputs, filler)
