@@ -82,6 +82,10 @@ def test_records_are_never_imported():
                 assert not (node.module or "").startswith("records"), name
 
 
+def test_training_needs_few_files():
+    assert len(closure("train.py")) <= 14, sorted(closure("train.py"))
+
+
 def test_preparing_data_loads_no_torch():
     for name in ("prepare.py", "data/workers.py", "data/documents.py", "data/inputs.py"):
         for other in closure(name):
