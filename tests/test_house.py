@@ -14,7 +14,9 @@ FOLDERS = ("data", "lib", "tools")
 LISTED = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT,
                         capture_output=True, text=True).stdout.split()
 CODE = sorted(n for n in LISTED if not n.startswith(("records/", "tests/")) and (ROOT / n).exists())
-COMMANDS = {name for name in CODE if "configure(globals())" in (ROOT / name).read_text()}
+# what changes its settings on the command line: "\nconfig", because configurator.py explains it
+COMMANDS = {name for name in CODE
+            if "\nconfig = configure(globals())" in (ROOT / name).read_text()}
 
 
 @cache
