@@ -212,7 +212,8 @@ def json_text(value, where):
         return value
     if isinstance(value, (bool, int, float)) and value == value:  # nan is a missing value
         return json.dumps(value)
-    raise ValueError(f"{where}: found {str(json.dumps(value))[:50]}, expected text or a number")
+    found = json.dumps(value, default=str)[:50]  # default: dates and bytes of a hub's tables
+    raise ValueError(f"{where}: found {found}, expected text or a number")
 
 
 def spelled(label):
