@@ -79,7 +79,7 @@ from lib.run import load_run, read_checkpoint, user_mistakes
 #         network with fresh weights) or the folder of another training run
 #   run   one fine-tuning, given by (init, learning rate, seed)
 # Inside functions `task` is a glue.Task; the setting of that name goes to read_tasks() only.
-INITS = list(dict.fromkeys(["pretrained", *filter(None, controls.split(","))]))
+INITS = ["pretrained"] + [init.strip() for init in controls.split(",") if init.strip()]
 
 
 # ---- where a run starts -------------------------------------------------------------
@@ -99,8 +99,9 @@ def lrs_of(task):
 
 def seeds_of(task):
     """-> (how many runs are reported, how many each learning rate is chosen by)."""
-    return (task.seeds if seeds < 0 else seeds,
-            0 if len(lrs_of(task)) == 1 else task.grid_seeds if grid_seeds < 0 else grid_seeds)
+    n_seeds = task.seeds if seeds < 0 else seeds
+    n_grid = task.grid_seeds if grid_seeds < 0 else grid_seeds
+    return n_seeds, n_grid if len(lrs_of(task)) > 1 else 0
 
 
 @functools.cache
@@ -177,13 +178,11 @@ def name_for(kind, folder, before=""):
 
 def name_of(init):
     """What an init is called in tables and file names."""
-    if init == "pretrained" and init_from_task:
-        return name_for("inits", init_from_task, "pretrained_from_")
     return init if init in ("pretrained", "untrained") else name_for("inits", init)
 
 
 def key_of(task):
-    """What a task is called in glue.json: from the weights of another task it is another entry."""
+    """What a task is called in glue.json and in glue/: rte, or rte_from_mnli."""
     if init_from_task:
         return name_for("tasks", init_from_task, f"{task.name}_from_")
     return task.name
@@ -191,13 +190,17 @@ def key_of(task):
 
 def task_folder(task, file=""):
     """Path of a file in a task's folder of results."""
-    return os.path.join(home(), "glue", task.name, file)
+    return os.path.join(home(), "glue", key_of(task), file)
+
+
+def lr_text(lr):
+    """A learning rate in names of files: different for different ones."""
+    return f"{lr:g}" if float(f"{lr:g}") == lr else repr(lr)
 
 
 def run_path(task, init, lr, seed):
     """Path of a run's files without their endings: .log .json .SPLIT.tsv .pt"""
-    shown = f"{lr:g}" if float(f"{lr:g}") == lr else repr(lr)
-    return task_folder(task, f"{name_of(init)}_lr{shown}_seed{seed}")
+    return task_folder(task, f"{name_of(init)}_lr{lr_text(lr)}_seed{seed}")
 
 
 # ---- one run and its files ----------------------------------------------------------
@@ -275,9 +278,9 @@ def run_all(task, splits, runs):
         if task.is_own:
             metrics = {name: metrics[name] for name in task.metrics}
         tqdm.write(
-            f"{task.name} {name_of(init)} lr {lr:g} seed {seed}: {json.dumps(metrics)} after epoch "
-            f"{found['best_epoch']} of "
-            f"{found['epochs']}, {found['examples_per_s']:.0f} examples/s"
+            f"{key_of(task)} {name_of(init)} lr {lr_text(lr)} seed {seed}: {json.dumps(metrics)} "
+            f"after epoch {found['best_epoch']} of {found['epochs']}, "
+            f"{found['examples_per_s']:.0f} examples/s"
             f"{', constant answer' if found['degenerate'] else ''}"
             f"{', diverged' if found['diverged'] else ''}", file=sys.stdout)
         bar.update()
@@ -308,7 +311,8 @@ def choose_lr(task, splits, init):
     for run in runs:  # their weights are of no use
         remove_file(run_path(task, *run) + ".pt")
     # keys as text: glue.json has no others
-    return max(candidates, key=medians.get), {f"{lr:g}": score for lr, score in medians.items()}
+    return (max(candidates, key=medians.get),
+            {lr_text(lr): score for lr, score in medians.items()})
 
 
 def tune_with_seeds(task, splits, init):
@@ -448,13 +452,12 @@ def prepare():
     """Finds what is wrong before hours of work -> ([(task, splits, notes)], earlier results)."""
     found, results = read_tasks(task), read_results()
     refuse_other_files([task for task, _, _ in found])
-    of_kinds = {recipe_of(task).n_concept: task for task, _, _ in found}
+    # a model of each size and init is made once, so that a mistake shows now
+    of_sizes = {recipe_of(task).n_concept: task for task, _, _ in found}
     for init in INITS:
-        name_of(init)
-        for one_task in of_kinds.values():
+        name_of(init)  # gives it its name
+        for one_task in of_sizes.values():
             starting_model(one_task, init, seed=0)
-    for one_task, _, _ in found:
-        key_of(one_task)
     return found, results
 
 
@@ -511,8 +514,10 @@ def shown(name, entry):
 def submit(results):
     """Writes the submission for GLUE's server, or says what it still needs."""
     path = os.path.join(home(), "glue_submission.zip")
-    missing = write_submission(path, {name: entry["best_run"] for name, entry in results.items()
-                                      if official_name(name, entry) == name})
+    # best_run may be relative to where another command ran, or out_dir may have been moved
+    best_runs = {name: os.path.join(home(), "glue", name, os.path.basename(entry["best_run"]))
+                 for name, entry in results.items() if official_name(name, entry) == name}
+    missing = write_submission(path, best_runs)
     if missing:
         print(f"no submission yet, test predictions are missing for: {', '.join(missing)}")
     else:
@@ -529,7 +534,7 @@ def main():
         if one_run:
             with user_mistakes():
                 found = read_tasks(task)
-            init, lr, seed = one_run.split("|")
+            init, lr, seed = one_run.rsplit("|", 2)
             run_one(*found[0][:2], init, float(lr), int(seed))
             return
         with FolderLock(os.path.join(home(), "glue")) as lock:

@@ -523,6 +523,9 @@ def test_another_task_starts_from_the_weights_of_the_first(tuned, own_task):
                            f"--init_from_task={out}/glue/mood"))
     assert done["mood_from_mood"]["median"]["accuracy"] > 0.9, "one epoch is enough"
     assert "mood" in done, "and what was measured without it is still there"
+    again = torch.load(out / "glue/mood/model.pt", weights_only=True)
+    assert all(torch.equal(again["model"][name], t) for name, t in saved["model"].items())
+    assert (out / "glue/mood_from_mood/model.pt").exists(), "each has a folder of its own"
 
 
 def test_a_constant_answer_is_called_one(trained, own_task):
