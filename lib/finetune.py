@@ -57,7 +57,10 @@ class FineTuned:
 
     @property
     def scores(self):
-        """{metric: value} on the dev set after the epoch that was kept; {} without a dev set."""
+        """{metric: value} on the dev set after the epoch that was kept; {} without a dev set.
+
+        f1 of two classes is that of the second one in alphabetical order.
+        """
         return self.report["metrics"].get("dev", {})
 
     @property

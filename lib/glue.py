@@ -398,7 +398,8 @@ def read_label(task, text, where):
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
-        raise ValueError(f"{where}: found the score {text!r}, expected a number")
+        hint = '; without "labels" in its task.json it is a regression' if task.is_own else ""
+        raise ValueError(f"{where}: found the score {text!r}, expected a number{hint}")
     if task.limits and not task.limits[0] <= value <= task.limits[1]:
         raise ValueError(f"{where}: found the score {text}, expected {task.limits[0]:g} to "
                          f"{task.limits[1]:g}, the limits of the task")

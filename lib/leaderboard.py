@@ -111,7 +111,8 @@ def heading(name, entry):
 
 def markdown(results, title):
     """glue.json -> a Markdown table: this model, controls, majority baseline, published scores."""
-    columns = {name: heading(name, entry) for name, entry in results.items()}
+    # a bar would end the cell of a folder's name that holds one
+    columns = {name: heading(name, entry).replace("|", "\\|") for name, entry in results.items()}
     is_glue = any(name in COLUMNS and official_name(name, entry) == name
                   for name, entry in results.items())
     if is_glue:  # all columns of the published results
@@ -132,7 +133,7 @@ def markdown(results, title):
             {name: cell(name, entry) for name, entry in results.items()})
     controls = [control for entry in results.values() for control in entry["controls"]]
     for control in dict.fromkeys(controls):  # each once, in this order
-        add_row(control, "", "dev", {name: cell(name, entry["controls"][control], entry)
+        add_row(control.replace("|", "\\|"), "", "dev", {name: cell(name, entry["controls"][control], entry)
                                      for name, entry in results.items()
                                      if control in entry["controls"]})
     add_row("majority answer", "", "dev",

@@ -228,6 +228,9 @@ def test_a_score_outside_the_limits_is_refused_by_its_line(tmp_path):
     own_folder(tmp_path, "text\tlabel\na\t5\nb\t5.5\n", labels=[], limits=[0, 5])
     with pytest.raises(ValueError, match=r"line 3: found the score 5.5, expected 0 to 5"):
         read_own(tmp_path)
+    own_folder(tmp_path, "text\tlabel\na\tgood\n", labels=[])
+    with pytest.raises(ValueError, match='found the score \'good\'.* without "labels"'):
+        read_own(tmp_path)
 
 
 def test_labels_may_hold_spaces_and_accents_in_either_spelling(tmp_path):
@@ -752,6 +755,8 @@ def test_the_name_of_a_folder_does_not_make_it_a_task_of_glue():
                 degenerate=0, diverged=0, cut={}, notes=[])
     own = markdown(dict(cola_from_mnli=part | dict(official="")), "a model")
     assert "cola_from_mnli f1" in own and "80.0 [70.0-90.0]" in own and "BERT" not in own
+    barred = markdown({"a|b": part | dict(official="", controls={"c|d": part})}, "a model")
+    assert "| a\\|b f1 |" in barred and "| c\\|d |" in barred
     own = markdown(dict(mrpc=part | dict(official="")), "a model")  # from before names were kept
     assert "mrpc f1" in own and "BERT" not in own and "mcc" not in own
     official = markdown(dict(cola_from_mnli=part | dict(official="cola")), "a model")
