@@ -133,9 +133,9 @@ def markdown(results, title):
             {name: cell(name, entry) for name, entry in results.items()})
     controls = [control for entry in results.values() for control in entry["controls"]]
     for control in dict.fromkeys(controls):  # each once, in this order
-        add_row(control.replace("|", "\\|"), "", "dev", {name: cell(name, entry["controls"][control], entry)
-                                     for name, entry in results.items()
-                                     if control in entry["controls"]})
+        cells = {name: cell(name, entry["controls"][control], entry)
+                 for name, entry in results.items() if control in entry["controls"]}
+        add_row(control.replace("|", "\\|"), "", "dev", cells)
     add_row("majority answer", "", "dev",
             {name: cell(name, dict(median=entry["majority"]), entry)
              for name, entry in results.items()})
