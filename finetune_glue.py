@@ -451,6 +451,8 @@ def refuse_other_files(tasks):
 def prepare():
     """Finds what is wrong before hours of work -> ([(task, splits, notes)], earlier results)."""
     found, results = read_tasks(task), read_results()
+    if not any(task.dev for task, _, _ in found):
+        raise ValueError("ax has no training data of its own: --task=mnli answers it")
     refuse_other_files([task for task, _, _ in found])
     # a model of each size and init is made once, so that a mistake shows now
     of_sizes = {recipe_of(task).n_concept: task for task, _, _ in found}
@@ -474,8 +476,8 @@ def say_how_many(task, splits):
         print(f"learning rate {candidates[len(candidates) // 2]:g}; --grid_seeds=3 chooses among "
               f"{', '.join(f'{lr:g}' for lr in candidates)}", flush=True)
     if task.is_own and task.name != os.path.basename(task.folder):
-        print(f"{task.folder} is called {task.name} in the results, where its own name stands for "
-              "another task", flush=True)
+        print(f"{task.folder} is called {task.name} in the results; "
+              f"{os.path.basename(task.folder)} is another task there", flush=True)
 
 
 def fine_tune_all(found, results):

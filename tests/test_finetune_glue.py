@@ -642,6 +642,11 @@ def test_a_missing_run_is_named_before_anything_else(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_task_without_training_data_is_refused_by_itself(trained, tmp_path):
+    write(tmp_path / "AX/test.tsv", "index\tsentence1\tsentence2\n0\ta\tb\n")
+    refused(finetune(trained, "ax", f"--glue_dir={tmp_path}", ok=False), "--task=mnli answers it")
+
+
 @pytest.mark.parametrize("name,content", [
     ("glue.md", "my notes"), ("glue_submission.zip", "mine"), ("glue.json", '{"mine": 1}'),
     ("glue.json", '{"mine": {"median": {"accuracy": 1}}}'), ("glue/mood/model.pt", "mine"),
