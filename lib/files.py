@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 
 
 def replace_file(path, write, keep=""):
@@ -48,6 +49,21 @@ def write_json(path, value):
     replace_file(path, lambda file: file.write(text.encode()))
 
 
+def print_result(result):
+    """Prints the result of a command as JSON on its last line, for programs that read it.
+
+    On a terminal a long one is cut to the keys that hold a single value: a screen full of JSON
+    helps nobody there, and what it says has been printed before.
+    """
+    text = json.dumps(result)
+    if sys.stdout.isatty() and len(text) > 400:
+        if not isinstance(result, dict):
+            return
+        short = {key: value for key, value in result.items() if not isinstance(value, (dict, list))}
+        text = json.dumps(short)
+    print(text, flush=True)
+
+
 def file_hash(path):
     """sha256 (hex) of a file."""
     sha256 = hashlib.sha256()
@@ -66,6 +82,7 @@ class FolderLock:
     """
 
     def __init__(self, folder):
+        self.descriptor = None  # close() runs even if the next line fails
         os.makedirs(folder, exist_ok=True)
         self.descriptor = os.open(folder, os.O_RDONLY)
         # the folder itself is locked, so there is no lock file to clean up

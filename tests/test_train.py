@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -99,7 +100,7 @@ def test_micro_batches_and_processes_give_the_same_losses(data_dir, tmp_path):
     assert evals[0] == pytest.approx(evals[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_save_and_stop(number, data_dir, tmp_path):
     process = start_long(data_dir, tmp_path)
     wait_for(process, "step 5/")
@@ -110,16 +111,37 @@ def test_signals_save_and_stop(number, data_dir, tmp_path):
     assert read_checkpoint(tmp_path / "ckpt.pt")["step"] == summary["step"]
 
 
-def test_sigterm_reaches_all_processes_under_torchrun(data_dir, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_reach_all_processes_under_torchrun(number, data_dir, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
          "--master_port=29511", "train.py", *tiny(data_dir, tmp_path, "--max_steps=100000")],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     wait_for(process, "step 5/")
-    process.terminate()
+    process.send_signal(number)
     rest, _ = process.communicate(timeout=60)
-    assert '"stopped": "SIGTERM"' in rest
+    assert f'"stopped": "{number.name}"' in rest
     assert read_checkpoint(tmp_path / "ckpt.pt")["step"] >= 5
+
+
+def test_a_run_started_by_nohup_goes_on_without_its_terminal(data_dir, tmp_path):
+    ignore = "import runpy, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); " \
+             "sys.argv[:1] = ['train.py']; runpy.run_path('train.py', run_name='__main__')"
+    process = start("-c", ignore, *tiny(data_dir, tmp_path, "--max_steps=60"))
+    wait_for(process, "step 5/")
+    process.send_signal(signal.SIGHUP)
+    rest, _ = process.communicate(timeout=60)
+    assert '"stopped": "max_steps"' in rest
+
+
+@pytest.mark.parametrize("shell", ["{} | head -8", "{} > /dev/full", "{} >&-"])
+def test_a_stdout_that_goes_away_does_not_end_the_run(shell, data_dir, tmp_path):
+    command = shlex.join([sys.executable, "train.py", *tiny(data_dir, tmp_path)])
+    script = f"set -o pipefail; {shell.format(command)}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "rror" not in done.stderr, done.stderr
+    assert list(losses(tmp_path)) == list(range(1, 21))
+    assert read_checkpoint(tmp_path / "ckpt.pt")["step"] == 20
 
 
 def test_kill_never_loses_the_checkpoint(data_dir, tmp_path):
@@ -168,7 +190,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(data_dir, tmp_path):
     before = (tmp_path / "ckpt.pt").read_bytes()
     limit = "import resource, runpy, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
             "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " \
-            "sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py')"
+            "sys.argv = ['train.py', *sys.argv[1:]]; " \
+            "runpy.run_path('train.py', run_name='__main__')"
     done = run("-c", limit.format(len(before) // 2), *tiny(data_dir, tmp_path), fresh=True)
     assert "was not written" in done.stdout and result(done)["step"] == 20
     assert (tmp_path / "ckpt.pt").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
@@ -186,7 +209,7 @@ def spoiled(parameters, *rest):
     return norm * math.nan if calls[0] in {steps} else norm
 torch.nn.utils.clip_grad_norm_ = spoiled
 sys.argv = ["train.py", *sys.argv[1:]]
-runpy.run_path("train.py")
+runpy.run_path("train.py", run_name="__main__")
 """
 
 
@@ -208,7 +231,7 @@ def forward(self, ids, *rest):
     return real(self, ids, *rest)
 model.ConceptEncoder.forward = forward
 sys.argv = ["train.py", *sys.argv[1:]]
-runpy.run_path("train.py")
+runpy.run_path("train.py", run_name="__main__")
 """
 
 
@@ -220,7 +243,9 @@ def test_a_batch_that_does_not_fit_names_one_that_does(rows, message, data_dir, 
 
 
 def test_exploding_weights_are_never_saved_as_nan(data_dir, tmp_path):
-    train(data_dir, tmp_path, "--learning_rate=1e30", "--min_lr=1e30", "--max_steps=60", ok=False)
+    done = train(data_dir, tmp_path, "--learning_rate=1e30", "--min_lr=1e30", "--max_steps=60",
+                 ok=False)
+    refused(done, "lower --learning_rate")
     for path in tmp_path.glob("*.pt"):
         assert all(t.isfinite().all() for t in read_checkpoint(path)["model"].values())
 
@@ -299,8 +324,8 @@ def test_weights_of_another_run_start_a_new_one(trained, data_dir, tmp_path):
     (["--dtype=fp16"], ["dtype=fp16 needs a CUDA GPU"]),
     (["--device=tpu"], ["device='tpu'"]),
     (["--vocab_size=100"], ["vocab_size=100", "--vocab_size=0"]),
-    (["--beta1=1", "--weight_decay=-1", "--grad_clip=nan"],
-     ["beta1=1.0", "weight_decay=-1.0", "grad_clip=nan"]),
+    (["--beta1=1", "--weight_decay=-1", "--grad_clip=-1"],
+     ["beta1=1.0", "weight_decay=-1.0", "grad_clip=-1.0"]),
     (["--mlm_probability=0", "--concept_window=5", "--patience=-1", "--arch=bert"],
      ["mlm_probability=0.0", "concept_window=5 has no effect", "patience=-1", "arch='bert'"]),
     (["--batch_size=0"], ["batch_size=0"]), (["--max_steps=0"], ["max_steps=0"]),
@@ -474,7 +499,7 @@ def test_checkpoints_with_older_names_of_parameters_load_and_resume(data_dir, tm
         weights = checkpoint["model"].items()
         checkpoint["model"] = {older.get(key, key): tensor for key, tensor in weights}
         torch.save(checkpoint, stopped / name)
-    model, _, _ = run_module.load_run(str(stopped), "cpu")
+    model, _, _ = run_module.load_run(str(stopped), "cpu", "best")
     assert torch.equal(model.lexicon.match_bias, checkpoint["model"]["lexicon.loudness"])
     train(data_dir, stopped)
     after = read_checkpoint(stopped / "ckpt.pt")["model"]

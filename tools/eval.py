@@ -34,8 +34,8 @@ control_dir = ""  # a run with arch=transformer, same tokenizer: its token state
 sts = ""  # STS-B's dev.tsv or test.tsv; 1: glue/STS-B/dev.tsv; empty: no similarity
 pll = ""  # texts to score, one a line or .jsonl with a field "text" (see pll.py); empty: none
 pll_texts = 200  # how many of these, from the first on
-profile = 0  # 1: latency at batch size 1, throughput and memory of this machine
-report = 0  # 1: write out_dir/report.html, one page to look at
+profile = False  # latency at batch size 1, throughput and memory of this machine
+report = False  # write out_dir/report.html, one page to look at
 micro_batch = 32  # rows a forward pass
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
@@ -45,7 +45,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from configurator import configure, read_settings
+from configurator import as_bool, configure, read_settings
 
 config = configure(globals())
 
@@ -63,7 +63,15 @@ from lib import health
 from lib.embed import NAMES, choose_pooling, embed_rows, rows_of
 from lib.files import write_json
 from lib.machine import Machine, autocast, choose_dtype, find_machine
-from lib.run import build_model, evaluate, load_run, read_log, token_frequency, user_mistakes
+from lib.run import (
+    build_model,
+    draw_curves,
+    evaluate,
+    load_run,
+    read_log,
+    token_frequency,
+    user_mistakes,
+)
 from masking import check_masking, mask_batch, masking_types
 from tools.measures import CONCEPTS, LATENCY_LENGTHS, LOSS_FIELDS, LOSSES, shown
 from tools.metrics import collect, measure_speed, page, read_glue, write_page
@@ -96,11 +104,8 @@ def check_settings():
     if rows < 1 or micro_batch < 1 or health_rows < 0 or pll_texts < 1:
         raise ValueError(f"rows={rows}, micro_batch={micro_batch}, health_rows={health_rows}, "
                          f"pll_texts={pll_texts}: expected more than 0")
-    for name in ("report", "profile"):
-        if config[name] not in (0, 1):
-            raise ValueError(f"{name}={config[name]}: expected 0 or 1")
     if report and not health_rows:
-        raise ValueError("report=1 draws the concepts; it needs health_rows above 0")
+        raise ValueError("report=true draws the concepts; it needs health_rows above 0")
     if control_dir and not health_rows and not sts:
         raise ValueError(f"control_dir={control_dir} is a control for health_rows and sts; one of "
                          "them has to be on")
@@ -113,7 +118,7 @@ def check_settings():
 
 def load():
     """Everything that can fail because of a setting, before hours of work. -> Run."""
-    machine = find_machine(device)
+    machine = find_machine(device, parallel=True)
     precision, reason = choose_dtype(dtype, machine.device)
     model, tok, checkpoint = load_run(out_dir, machine.device)
     T = block_size or model.cfg.block_size
@@ -147,8 +152,8 @@ def load_control(tok, T, machine):
 
 
 def find_sts():
-    """The setting sts -> path; "1" looks where GLUE's files usually lie."""
-    if sts != "1":
+    """The setting sts -> path; 1, or true, looks where GLUE's files usually lie."""
+    if not as_bool(sts):
         return os.path.normpath(sts)
     places = [os.path.join(folder, "glue", "STS-B", "dev.tsv")
               for folder in (".", ROOT, os.path.join(ROOT, "data"))]
@@ -377,28 +382,6 @@ def write_metrics(run, summary, records):
     run.machine.say(f"\n{out_dir}/metrics.json and, to read, {out_dir}/summary.md")
 
 
-def draw_curves(records, entropy, path):
-    """Training and validation loss against tokens seen, and the unigram entropy as a line."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130)
-    styles = {"loss": dict(color="0.75", lw=0.8, label="training loss (this run's masks)"),
-              "val_loss": dict(color="C0", marker="o", ms=3,
-                               label="validation loss (fixed masks, 15 %)")}
-    for key, style in styles.items():
-        points = [(r["tokens"] / 1e6, r[key]) for r in records if r.get(key) is not None]
-        axes.plot(*zip(*points), **style)
-    axes.axhline(entropy, color="C3", ls="--", lw=1,
-                 label=f"unigram entropy {entropy:.2f}: word frequencies alone")
-    axes.set(xlabel="tokens seen (millions)", ylabel="nats a predicted token", title=out_dir)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
 def heat_map(run, row):
     """What the concepts read in one row of ids (T,), and what the model predicts -> plain lists."""
     model, tok, machine = run.model, run.tok, run.machine
@@ -461,7 +444,7 @@ def write_all(run, summary, ids):
     write_metrics(run, summary, records)
     if any("val_loss" in record for record in records):
         entropy = next(iter(summary["data"].values()))["unigram_entropy"]
-        draw_curves(records, entropy, os.path.join(out_dir, "curves.png"))
+        draw_curves(os.path.join(out_dir, "curves.png"), records, entropy, out_dir)
         say(f"loss curves: {out_dir}/curves.png")
     if report:
         draw_report(run, summary, records, ids)

@@ -65,7 +65,7 @@ def functions_of_stats(made, monkeypatch):
     """Runs data/stats.py without vocabularies -> its globals."""
     monkeypatch.setattr("sys.argv", ["stats.py", f"--data_dir={made}/bins", "--vocabularies=",
                                      f"--out_dir={made}/no"])
-    return runpy.run_path(str(ROOT / "data/stats.py"))
+    return runpy.run_path(str(ROOT / "data/stats.py"), run_name="__main__")
 
 
 def test_a_chunk_may_end_anywhere(made, stats, monkeypatch):
@@ -229,6 +229,14 @@ def test_prepared_data_is_used_as_it_is_and_the_first_failure_ends_it(made, quic
     assert [command[0] for command in commands] == ["prepare.py", "train.py"]
     assert commands[1][1:] == ["config/micro_balanced.py", f"--data_dir={made}/bins",
                                "--out_dir=out/bins_micro"]
+
+
+def test_the_folder_that_was_trained_is_the_one_that_is_evaluated(made, quick):
+    run, commands, answers = quick
+    answers |= {"train.py": answer(stopped="max_steps", out_dir="out/mine"),
+                "prepare.py": answer(), "tools/eval.py": answer()}
+    run(f"--data={made}/bins", "--size=mini", "--args=--out_dir=out/mine")
+    assert commands[-1] == ["tools/eval.py", "--out_dir=out/mine"]
 
 
 def test_mistakes_name_what_is_expected(quick, tmp_path):
