@@ -25,7 +25,15 @@ from lib import glue
 from lib.files import replace_file
 from lib.heads import Classifier, encode_texts, in_batches, keep_concepts, padded, predict
 from lib.machine import Machine, autocast, choose_dtype, find_machine
-from lib.run import build_model, does_not_fit, load_run, model_state, read_checkpoint, settings_of
+from lib.run import (
+    build_model,
+    does_not_fit,
+    load_run,
+    model_state,
+    read_checkpoint,
+    settings_of,
+    with_defaults,
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def finetune(run, texts, labels, dev_texts=None, dev_labels=None, *, epochs=10, 
     machine = find_machine(device)
     precision, _ = choose_dtype(dtype, machine.device)
     if isinstance(run, (str, os.PathLike)):
-        run = load_run(run, "cpu")
+        run = load_run(os.path.expanduser(run), "cpu")
     if not isinstance(run, (tuple, list)):
         raise ValueError(f"run: found {type(run).__name__}, expected the folder of a training run "
                          "or (model, tokenizer)")
@@ -230,11 +238,8 @@ def take_task_weights(classifier, folder, tok):
     folder: holds that task's model.pt. Raises ValueError if it is of another model or tokenizer.
     """
     saved = read_checkpoint(os.path.join(folder, "model.pt"))
-    try:
-        # through build_model, so that a setting that is newer than the file has its default
-        before = settings_of(build_model(saved["model_settings"]))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}/model.pt is of another version of model.py: {error}") from None
+    # a setting that is newer than the file has its default
+    before = with_defaults(saved["model_settings"])
     # model.pt is stored without dropout, since tools/export.py and others do not train it
     now = settings_of(classifier.encoder) | dict(dropout=0.0)
     names = before.keys() | now.keys()
