@@ -642,6 +642,16 @@ def test_a_missing_run_is_named_before_anything_else(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_given_by_its_checkpoint_has_its_results_beside_it(trained, own_task, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
+    args = ["--seeds=1", "--epochs=1", "--lrs=1e-3", f"--controls={out}/ckpt.pt, untrained"]
+    done = result(finetune(out / "best.pt", own_task / "mood", *args))
+    found = json.loads((out / "glue.json").read_text())
+    assert list(found) == list(done) == ["mood"]
+    assert set(found["mood"]["controls"]) == {"ckpt.pt", "untrained"}
+
+
 def test_a_task_without_training_data_is_refused_by_itself(trained, tmp_path):
     write(tmp_path / "AX/test.tsv", "index\tsentence1\tsentence2\n0\ta\tb\n")
     refused(finetune(trained, "ax", f"--glue_dir={tmp_path}", ok=False), "--task=mnli answers it")
