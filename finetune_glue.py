@@ -60,7 +60,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import glue
-from lib.files import FolderLock, file_hash, remove_file, replace_file, write_json
+from lib.files import (
+    FolderLock,
+    file_hash,
+    print_result,
+    remove_file,
+    replace_file,
+    write_json,
+)
 from lib.finetune import (
     Recipe,
     check_recipe,
@@ -71,7 +78,7 @@ from lib.finetune import (
 )
 from lib.jobs import last_line, run_python
 from lib.leaderboard import markdown, official_name, shown_metrics, summary_of, write_submission
-from lib.machine import choose_dtype, find_machine
+from lib.machine import choose_dtype, find_machine, say
 from lib.run import load_run, read_checkpoint, user_mistakes
 
 # Two words that are used throughout:
@@ -277,12 +284,12 @@ def run_all(task, splits, runs):
         metrics = found["metrics"][task.dev[0]]
         if task.is_own:
             metrics = {name: metrics[name] for name in task.metrics}
-        tqdm.write(
-            f"{key_of(task)} {name_of(init)} lr {lr_text(lr)} seed {seed}: {json.dumps(metrics)} "
-            f"after epoch {found['best_epoch']} of {found['epochs']}, "
-            f"{found['examples_per_s']:.0f} examples/s"
-            f"{', constant answer' if found['degenerate'] else ''}"
-            f"{', diverged' if found['diverged'] else ''}", file=sys.stdout)
+        with tqdm.external_write_mode(sys.stdout):  # above the bar
+            say(f"{key_of(task)} {name_of(init)} lr {lr_text(lr)} seed {seed}: "
+                f"{json.dumps(metrics)} after epoch {found['best_epoch']} of {found['epochs']}, "
+                f"{found['examples_per_s']:.0f} examples/s"
+                f"{', constant answer' if found['degenerate'] else ''}"
+                f"{', diverged' if found['diverged'] else ''}")
         bar.update()
 
     if jobs == 1:
@@ -392,7 +399,7 @@ def read_tasks(setting):
         except FileNotFoundError as error:
             if name in given:
                 raise
-            print(f"{name} is left out: {error}", flush=True)  # a part of a group
+            say(f"{name} is left out: {error}")  # a part of a group
             continue
         if name == "mnli" and glue_dir:  # AX has no training data: the MNLI model answers it
             for test in glue.read_task(glue.TASKS["ax"], glue_dir)[0].values():
@@ -424,25 +431,25 @@ def read_results():
     return results
 
 
+def written_here(path):
+    """Whether a file that has one of our names was written by this command."""
+    try:
+        if path.endswith(".md"):
+            with open(path, encoding="utf-8") as file:
+                return "majority answer" in file.read()
+        if path.endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:  # tables for GLUE's server and nothing else
+                return all(name.endswith(".tsv") for name in archive.namelist())
+        return "head" in read_checkpoint(path)
+    except (ValueError, zipfile.BadZipFile):  # not even a file of this kind
+        return False
+
+
 def refuse_other_files(tasks):
-    """ValueError if a file that will be replaced has a name of ours, but is not from here."""
-    table, archive = (os.path.join(home(), name) for name in ("glue.md", "glue_submission.zip"))
-    others = []
-    if os.path.exists(table):
-        with open(table, encoding="utf-8", errors="replace") as file:
-            others += [] if "majority answer" in file.read() else [table]
-    if os.path.exists(archive):
-        # of ours, all files are tables for GLUE's server
-        is_ours = False
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                is_ours = all(name.endswith(".tsv") for name in file.namelist())
-        others += [] if is_ours else [archive]
-    for path in [task_folder(task, "model.pt") for task in tasks]:
-        try:
-            others += [path] if os.path.exists(path) and "head" not in read_checkpoint(path) else []
-        except ValueError:  # no checkpoint at all
-            others.append(path)
+    """ValueError if a file that would be replaced is the user's own."""
+    paths = [os.path.join(home(), name) for name in ("glue.md", "glue_submission.zip")]
+    paths += [task_folder(task, "model.pt") for task in tasks]
+    others = [path for path in paths if os.path.exists(path) and not written_here(path)]
     if others:
         raise ValueError(f"{', '.join(others)}: not written by finetune_glue.py, which would "
                          "replace it; move it away")
@@ -470,14 +477,14 @@ def say_how_many(task, splits):
     n_seeds, n_grid = seeds_of(task)
     candidates = lrs_of(task)
     n = len(INITS) * (n_seeds + n_grid * len(candidates))
-    print(f"{key_of(task)}: {n} runs of up to {recipe_of(task).epochs} epochs on "
-          f"{len(splits['train'][0]):,} examples", flush=True)
+    say(f"{key_of(task)}: {n} runs of up to {recipe_of(task).epochs} epochs on "
+        f"{len(splits['train'][0]):,} examples")
     if len(candidates) > 1 and not n_grid:
-        print(f"learning rate {candidates[len(candidates) // 2]:g}; --grid_seeds=3 chooses among "
-              f"{', '.join(f'{lr:g}' for lr in candidates)}", flush=True)
+        say(f"learning rate {candidates[len(candidates) // 2]:g}; --grid_seeds=3 chooses among "
+            f"{', '.join(map(lr_text, candidates))}")
     if task.is_own and task.name != os.path.basename(task.folder):
-        print(f"{task.folder} is called {task.name} in the results; "
-              f"{os.path.basename(task.folder)} is another task there", flush=True)
+        say(f"{task.folder} is called {task.name} in the results; "
+            f"{os.path.basename(task.folder)} is another task there")
 
 
 def fine_tune_all(found, results):
@@ -485,22 +492,21 @@ def fine_tune_all(found, results):
     model, _, tokens = loaded("pretrained")
     for task, splits, notes in found:
         if not task.dev:
-            print(f"{task.name} has no training data of its own: --task=mnli answers it",
-                  flush=True)
+            say(f"{task.name} has no training data of its own: --task=mnli answers it")
             continue
         say_how_many(task, splits)
         for note in notes:
-            print(note, flush=True)
+            say(note)
         params = dict(params=f"{model.num_params() / 1e6:.1f}M")
         results[key_of(task)] = params | fine_tune(task, splits, notes)
         # after each task: a run of all of GLUE takes long
         write_json(os.path.join(home(), "glue.json"), results)
     table = markdown(results, f"{out_dir} after {tokens:,} tokens of pretraining")
     replace_file(os.path.join(home(), "glue.md"), lambda file: file.write(table.encode()))
-    print("\n" + table)
+    say("\n" + table)
     if any(task.submission for task, _, _ in found):
         submit(results)
-    print(json.dumps({name: shown(name, entry) for name, entry in results.items()}))
+    print_result({name: shown(name, entry) for name, entry in results.items()})
 
 
 def shown(name, entry):
@@ -521,9 +527,9 @@ def submit(results):
                  for name, entry in results.items() if official_name(name, entry) == name}
     missing = write_submission(path, best_runs)
     if missing:
-        print(f"no submission yet, test predictions are missing for: {', '.join(missing)}")
+        say(f"no submission yet, test predictions are missing for: {', '.join(missing)}")
     else:
-        print(f"submission for GLUE's server: {path}")
+        say(f"submission for GLUE's server: {path}")
 
 
 def main():

@@ -15,7 +15,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
-from conftest import ROOT, SHARED, call, refused, result, run
+from conftest import ROOT, SHARED, call, fork, refused, result, run
 
 from data.tokenizer import Tokenizer
 from lib import glue
@@ -677,6 +677,16 @@ def test_equal_rates_and_tasks_run_once_and_near_ones_apart(trained, own_task, t
     done = finetune(out, f"{own_task}/mood,{own_task}/mood/", *args)
     assert done.stdout.count("after epoch") == 3, "two of the grid, one that is reported"
     assert len(list(out.rglob("*_seed101.json"))) == 2
+
+
+def test_an_output_that_is_gone_does_not_end_it(tuned, tmp_path):
+    out, args, _ = tuned
+    (out / "glue.md").unlink()
+    errors = write(tmp_path / "errors", "")
+    process = fork(ROOT, list(map(str, args)), "/dev/full", errors)
+    process.join(100)
+    assert process.exitcode == 0, errors.read_text()
+    assert "majority answer" in (out / "glue.md").read_text(), "it went on to its end"
 
 
 def test_processes_of_a_killed_command_hold_its_lock(tmp_path):
