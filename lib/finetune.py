@@ -237,7 +237,12 @@ def take_task_weights(classifier, folder, tok):
 
     folder: holds that task's model.pt. Raises ValueError if it is of another model or tokenizer.
     """
-    saved = read_checkpoint(os.path.join(folder, "model.pt"))
+    path = os.path.join(folder, "model.pt")
+    saved = read_checkpoint(path)
+    missing = {"model_settings", "model", "head", "tokenizer_fingerprint"} - set(saved)
+    if missing:
+        raise ValueError(f"{path} was not written by fine-tuning: it has no "
+                         f"{', '.join(sorted(missing))}")
     # a setting that is newer than the file has its default
     before = with_defaults(saved["model_settings"])
     # model.pt is stored without dropout, since tools/export.py and others do not train it
@@ -250,8 +255,11 @@ def take_task_weights(classifier, folder, tok):
     if differ:
         raise ValueError(f"{folder} was fine-tuned from another model or tokenizer, or with "
                          f"another --n_concept ({'; '.join(differ)})")
-    classifier.encoder.load_state_dict(saved["model"])
-    classifier.segments.data.copy_(saved["head"]["segments"])
+    try:
+        classifier.encoder.load_state_dict(saved["model"])
+        classifier.segments.data.copy_(saved["head"]["segments"])
+    except RuntimeError as error:  # other weights or shapes
+        raise ValueError(f"{path} was written with another model.py: {error}") from None
 
 
 def save_model(path, model, task, tok, scale):

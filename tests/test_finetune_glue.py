@@ -720,10 +720,14 @@ def test_weights_of_a_task_from_before_a_setting_was_there_still_start_another(t
     torch.save(saved, tmp_path / "model.pt")
     take_task_weights(classifier, str(tmp_path), tok)
     assert torch.equal(classifier.encoder.concepts, saved["model"]["concepts"])
-    for broken, part in ((dict(n_concept=4), "n_concept: 4 there, 2 here"),
-                         (dict(new=1), "new: 1 there, None here")):
-        torch.save(saved | dict(model_settings=saved["model_settings"] | broken),
-                   tmp_path / "model.pt")
+    settings = saved["model_settings"]
+    for broken, part in ((dict(model_settings=settings | dict(n_concept=4)), "n_concept: 4 there"),
+                         (dict(model_settings=settings | dict(new=1)), "new: 1 there, None here"),
+                         (dict(model_settings=settings | dict(arch="old")), "arch='old'"),
+                         (dict(tokenizer_fingerprint="other"), "the tokenizer"),
+                         (dict(model={}), "written with another model.py"),
+                         (None, "was not written by fine-tuning: it has no head")):
+        torch.save(saved | broken if broken else dict(model={}), tmp_path / "model.pt")
         with pytest.raises(ValueError, match=part):
             take_task_weights(classifier, str(tmp_path), tok)
 
