@@ -427,7 +427,7 @@ def save(is_best=False):
     small = dict(
         model_settings=settings, model=weights, settings=config, step=step,
         tokens=data.tokens(step), best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint,
-        data_sha256=data.sha256)
+        data_sha256=data.sha256, data_paths=[os.path.abspath(name) for name in data.names])
     full = small | dict(
         optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
         skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,

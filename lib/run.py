@@ -298,6 +298,14 @@ def latest_steps(path):
         return 0, 0
 
 
+def data_of(checkpoint):
+    """The folders of a run's data, as they were typed or, from elsewhere, absolute -> str."""
+    typed = checkpoint["settings"]["data_dir"].split(",")
+    absolute = checkpoint.get("data_paths", typed)  # older checkpoints have none
+    return ",".join(name if os.path.exists(name.strip()) else path
+                    for name, path in zip(typed, absolute))
+
+
 def take_weights(model, out_dir, tok, data_dir):
     """Loads the weights of another run; ValueError if they or its tokenizer do not fit."""
     other, other_tok, _ = load_run(out_dir, "cpu")
