@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 
 
@@ -42,10 +43,60 @@ def remove_file(path):
         os.remove(path)
 
 
+def to_json(value, indent=None):
+    """`value` as JSON text. NaN and infinity become null: JSON has no such numbers."""
+    return json.dumps(without_nan(value), indent=indent, allow_nan=False)
+
+
+def without_nan(value):
+    """The same with None for each NaN and infinity, in dicts, lists and tuples at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def write_json(path, value):
     """Replaces `path` by `value` as JSON, on disk when it returns."""
-    text = json.dumps(value, indent=1) + "\n"
+    text = to_json(value, indent=1) + "\n"
     replace_file(path, lambda file: file.write(text.encode()))
+
+
+def read_object(path, keys=()):
+    """The JSON object in a file; {} where there is no file.
+
+    Raises ValueError for other content, and for an object without one of the keys.
+    """
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (ValueError, RecursionError) as error:
+        found = error
+    if not isinstance(found, dict) or not set(keys) <= set(found):
+        expected = f" with {', '.join(keys)}" if keys else ""
+        raise ValueError(f"{path}: found {str(found)[:60]!r}, expected a JSON object{expected}; "
+                         "move it away, or run again what wrote it")
+    return found
+
+
+def check_outputs(folder, names, proof, keys):
+    """Raises ValueError if a file in `folder` that is about to be replaced is somebody else's.
+
+    proof: the JSON object with these keys that a command writes before the files `names`. Where it
+    is missing, they are not from that command.
+    """
+    if read_object(os.path.join(folder, proof), keys):
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.lexists(path):
+            raise ValueError(f"{path} is not from this command ({folder} holds no {proof}), and "
+                             "would be replaced; move it away or choose another folder")
 
 
 def file_hash(path):

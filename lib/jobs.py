@@ -6,6 +6,17 @@ import sys
 
 import torch
 
+running = set()  # processes of run_python
+stopping = False  # after stop_all()
+
+
+def stop_all():
+    """SIGTERM to all processes of run_python, also to those that it is just starting."""
+    global stopping
+    stopping = True
+    for process in list(running):
+        process.terminate()
+
 
 def run_python(arguments, log_path, number, jobs):
     """Runs `python ARGUMENTS...` to its end -> exit code. Its output and errors replace log_path.
@@ -21,9 +32,15 @@ def run_python(arguments, log_path, number, jobs):
     if n_gpu > 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(number % min(n_gpu, jobs))
     with open(log_path, "w") as log:
-        done = subprocess.run([sys.executable, *arguments], env=environment, stdout=log,
-                              stderr=subprocess.STDOUT)
-    return done.returncode
+        process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log,
+                                   stderr=subprocess.STDOUT)
+        running.add(process)
+        if stopping:
+            process.terminate()
+        try:
+            return process.wait()
+        finally:
+            running.discard(process)
 
 
 def last_line(path):

@@ -397,6 +397,7 @@ def draw_curves(records, entropy, path):
     axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path)
+    plt.close(figure)
 
 
 def heat_map(run, row):
