@@ -84,19 +84,18 @@ def read_object(path, keys=()):
     return found
 
 
-def check_outputs(folder, names, proof, keys):
-    """Raises ValueError if a file in `folder` that is about to be replaced is somebody else's.
+def check_outputs(folder, marks):
+    """Raises ValueError if a file that is about to be replaced is somebody else's.
 
-    proof: the JSON object with these keys that a command writes before the files `names`. Where it
-    is missing, they are not from that command.
+    marks: {name of a file in `folder`: what each such file of this command holds, in ASCII}.
     """
-    if read_object(os.path.join(folder, proof), keys):
-        return
-    for name in names:
+    for name, mark in marks.items():
         path = os.path.join(folder, name)
-        if os.path.lexists(path):
-            raise ValueError(f"{path} is not from this command ({folder} holds no {proof}), and "
-                             "would be replaced; move it away or choose another folder")
+        if os.path.exists(path):
+            with open(path, "rb") as file:
+                if mark.encode() not in file.read():
+                    raise ValueError(f"{path} was not written by this command, or is damaged, and "
+                                     "would be replaced; move it away")
 
 
 def file_hash(path):

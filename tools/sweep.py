@@ -57,6 +57,7 @@ from lib.run import (
     user_mistakes,
 )
 from masking import MASKING_TYPES
+from tools.compare import draw_losses
 from tools.terminal import say
 
 TRAIN, EVAL = os.path.join(ROOT, "train.py"), os.path.join(ROOT, "tools", "eval.py")
@@ -339,34 +340,6 @@ def table(by_arm, plans):
     return "\n".join(lines)
 
 
-def draw(by_arm, plans, path):
-    """Validation loss of every run against tokens and against training FLOPs."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), dpi=130, sharey=True)
-    for number, (name, runs) in enumerate(by_arm.items()):
-        flops_per_token = plans[name]["mflop_per_token"] * 1e6
-        for axes, scale in ((left, 1e-6), (right, flops_per_token)):
-            for i, r in enumerate(runs):
-                points = [(n_tokens * scale, loss) for n_tokens, loss in r["curve"] if n_tokens]
-                axes.plot([x for x, _ in points], [loss for _, loss in points],
-                          color=f"C{number % 10}", ls="-" if number < 10 else "--", lw=1.2,
-                          label=None if i else name)  # one label for all runs of an arm
-    left.set(xlabel="tokens seen (millions)", xscale="log",
-             ylabel="validation loss, nats a predicted token")
-    right.set(xlabel="training FLOPs", xscale="log")
-    left.xaxis.set_major_formatter("{x:g}")
-    left.xaxis.set_minor_formatter("{x:g}")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
 def write_results(results, plans):
     """results.json and table.md. -> {arm: its results by seed}, the best median loss first."""
     by_arm = {name: sorted((r for r in results if r["arm"] == name), key=lambda r: r["seed"])
@@ -375,7 +348,6 @@ def write_results(results, plans):
                    key=lambda name: statistics.median(r["loss"] for r in by_arm[name]))
     by_arm = {name: by_arm[name] for name in order}
     in_order = [r for runs in by_arm.values() for r in runs]
-    # First the file by which check_outputs() knows the others as those of a sweep.
     write_json(os.path.join(out_dir, "results.json"),
                dict(settings=config, plans=plans, results=in_order))
     text = table(by_arm, plans) + "\n"
@@ -391,7 +363,8 @@ def start():
     seed_list = read_seeds()
     plans = {name: plan(name, arguments, seed_list) for name, arguments in read_arms().items()}
     check_twins(plans)
-    check_outputs(out_dir, ("table.md", "curves.png"), "results.json", ("plans", "results"))
+    check_outputs(out_dir, {"results.json": '"plans":', "table.md": "| MFLOP a token |",
+                            "curves.png": "Matplotlib"})
     for name, arm in plans.items():
         for seed in seed_list:
             check_run(name, seed, arm)
@@ -418,7 +391,8 @@ def main():
                 left = statistics.mean(minutes) * (len(todo) - n_done) / jobs
                 say(f"  {n_done} of {len(todo)} runs, about {left:.0f} min left")
     if results:
-        draw(by_arm, plans, os.path.join(out_dir, "curves.png"))
+        draw_losses([(name, plans[name]["mflop_per_token"] * 1e6, [r["curve"] for r in runs])
+                     for name, runs in by_arm.items()], os.path.join(out_dir, "curves.png"))
         say("\n" + table(by_arm, plans))
         say(f"\n{out_dir}/table.md, curves.png, results.json")
     if stopped:

@@ -1,8 +1,12 @@
-"""Output to a terminal or a pipe that may go away before the work is done."""
+"""What a command prints, on a terminal or into a pipe that may go away before the work is done."""
 
 import contextlib
 import os
 import sys
+
+from lib.files import to_json
+
+WIDTH = 100  # columns of a terminal that tables fit into
 
 
 def say(*words):
@@ -14,3 +18,37 @@ def say(*words):
         with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor
             os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+def say_result(result, short):
+    """The last line of a command: `result` as JSON for a program, on a terminal only `short`."""
+    say(to_json(short if sys.stdout.isatty() else result))
+
+
+def elide(text, width):
+    """Text of at most `width` characters; what is left out in the middle becomes three dots."""
+    if len(text) <= width:
+        return text
+    begin = (width - 3) // 2
+    return f"{text[:begin]}...{text[begin + 3 - width:]}"
+
+
+def columns(heads, rows):
+    """A table as text: [heads], [(label, [cell for each head])] -> lines of up to WIDTH characters.
+
+    Long cells lose their middle. Columns that do not fit side by side follow below, under the same
+    labels.
+    """
+    labels = [elide(label, 36) for label, _ in rows]
+    margin = 2 + max(map(len, labels))
+    widest = max(14, (WIDTH - margin) // len(heads) - 2)
+    table = [[elide(cell, widest) for cell in cells] for cells in (heads, *(r[1] for r in rows))]
+    width = 2 + max(len(cell) for cells in table for cell in cells)
+    at_once = (WIDTH - margin) // width
+    lines = []
+    for i in range(0, len(heads), at_once):
+        for label, cells in zip(["", *labels], table):
+            line = "".join(f"{cell:>{width}}" for cell in cells[i:i + at_once])
+            lines.append(f"  {label:<{margin - 2}}{line}".rstrip(" "))
+        lines.append("")
+    return "\n".join(lines)

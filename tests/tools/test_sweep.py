@@ -301,7 +301,8 @@ def test_bad_arms_are_refused_before_anything_runs(sweep, tmp_path):
 
 @pytest.mark.parametrize("name, text", [
     ("table.md", "my own table\n"), ("curves.png", "mine"), ("results.json", "[1]"),
-    ("results.json", '{"mine": 1}'), ("results.json", '{"plans": {'), ("a_s1/result.json", "mine")])
+    ("results.json", '{"mine": 1}'), ("a_s1/result.json", "mine"),
+    ("a_s1/result.json", '{"settings": {')])
 def test_a_file_that_no_sweep_wrote_is_never_replaced(sweep, tmp_path, name, text):
     (tmp_path / "a_s1").mkdir()
     (tmp_path / name).write_text(text)
