@@ -63,10 +63,12 @@ def main():
     launcher = ["--standalone", f"--nproc_per_node={nproc}"] if nproc > 1 else []
     last_line = run("train.py", preset, f"--data_dir={folder}", f"--out_dir={out_dir}",
                     *shlex.split(args), launcher=launcher)
-    stopped = json.loads(last_line)["stopped"]
-    if stopped not in FINISHED:
-        sys.exit(f"training was stopped ({stopped}) and saved; the same command goes on from there")
-    run("tools/eval.py", f"--out_dir={out_dir}", *shlex.split(eval_args))
+    trained = json.loads(last_line)
+    if trained["stopped"] not in FINISHED:
+        sys.exit(f"training was stopped ({trained['stopped']}) and saved; the same command goes on "
+                 "from there")
+    # not out_dir: `args` may have named another
+    run("tools/eval.py", f"--out_dir={trained['out_dir']}", *shlex.split(eval_args))
 
 
 def find_preset():

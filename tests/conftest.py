@@ -136,7 +136,7 @@ def run(*args, ok=True, env=None, nproc=1, timeout=240, fresh=False):
 def call(script, *args, ok=True):
     """Runs a script in this process, which spares the seconds of a new one -> like run()."""
     out, code = io.StringIO(), 0
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
     before = sys.argv, os.getcwd(), torch.get_num_threads()
     sys.argv = [script, *map(str, args)]

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -99,7 +100,7 @@ def test_micro_batches_and_processes_give_the_same_losses(data_dir, tmp_path):
     assert evals[0] == pytest.approx(evals[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_save_and_stop(number, data_dir, tmp_path):
     process = start_long(data_dir, tmp_path)
     wait_for(process, "step 5/")
@@ -110,16 +111,37 @@ def test_signals_save_and_stop(number, data_dir, tmp_path):
     assert read_checkpoint(tmp_path / "ckpt.pt")["step"] == summary["step"]
 
 
-def test_sigterm_reaches_all_processes_under_torchrun(data_dir, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_reach_all_processes_under_torchrun(number, data_dir, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
          "--master_port=29511", "train.py", *tiny(data_dir, tmp_path, "--max_steps=100000")],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     wait_for(process, "step 5/")
-    process.terminate()
+    process.send_signal(number)
     rest, _ = process.communicate(timeout=60)
-    assert '"stopped": "SIGTERM"' in rest
+    assert f'"stopped": "{number.name}"' in rest
     assert read_checkpoint(tmp_path / "ckpt.pt")["step"] >= 5
+
+
+def test_a_run_started_by_nohup_goes_on_without_its_terminal(data_dir, tmp_path):
+    ignore = "import runpy, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); " \
+             "sys.argv[:1] = ['train.py']; runpy.run_path('train.py')"
+    process = start("-c", ignore, *tiny(data_dir, tmp_path, "--max_steps=60"))
+    wait_for(process, "step 5/")
+    process.send_signal(signal.SIGHUP)
+    rest, _ = process.communicate(timeout=60)
+    assert '"stopped": "max_steps"' in rest
+
+
+@pytest.mark.parametrize("shell", ["{} | head -8", "{} > /dev/full", "{} >&-"])
+def test_a_stdout_that_goes_away_does_not_end_the_run(shell, data_dir, tmp_path):
+    command = shlex.join([sys.executable, "train.py", *tiny(data_dir, tmp_path)])
+    script = f"set -o pipefail; {shell.format(command)}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "rror" not in done.stderr, done.stderr
+    assert list(losses(tmp_path)) == list(range(1, 21))
+    assert read_checkpoint(tmp_path / "ckpt.pt")["step"] == 20
 
 
 def test_kill_never_loses_the_checkpoint(data_dir, tmp_path):
@@ -474,7 +496,7 @@ def test_checkpoints_with_older_names_of_parameters_load_and_resume(data_dir, tm
         weights = checkpoint["model"].items()
         checkpoint["model"] = {older.get(key, key): tensor for key, tensor in weights}
         torch.save(checkpoint, stopped / name)
-    model, _, _ = run_module.load_run(str(stopped), "cpu")
+    model, _, _ = run_module.load_run(str(stopped), "cpu", "best")
     assert torch.equal(model.lexicon.match_bias, checkpoint["model"]["lexicon.loudness"])
     train(data_dir, stopped)
     after = read_checkpoint(stopped / "ckpt.pt")["model"]

@@ -50,11 +50,19 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
 from lib.files import check_outputs, write_json
-from lib.machine import DTYPES, autocast, choose_dtype, find_machine, matmul_peak, resident_gib
+from lib.machine import (
+    DTYPES,
+    autocast,
+    choose_dtype,
+    find_machine,
+    matmul_peak,
+    resident_gib,
+    say,
+)
 from lib.run import user_mistakes
 from masking import slots
 from tools.peers import OURS, PEERS, VOCABULARY, bench_data
-from tools.terminal import say, say_result
+from tools.terminal import say_result
 
 MASK_ID = 103  # [MASK] of BERT's vocabulary
 ENOUGH_SECONDS = 8  # after so many, a model is not timed again

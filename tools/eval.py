@@ -66,15 +66,24 @@ from data.tokenizer import Tokenizer
 from lib import health
 from lib.embed import NAMES, choose_pooling, embed_rows, rows_of
 from lib.files import check_outputs, read_object, write_json
-from lib.machine import Machine, autocast, choose_dtype, find_machine
-from lib.run import build_model, evaluate, load_run, read_log, token_frequency, user_mistakes
+from lib.machine import Machine, autocast, choose_dtype, find_machine, say
+from lib.run import (
+    build_model,
+    checkpoint_paths,
+    draw_curves,
+    evaluate,
+    load_run,
+    read_log,
+    token_frequency,
+    user_mistakes,
+)
 from masking import check_masking, mask_batch, masking_types
 from tools.compare import as_text, check_comparable, runs_to_compare, write_comparison
 from tools.measures import CONCEPTS, LATENCY_LENGTHS, LOSS_FIELDS, LOSSES, shown
 from tools.metrics import collect, measure_speed, page, read_glue, write_page
 from tools.pll import pseudo_log_likelihood
 from tools.report import write_report
-from tools.terminal import say, say_result
+from tools.terminal import say_result
 
 # Files that are replaced, with what each holds if it is from this command.
 OUTPUTS = {"eval.json": '"unigram_entropy":', "metrics.json": '"experiment_name":',
@@ -100,17 +109,11 @@ class Run(NamedTuple):
 
     @property
     def folder(self):
-        return folder_of(self.path)
+        return checkpoint_paths(self.path)[0]
 
     def say(self, *words):
         """Prints once, not once per process."""
-        if self.machine.is_main:
-            say(*words)
-
-
-def folder_of(path):
-    """A run is named by its folder or by one of its checkpoints."""
-    return os.path.dirname(path) or "." if os.path.isfile(path) else path
+        self.machine.say(*words)
 
 
 # ---- settings, load the run ---------------------------------------------------
@@ -144,10 +147,10 @@ def check_settings():
 
 def load():
     """Everything that can fail because of a setting, before hours of work. -> Run."""
-    machine = find_machine(device)
+    machine = find_machine(device, parallel=True)
     precision, reason = choose_dtype(dtype, machine.device)
     model, tok, checkpoint = load_run(out_dir, machine.device)
-    folder = folder_of(out_dir)
+    folder, *_ = checkpoint_paths(out_dir)
     check_outputs(folder, OUTPUTS)
     read_object(os.path.join(folder, "config.json"))  # as long as a damaged one costs nothing
     T = row_length({out_dir: model.cfg})
@@ -181,7 +184,7 @@ def load_sets(names, T, tok, path):
         if data.meta["fingerprint"] != tok.fingerprint:
             raise ValueError(
                 f"{name} was prepared with another tokenizer than {path} was trained with; prepare "
-                f"it again with --tokenizer={folder_of(path)}/tokenizer")
+                f"it again with --tokenizer={checkpoint_paths(path)[0]}/tokenizer")
     return sets
 
 
@@ -450,29 +453,6 @@ def write_metrics(run, summary, records):
                page(run.folder, fields, summary, run.glue))
 
 
-def draw_curves(records, entropy, path):
-    """Training and validation loss against tokens seen, and the unigram entropy as a line."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130)
-    styles = {"loss": dict(color="0.75", lw=0.8, label="training loss (this run's masks)"),
-              "val_loss": dict(color="C0", marker="o", ms=3,
-                               label="validation loss (fixed masks, 15 %)")}
-    for key, style in styles.items():
-        points = [(r["tokens"] / 1e6, r[key]) for r in records if r.get(key) is not None]
-        axes.plot(*zip(*points), **style)
-    axes.axhline(entropy, color="C3", ls="--", lw=1,
-                 label=f"unigram entropy {entropy:.2f}: word frequencies alone")
-    axes.set(xlabel="tokens seen (millions)", ylabel="nats a predicted token", title=out_dir)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
 def heat_map(run, row):
     """What the concepts read in one row of ids (T,), and what the model predicts -> plain lists."""
     model, tok, machine = run.model, run.tok, run.machine
@@ -536,7 +516,7 @@ def write_all(run, summary, ids):
     written = ["eval.json", "metrics.json", "summary.md"]
     if any(record.get("val_loss") is not None for record in records):
         entropy = next(iter(summary["data"].values()))["unigram_entropy"]
-        draw_curves(records, entropy, os.path.join(folder, "curves.png"))
+        draw_curves(os.path.join(folder, "curves.png"), records, entropy, out_dir)
         written.append("curves.png")
     if report:
         draw_report(run, summary, records, ids)
@@ -593,7 +573,7 @@ def load_runs(paths):
     loaded = []
     for path in paths:
         model, tok, checkpoint = load_run(path, "cpu")
-        read_object(os.path.join(folder_of(path), "config.json"))
+        read_object(os.path.join(checkpoint_paths(path)[0], "config.json"))
         loaded.append((model.cfg, tok, checkpoint["data_sha256"],
                        checkpoint["settings"]["data_dir"]))
     configs, toks, data_hashes, data_dirs = zip(*loaded)
@@ -606,14 +586,13 @@ def compare_runs():
     """All runs in the setting compare, on the same rows and masks."""
     named = out_dir if out_dir != read_settings(__file__)["out_dir"][0] else ""
     paths = runs_to_compare(compare, named)
-    machine = find_machine(device)
+    machine = find_machine(device, parallel=True)
     precision, reason = choose_dtype(dtype, machine.device)
     sets = load_runs(paths)
-    folder = folder_of(paths[0])
+    folder, *_ = checkpoint_paths(paths[0])
     check_outputs(folder, {"compare.json": '"runs":', "compare.md": "# Runs side by side",
                            "compare.png": "Matplotlib"})
-    if machine.is_main:
-        say(f"{len(paths)} runs, {precision} ({reason})")
+    machine.say(f"{len(paths)} runs, {precision} ({reason})")
     T = next(iter(sets.values())).block_size
     found = []
     for number, path in enumerate(paths, 1):

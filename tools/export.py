@@ -29,6 +29,7 @@ from configurator import configure
 
 config = configure(globals())
 
+import contextlib
 import json
 import logging
 import re
@@ -39,7 +40,7 @@ import warnings
 import numpy as np
 import torch
 
-from lib.files import write_json
+from lib.files import remove_file, write_json
 from lib.heads import Classifier, encode_texts, padded
 from lib.run import build_model, load_run, read_checkpoint, read_log, user_mistakes
 from masking import MASKING_TYPES
@@ -431,12 +432,19 @@ def is_earlier_export(folder):
         return EncoderConfig.model_type in file.read()
 
 
-def check_settings():
-    """Raises ValueError for what would fail only after the work is done."""
-    if os.path.exists(to) and not os.path.isdir(to):
+def check_target(folder):
+    """Raises ValueError unless `folder` (a real path) is missing, empty or an earlier export."""
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"--to={to} is a file; give a folder")
-    if os.path.isdir(to) and os.listdir(to) and not is_earlier_export(to):
+    if os.path.isdir(folder) and os.listdir(folder) and not is_earlier_export(folder):
         raise ValueError(f"--to={to} is not empty and not an earlier export; give another folder")
+
+
+def check_settings(folder):
+    """Raises ValueError for what would fail only after the work is done."""
+    if not to.strip():
+        raise ValueError(f"--to={to!r} is empty; give a folder, as --to=export/my_model")
+    check_target(folder)
     if push and push.count("/") != 1 or private and not push:
         raise ValueError(f"--push={push!r} --private={private}: expected --push=USER/REPO")
     if push and not huggingface_hub.get_token():
@@ -455,8 +463,8 @@ def export(folder, model, labels, encoder, tok, checkpoint):
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     transformers.utils.logging.disable_progress_bar()
+    os.makedirs(new)
     try:
-        os.makedirs(new)
         write_folder(new, model, labels, encoder, tok)
         n_texts = check_tokenizer(new, encoder, tok)
         found = check_model(new, model, encoder, tok)
@@ -464,14 +472,25 @@ def export(folder, model, labels, encoder, tok, checkpoint):
             file.write(card(model, encoder, checkpoint, tok, n_texts, found))
         if os.path.exists(folder):
             os.rename(folder, old)
+        # Somebody may have put a file into the folder since it was checked at the start.
+        if os.path.exists(old):
+            check_target(old)
         os.rename(new, folder)
+        remove_export(old)
         return n_texts, found
     finally:
         if os.path.exists(old) and not os.path.exists(folder):
             os.rename(old, folder)
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         logging.disable(logging.NOTSET)
+
+
+def remove_export(folder):
+    """Removes the files of an export and its folder, but no file of another name."""
+    for name in FILES:
+        remove_file(os.path.join(folder, name))
+    with contextlib.suppress(OSError):  # there is none, or it holds something else
+        os.rmdir(folder)
 
 
 def upload(folder):
@@ -484,14 +503,16 @@ def upload(folder):
 
 
 def main():
+    # The real path is what is checked, renamed and replaced: "missing/../notes" is the folder
+    # notes, and a link stands for the folder it points to.
+    folder = os.path.realpath(to)
     with user_mistakes():
-        check_settings()
+        check_settings(folder)
         encoder, tok, checkpoint = load_run(out_dir, "cpu")
         model, labels = encoder, None
         if task_dir:
             model, labels = read_task(encoder, tok)
             encoder = model.encoder
-    folder = os.path.abspath(to)
     try:
         with user_mistakes():
             n_texts, found = export(folder, model, labels, encoder, tok, checkpoint)

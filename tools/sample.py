@@ -39,9 +39,8 @@ import json
 # which are a GB here, where most shapes of batches occur once.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
-import torch
-
-from lib.embed import batches, choose_pooling, embed_file, embed_rows, rows_of, sha256_of
+from lib.embed import choose_pooling, embed_file, embed_rows, rows_of, sha256_of
+from lib.fill import fill_texts
 from lib.machine import DTYPES, choose_dtype, find_machine
 from lib.run import load_run, user_mistakes
 
@@ -58,6 +57,10 @@ def check_settings():
     given = [name for name in unused if config[name] != defaults[name][0]]
     if given:
         raise ValueError(f"{', '.join(given)}: {use} only; {cure}")
+    folder = os.path.dirname(to) or "."
+    if embed and (not to.strip() or os.path.isdir(to) or not os.path.isdir(folder)):
+        raise ValueError(f"--to={to!r}: expected a file in a folder that exists, as "
+                         "--to=embeddings.npy")
 
 
 # ---- filling masks ------------------------------------------------------------
@@ -74,67 +77,14 @@ def read_masked_texts():
     return lines
 
 
-def encode_masked(text, tok, longest):
-    """Text with [MASK] -> ids between two end-of-document marks, as in training. ValueError if bad.
-
-    The space before a [MASK] is left out, because the token of a word includes the space before it.
-    """
-    pieces = text.split("[MASK]")
-    if len(pieces) == 1:
-        raise ValueError(f"no [MASK] in {text!r}; mark what to fill in, as in "
-                         "'The capital of France is [MASK].'")
-    if tok.name != "byte":
-        pieces[:-1] = [piece.removesuffix(" ") for piece in pieces[:-1]]
-    ids = [tok.eot_id]
-    for part in tok.encode(pieces):
-        ids += [*part.tolist(), tok.mask_id]
-    ids[-1] = tok.eot_id  # no mask follows the last piece
-    if len(ids) > longest:
-        raise ValueError(f"{text[:40]!r}... has {len(ids)} tokens, the model reads {longest}; "
-                         "shorten it")
-    return ids
-
-
-@torch.inference_mode()
-def fill(model, tok, ids):
-    """ids (B, T) -> for each row (filled text, for each mask a list of (token text, p))."""
-    is_mask = ids == tok.mask_id
-    n_masks = is_mask.sum(1).tolist()
-    # Masked positions first, in their order; rows with fewer masks also decode other positions.
-    positions = is_mask.int().argsort(dim=1, descending=True, stable=True)[:, :max(n_masks)]
-    concepts, tokens = model.encode(ids)
-    states = model.decode(concepts, tokens, positions, model.documents(ids))
-    logits = model.logits(states).float()
-    ordinary = torch.from_numpy((~tok.is_special).nonzero()[0]).to(ids.device)
-    p_BKN, index = logits[..., ordinary].softmax(-1).topk(min(top, len(ordinary)), dim=-1)
-
-    results = []
-    for row, n, places, best, p_row in zip(
-            ids.cpu(), n_masks, positions.cpu(), ordinary[index].cpu(), p_BKN.tolist()):
-        row[places[:n]] = best[:n, 0]
-        masks = []
-        for candidates, p_mask in zip(best[:n].tolist(), p_row):
-            masks.append([(tok.decode([i]), p) for i, p in zip(candidates, p_mask)])
-        results.append((tok.decode(row[1:-1].tolist()).strip(), masks))
-    return results
-
-
-def fill_texts(texts, rows):
-    """Fills the masks of all texts, prints them -> for each a dict of text, filled and masks."""
-    filled = {}
-    for index in batches(model, rows, batch_tokens):
-        ids = torch.tensor([rows[i] for i in index], device=machine.device)
-        filled |= zip(index, fill(model, tok, ids))
-    results = []
-    for i, line in enumerate(texts):
-        whole, masks = filled[i]
-        print(f"{line}\n  {whole}")
-        result = dict(text=line, filled=whole, masks=[])
-        for candidates in masks:
-            shown = [f"{token.strip() or token!r} {p:.1%}" for token, p in candidates]
+def fill_and_print(texts):
+    """Fills the masks of all texts and prints them -> for each a dict of text, filled and masks."""
+    results = fill_texts(model, tok, texts, top, batch_tokens, machine.device)
+    for result in results:
+        print(f"{result['text']}\n  {result['filled']}")
+        for candidates in result["masks"]:
+            shown = [f"{c['token'].strip() or c['token']!r} {c['p']:.1%}" for c in candidates]
             print("    " + "  ".join(shown))
-            result["masks"].append([dict(token=t, p=round(p, 5)) for t, p in candidates])
-        results.append(result)
     return results
 
 
@@ -176,8 +126,5 @@ with user_mistakes():
         except KeyboardInterrupt:
             sys.exit("stopped; the same command goes on where it was")
         sys.exit()
-    texts = read_masked_texts()
-    rows = [encode_masked(line, tok, model.cfg.longest) for line in texts]
-
-results = fill_texts(texts, rows)
+    results = fill_and_print(read_masked_texts())
 print(json.dumps(results[0] if text else results))

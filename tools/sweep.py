@@ -47,10 +47,11 @@ from data.reader import Batches, folders
 from data.tokenizer import Tokenizer
 from lib.files import check_outputs, read_object, replace_file, to_json, write_json
 from lib.jobs import last_line, run_python, stop_all
+from lib.machine import say
 from lib.run import (
     build_model,
     check_settings,
-    latest_checkpoint,
+    first_readable,
     lock_folder,
     model_settings,
     read_log,
@@ -58,7 +59,6 @@ from lib.run import (
 )
 from masking import MASKING_TYPES
 from tools.compare import draw_losses
-from tools.terminal import say
 
 TRAIN, EVAL = os.path.join(ROOT, "train.py"), os.path.join(ROOT, "tools", "eval.py")
 # What train.py gives as "stopped" for a run that has used its whole budget.
@@ -206,12 +206,11 @@ def check_run(name, seed, arm):
     found = read_object(os.path.join(folder, "result.json"), RUN_KEYS)
     if not found:
         # Without a result the run was stopped. Damaged checkpoints are left to train.py.
+        paths = [os.path.join(folder, name) for name in ("ckpt.pt", "ckpt_prev.pt")]
         try:
-            found = latest_checkpoint(folder, say=lambda _: None)
-        except ValueError:
+            _, found = first_readable(list(filter(os.path.exists, paths)), say=lambda _: None)
+        except (ValueError, IndexError):  # IndexError: there is none
             return
-    if not found:
-        return
     # Older runs had fewer settings.
     before = compared(train_defaults() | found["settings"], found["data_sha256"])
     now = compared(arm["settings"] | dict(seed=seed), arm["data_sha256"])

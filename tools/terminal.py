@@ -1,23 +1,11 @@
-"""What a command prints, on a terminal or into a pipe that may go away before the work is done."""
+"""What a command prints: its last line, and tables for a terminal."""
 
-import contextlib
-import os
 import sys
 
 from lib.files import to_json
+from lib.machine import say
 
 WIDTH = 100  # columns of a terminal that tables fit into
-
-
-def say(*words):
-    """Prints. Where stdout takes nothing any more (`| head`, a full disk), the work goes on."""
-    try:
-        print(*words, flush=True)
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor
-            os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def say_result(result, short):

@@ -231,6 +231,14 @@ def test_prepared_data_is_used_as_it_is_and_the_first_failure_ends_it(made, quic
                                "--out_dir=out/bins_micro"]
 
 
+def test_the_folder_that_was_trained_is_the_one_that_is_evaluated(made, quick):
+    run, commands, answers = quick
+    answers |= {"train.py": answer(stopped="max_steps", out_dir="out/mine"),
+                "prepare.py": answer(), "tools/eval.py": answer()}
+    run(f"--data={made}/bins", "--size=mini", "--args=--out_dir=out/mine")
+    assert commands[-1] == ["tools/eval.py", "--out_dir=out/mine"]
+
+
 def test_mistakes_name_what_is_expected(quick, tmp_path):
     run, commands, _ = quick
     refused(run(ok=False), "make train DATA=texts/ SIZE=micro")

@@ -596,6 +596,43 @@ def test_other_files_are_never_overwritten(one, tmp_path):
     export(run, tmp_path / "empty")
 
 
+@pytest.mark.parametrize("way", ["", " ", "missing/../notes", "link", "notes/.."])
+def test_no_folder_is_replaced_by_another_name_for_it(way, one, tmp_path, monkeypatch):
+    """--to=$UNSET, a path through a folder that is missing, a link: the real folder counts."""
+    run, _, _ = one
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("notes")
+    before = sorted(os.listdir(tmp_path))
+    to = f"{tmp_path}/{way}" if way.strip() else way
+    refused(export(run, to, ok=False), f"--to={to!r} is empty" if to == way else "not an earlier")
+    assert (tmp_path / "notes/notes.txt").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_link_to_an_earlier_export_stays_a_link(one, tmp_path):
+    run, _, _ = one
+    export(run, tmp_path / "hub")
+    (tmp_path / "link").symlink_to("hub")
+    export(run, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "hub/config.json").exists()
+    assert {"hub", "link"} <= set(os.listdir(tmp_path)) and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_file_put_into_the_folder_during_an_export_survives(one, tmp_path, monkeypatch):
+    run, _, _ = one
+    to = tmp_path / "hub"
+    export(run, to)
+    real = hub_files.modeling_source
+
+    def somebody_writes(encoder):
+        (to / "notes.txt").write_text("mine")
+        return real(encoder)
+    monkeypatch.setattr(hub_files, "modeling_source", somebody_writes)
+    refused(export(run, to, ok=False), "not an earlier export")
+    assert (to / "notes.txt").read_text() == "mine" and not list(tmp_path.glob("*.tmp"))
+
+
 # ---- mistakes --------------------------------------------------------------------------
 
 def test_mistakes_end_in_one_message(one, tmp_path, bpe, monkeypatch):

@@ -284,8 +284,10 @@ def test_mistakes_end_in_one_message(runs, tmp_path):
             ([f"--to={tmp_path}/e.npy", "--text=a [MASK]"], ["to: embedding only", "--embed=FILE"]),
             ([f"--embed={tmp_path}/a.txt", "--pooling=cls"],
              ["auto or, for arch=concept, max, concepts, mean"]),
+            ([f"--embed={tmp_path}/a.txt", "--to="], ["--to='': expected a file"]),
+            ([f"--embed={tmp_path}/a.txt", f"--to={tmp_path}"], ["expected a file in a folder"]),
             ([f"--embed={tmp_path}/a.txt", f"--to={tmp_path}/no/e.npy"],
-             ["No such file or directory", "no/e.npy"])):
+             ["no/e.npy': expected a file in a folder that exists"])):
         refused(call("tools/sample.py", f"--out_dir={runs['concept']}", *args, ok=False), *parts)
     done = sample(runs["transformer"], tmp_path / "a.txt", tmp_path / "e.npy",
                   "--pooling=concepts", ok=False)

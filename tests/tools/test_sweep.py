@@ -310,12 +310,17 @@ def test_a_file_that_no_sweep_wrote_is_never_replaced(sweep, tmp_path, name, tex
     assert (tmp_path / name).read_text() == text and not Fork.started
 
 
-def test_a_stdout_that_goes_away_loses_no_result(sweep, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise BrokenPipeError
-    monkeypatch.setattr("builtins.print", full)
+def test_a_stdout_that_goes_away_loses_no_result(sweep, data_dir, tmp_path):
     sweep(f"--out_dir={tmp_path}", "--arms=a")
-    assert (tmp_path / "table.md").exists() and (tmp_path / "curves.png").exists()
+    whole = files(tmp_path)
+    for name in ("table.md", "results.json", "curves.png"):
+        (tmp_path / name).unlink()
+    code = ("import sys, runpy; sys.argv = sys.argv[:]; sys.argv[0] = 'tools/sweep.py'; "
+            "sys.stdout = open('/dev/full', 'w'); "
+            "runpy.run_path('tools/sweep.py', run_name='__main__')")
+    run("-c", code, f"--base=--data_dir={data_dir} {BASE}", "--seeds=1", "--arms=a",
+        f"--out_dir={tmp_path}")
+    assert files(tmp_path) == whole and (tmp_path / "curves.png").exists()
 
 
 def test_a_signal_saves_the_runs_writes_the_table_and_the_same_sweep_goes_on(sweep, tmp_path):
