@@ -15,7 +15,6 @@ from conftest import ROOT, call, fork, refused, result, run
 
 from configurator import configure
 from lib import jobs
-from lib.run import append_log
 
 BASE = ("--dtype=fp32 --block_size=32 --n_layer=1 --n_head=2 --concept_dim=32 --token_dim=64 "
         "--ffn_dim=32 --batch_size=4 --max_steps=3 --eval_interval=2 --eval_rows=8 "
@@ -112,7 +111,8 @@ def test_early_stopping_is_not_forgotten_by_the_same_sweep_again(sweep, tmp_path
 def test_equal_flops_buy_fewer_tokens_where_a_token_costs_more(sweep, tmp_path):
     # Padding costs FLOPs and counts as no token.
     padded = "padded --arch=transformer --rows=document --block_schedule=8:0.5,32:0.5"
-    command = [f"--out_dir={tmp_path}", "--flops=5e8", f"--arms={ARMS}{padded}"]
+    command = [f"--out_dir={tmp_path}", "--flops=5e8",
+               f"--arms=plain --arch=transformer\n{padded}"]
     sweep(*command)
     saved = json.loads((tmp_path / "results.json").read_text())
     plans = saved["plans"]
@@ -210,12 +210,12 @@ def test_an_arm_writes_into_the_folder_of_the_sweep_only(sweep, tmp_path, name):
 
 
 def test_a_name_with_a_bar_or_other_signs_keeps_the_table_whole(sweep, tmp_path):
-    names = ["a|b", "\u00fc=1", "x y"]
+    names = ["a|b", "\u00fc =1"]
     arms = "\n".join(f'"{name}" --n_layer={n}' for n, name in enumerate(names, 1))
     assert set(result(sweep(f"--out_dir={tmp_path}", f"--arms={arms}"))["loss"]) == set(names)
     lines = (tmp_path / "table.md").read_text().splitlines()
     bars = {line.replace("\\|", "").count("|") for line in lines}
-    assert len(lines) == 5 and len(bars) == 1 and any("a\\|b" in line for line in lines)
+    assert len(lines) == 4 and len(bars) == 1 and any("a\\|b" in line for line in lines)
 
 
 # ---- another folder ------------------------------------------------------------------
@@ -228,11 +228,11 @@ def test_relative_paths_mean_the_folder_where_the_sweep_was_started(
     (tmp_path / "conf" / "base.py").write_text('data_dir = "data/mine"\nn_layer = 3\n')
     monkeypatch.setattr("conftest.ROOT", tmp_path)  # where commands run
     done = call(SWEEP, f"--base={BASE} conf/base.py", "--arms=a --n_head=4", "--seeds=1",
-                "--out_dir=o", "--evaluate=1")
+                "--out_dir=o")
     assert result(done)["runs"] == 1
     config = json.loads((tmp_path / "o/a_s1/config.json").read_text())
     assert config["data_dir"] == "data/mine" and config["n_layer"] == 3
-    assert (tmp_path / "o/table.md").exists() and (tmp_path / "o/a_s1/eval.json").exists()
+    assert (tmp_path / "o/table.md").exists()
 
 
 # ---- what goes wrong -----------------------------------------------------------------
@@ -263,7 +263,8 @@ def test_a_run_without_a_last_loss_never_gets_an_earlier_one(sweep, tmp_path):
     """A loss that is not finite is null in the log."""
     sweep(f"--out_dir={tmp_path}", "--arms=a")
     (tmp_path / "a_s1" / "result.json").unlink()
-    append_log(tmp_path / "a_s1", dict(step=3, tokens=384, val_loss=float("nan")))
+    with open(tmp_path / "a_s1" / "log.jsonl", "a") as file:
+        file.write('{"step": 3, "tokens": 384, "val_loss": null}\n')
     done = sweep(f"--out_dir={tmp_path}", "--arms=a", ok=False)
     refused(done, "a seed 1 failed", "log.jsonl is not a number", "every run failed")
 
