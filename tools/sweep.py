@@ -114,7 +114,8 @@ def read_arms():
 
 def resolve(arguments):
     """Arguments of train.py -> all its settings. Raises ValueError for those it would refuse."""
-    given = [word for word in arguments if word.startswith(("--seed=", "--out_dir="))]
+    given = [word for word in arguments
+             if word.startswith("-") and word.strip("-").partition("=")[0] in ("seed", "out_dir")]
     if given:
         raise ValueError(f"{given[0]}: the sweep gives each run its seed and folder; use --seeds "
                          "and --out_dir of the sweep")

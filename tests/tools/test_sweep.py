@@ -198,6 +198,7 @@ def test_two_arms_of_the_same_settings_or_name_and_a_seed_twice_are_refused(swee
         refused(sweep(where, f"--seeds={seeds}", ok=False), f"seeds={seeds!r}", "1,2,3")
     refused(sweep(where, "--arms=a --seed=5", ok=False), "arm a: --seed=5", "use --seeds")
     refused(sweep(where, "--arms=a --out_dir=x", ok=False), "arm a: --out_dir=x")
+    refused(sweep(where, "--arms=a --seed 5", ok=False), "arm a: --seed", "use --seeds")
     assert not (tmp_path / "none").exists()
 
 
