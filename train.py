@@ -427,7 +427,7 @@ def save(is_best=False):
     small = dict(
         model_settings=settings, model=weights, settings=config, step=step,
         tokens=data.tokens(step), best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint,
-        data_sha256=data.sha256)
+        data_sha256=data.sha256, data_paths=[os.path.abspath(name) for name in data.names])
     full = small | dict(
         optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
         skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,
@@ -552,6 +552,8 @@ while not stopped:
 
 net = None  # DistributedDataParallel holds on to the process group
 machine.close()
+if lock:
+    lock.close()  # a notebook lives on
 if overfit_batch and loss_now >= 0.05:
     sys.exit(f"error: overfit_batch reached a loss of {loss_now:.3f} in {step} steps; one batch "
              f"should fall below 0.05")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 
 
 def replace_file(path, write, keep=""):
@@ -96,6 +97,34 @@ def check_outputs(folder, marks):
                 if mark.encode() not in file.read():
                     raise ValueError(f"{path} was not written by this command, or is damaged, and "
                                      "would be replaced; move it away")
+
+
+def say(*words):
+    """Prints a line at once; where stdout can no longer be written, goes on without.
+
+    A run must not end because its output was piped into `head`, its disk is full or its terminal
+    was closed: log.jsonl and the checkpoints have all that matters.
+    """
+    try:
+        print(*words, flush=True)
+    except OSError:
+        # Python flushes what is left once more at the end, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_result(result):
+    """Prints the result of a command as JSON on its last line, for programs that read it.
+
+    On a terminal a long one is cut to the keys that hold a single value: a screen full of JSON
+    helps nobody there, and what it says has been printed before.
+    """
+    text = to_json(result)
+    if sys.stdout.isatty() and len(text) > 400:
+        if not isinstance(result, dict):
+            return
+        short = {key: value for key, value in result.items() if not isinstance(value, (dict, list))}
+        text = to_json(short)
+    say(text)
 
 
 def file_hash(path):

@@ -13,20 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from lib.files import say
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def say(*words):
-    """Prints a line at once; where stdout can no longer be written, goes on without.
-
-    A run must not end because its output was piped into `head`, its disk is full or its terminal
-    was closed: log.jsonl and the checkpoints have all that matters.
-    """
-    try:
-        print(*words, flush=True)
-    except OSError:
-        # Python flushes what is left once more at the end, which must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ---- device and processes -----------------------------------------------------------------------
@@ -114,8 +103,11 @@ def find_machine(device="auto", row=0, parallel=False):
 def choose_dtype(name, device):
     """"auto", "bf16", "fp16" or "fp32" -> (one of the last three, the reason, to be printed).
 
-    Raises ValueError for one that does not exist or that the device cannot compute.
+    torch's own names bfloat16, float16 and float32 are taken too. Raises ValueError for a name that
+    does not exist or that the device cannot compute.
     """
+    names_of_torch = {str(dtype).removeprefix("torch."): ours for ours, dtype in DTYPES.items()}
+    name = names_of_torch.get(name, name)
     has_bf16 = False
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

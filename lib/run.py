@@ -107,20 +107,29 @@ def bad_values(config):
     one_of("rows", "block", "document")
     # each comparison is false for nan, which is refused too
     for name in ("batch_size", "micro_batch", "learning_rate", "max_steps", "eval_interval",
-                 "eval_rows", "log_interval"):
+                 "eval_rows", "log_interval", "block_size", "concept_std"):
         if not 0 < config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected more than 0")
     for name in ("min_lr", "health_rows", "warmup_steps", "max_tokens", "max_minutes",
-                 "stop_at_step", "patience", "weight_decay", "grad_clip", "save_minutes"):
+                 "stop_at_step", "patience", "weight_decay", "grad_clip", "save_minutes", "seed",
+                 "vocab_size", "max_length"):
         if not 0 <= config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected 0 or more")
-    for name in ("beta1", "beta2", "decay_fraction"):
+    for name in ("beta1", "beta2", "decay_fraction", "dropout"):
         if not 0 <= config[name] < 1:
             problems.append(f"{name}={config[name]}: expected from 0, below 1")
     if config["lr_schedule"] != "constant" and config["min_lr"] > config["learning_rate"]:
         problems.append(f"min_lr={config['min_lr']} is above learning_rate="
                         f"{config['learning_rate']}, and the schedule goes down from one to the "
                         f"other; --min_lr={config['learning_rate'] / 100:g} does")
+    # A zero too many ends here and not where memory or 64 bits do.
+    if config["max_steps"] > 2**31:
+        problems.append(f"max_steps={config['max_steps']}: expected at most {2**31:,}")
+    for name in ("batch_size", "micro_batch", "n_layer", "n_head", "n_concept", "concept_dim",
+                 "token_dim", "ffn_dim", "n_mixer", "mixer_kernel", "n_decoder", "n_register",
+                 "vocab_size"):
+        if config[name] > 2**24:
+            problems.append(f"{name}={config[name]}: expected at most {2**24:,}")
     return problems
 
 
@@ -289,6 +298,14 @@ def latest_steps(path):
         return 0, 0
 
 
+def data_of(checkpoint):
+    """The folders of a run's data, as they were typed or, from elsewhere, absolute -> str."""
+    typed = checkpoint["settings"]["data_dir"].split(",")
+    absolute = checkpoint.get("data_paths", typed)  # older checkpoints have none
+    return ",".join(name if os.path.exists(name.strip()) else path
+                    for name, path in zip(typed, absolute))
+
+
 def take_weights(model, out_dir, tok, data_dir):
     """Loads the weights of another run; ValueError if they or its tokenizer do not fit."""
     other, other_tok, _ = load_run(out_dir, "cpu")
@@ -354,6 +371,9 @@ def save_or_warn(out_dir, checkpoint, name):
     """
     try:
         save_checkpoint(out_dir, checkpoint, name)
+    except FloatingPointError as error:
+        sys.exit(f"error: step {checkpoint['step']}: {error}; the last good checkpoint stays in "
+                 f"{out_dir}; resume it with a lower --learning_rate")
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         free = shutil.disk_usage(out_dir).free / 2**20
         reason = f"{error}; {free:,.0f} MiB free"

@@ -126,7 +126,7 @@ def test_signals_reach_all_processes_under_torchrun(number, data_dir, tmp_path):
 
 def test_a_run_started_by_nohup_goes_on_without_its_terminal(data_dir, tmp_path):
     ignore = "import runpy, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); " \
-             "sys.argv[:1] = ['train.py']; runpy.run_path('train.py')"
+             "sys.argv[:1] = ['train.py']; runpy.run_path('train.py', run_name='__main__')"
     process = start("-c", ignore, *tiny(data_dir, tmp_path, "--max_steps=60"))
     wait_for(process, "step 5/")
     process.send_signal(signal.SIGHUP)
@@ -190,7 +190,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(data_dir, tmp_path):
     before = (tmp_path / "ckpt.pt").read_bytes()
     limit = "import resource, runpy, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
             "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " \
-            "sys.argv = ['train.py', *sys.argv[1:]]; runpy.run_path('train.py')"
+            "sys.argv = ['train.py', *sys.argv[1:]]; " \
+            "runpy.run_path('train.py', run_name='__main__')"
     done = run("-c", limit.format(len(before) // 2), *tiny(data_dir, tmp_path), fresh=True)
     assert "was not written" in done.stdout and result(done)["step"] == 20
     assert (tmp_path / "ckpt.pt").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
@@ -208,7 +209,7 @@ def spoiled(parameters, *rest):
     return norm * math.nan if calls[0] in {steps} else norm
 torch.nn.utils.clip_grad_norm_ = spoiled
 sys.argv = ["train.py", *sys.argv[1:]]
-runpy.run_path("train.py")
+runpy.run_path("train.py", run_name="__main__")
 """
 
 
@@ -230,7 +231,7 @@ def forward(self, ids, *rest):
     return real(self, ids, *rest)
 model.ConceptEncoder.forward = forward
 sys.argv = ["train.py", *sys.argv[1:]]
-runpy.run_path("train.py")
+runpy.run_path("train.py", run_name="__main__")
 """
 
 
@@ -242,7 +243,9 @@ def test_a_batch_that_does_not_fit_names_one_that_does(rows, message, data_dir, 
 
 
 def test_exploding_weights_are_never_saved_as_nan(data_dir, tmp_path):
-    train(data_dir, tmp_path, "--learning_rate=1e30", "--min_lr=1e30", "--max_steps=60", ok=False)
+    done = train(data_dir, tmp_path, "--learning_rate=1e30", "--min_lr=1e30", "--max_steps=60",
+                 ok=False)
+    refused(done, "lower --learning_rate")
     for path in tmp_path.glob("*.pt"):
         assert all(t.isfinite().all() for t in read_checkpoint(path)["model"].values())
 
@@ -321,8 +324,8 @@ def test_weights_of_another_run_start_a_new_one(trained, data_dir, tmp_path):
     (["--dtype=fp16"], ["dtype=fp16 needs a CUDA GPU"]),
     (["--device=tpu"], ["device='tpu'"]),
     (["--vocab_size=100"], ["vocab_size=100", "--vocab_size=0"]),
-    (["--beta1=1", "--weight_decay=-1", "--grad_clip=nan"],
-     ["beta1=1.0", "weight_decay=-1.0", "grad_clip=nan"]),
+    (["--beta1=1", "--weight_decay=-1", "--grad_clip=-1"],
+     ["beta1=1.0", "weight_decay=-1.0", "grad_clip=-1.0"]),
     (["--mlm_probability=0", "--concept_window=5", "--patience=-1", "--arch=bert"],
      ["mlm_probability=0.0", "concept_window=5 has no effect", "patience=-1", "arch='bert'"]),
     (["--batch_size=0"], ["batch_size=0"]), (["--max_steps=0"], ["max_steps=0"]),

@@ -16,7 +16,7 @@ Writes out_dir/{bench.json, bench.png}. The last line on stdout is JSON:
 """
 
 # ---- settings ---------------------------------------------------------------
-peers = 0  # 1: also transformers' models, and its whole-word collator beside our masking
+peers = False  # also transformers' models, and its whole-word collator beside our masking
 models = ""  # of strict, open, transformer, hf_bert, hf_modernbert, hf_perceiver; empty: all
 lengths = "128,512,2048,8192,32768"  # tokens a row, T, several with commas between
 tokens = 4096  # tokens a training step; rows longer than this come one at a time
@@ -25,8 +25,8 @@ repeats = 3  # timed repeats of each model, after one to warm up; until they hav
 longest_step = 60.0  # seconds; a model with a slower step is left out from that length on
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
-compile = "false"  # true: torch.compile
-profile = 0  # 1: instead, the ten slowest operations at the first length, and out_dir/trace_*.json
+compile = False  # torch.compile
+profile = False  # instead, the ten slowest operations at the first length, and out_dir/trace_*.json
 data_dir = "data/pydocs"  # prepared data for the batch and masking figures
 out_dir = "out/bench"  # bench.json, bench.png and traces go here
 # -----------------------------------------------------------------------------
@@ -49,7 +49,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
-from lib.files import check_outputs, write_json
+from lib.files import check_outputs, print_result, say, write_json
 from lib.machine import (
     DTYPES,
     autocast,
@@ -57,12 +57,10 @@ from lib.machine import (
     find_machine,
     matmul_peak,
     resident_gib,
-    say,
 )
 from lib.run import user_mistakes
 from masking import slots
 from tools.peers import OURS, PEERS, VOCABULARY, bench_data
-from tools.terminal import say_result
 
 MASK_ID = 103  # [MASK] of BERT's vocabulary
 ENOUGH_SECONDS = 8  # after so many, a model is not timed again
@@ -82,7 +80,7 @@ class Bench:
         torch.manual_seed(0)
         self.ours = name in OURS
         self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
-        self.run = torch.compile(self.model) if compile == "true" else self.model
+        self.run = torch.compile(self.model) if compile else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.make_batch(n_rows=max(1, tokens // T))
 
@@ -457,7 +455,7 @@ def main():
     report |= dict(data=rates, ratios=ratios)
     write_json(os.path.join(out_dir, "bench.json"), report)
     say("\n" + "\n".join(f"{value:>10}  {what}" for what, value in ratios.items()))
-    say_result(report, dict(out_dir=out_dir, ratios=ratios))
+    print_result(report)
 
 
 if __name__ == "__main__":

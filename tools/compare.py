@@ -187,6 +187,7 @@ def draw_losses(groups, path):
 def write_comparison(runs, defaults, folder):
     """folder/compare.json, compare.md and compare.png. -> the content of compare.json."""
     found = dict(
+        page=os.path.join(folder, "compare.md"), picture=os.path.join(folder, "compare.png"),
         runs={run["path"]: run["summary"] | dict(fields=run["fields"]) for run in runs},
         settings=settings_that_differ(runs, defaults))
     write_json(os.path.join(folder, "compare.json"), found)

@@ -38,8 +38,8 @@ control_dir = ""  # a run with arch=transformer, same tokenizer: its token state
 sts = ""  # STS-B's dev.tsv or test.tsv; 1: glue/STS-B/dev.tsv; empty: no similarity
 pll = ""  # texts to score, one a line or .jsonl with a field "text" (see pll.py); empty: none
 pll_texts = 200  # how many of these, from the first on
-profile = 0  # 1: latency at batch size 1, throughput and memory of this machine
-report = 0  # 1: write out_dir/report.html, one page to look at
+profile = False  # latency at batch size 1, throughput and memory of this machine
+report = False  # write out_dir/report.html, one page to look at
 micro_batch = 32  # rows a forward pass
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
@@ -49,7 +49,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from configurator import configure, read_settings
+from configurator import as_bool, configure, read_settings
 
 config = configure(globals())
 
@@ -65,11 +65,12 @@ from data.reader import TokenData, folders
 from data.tokenizer import Tokenizer
 from lib import health
 from lib.embed import NAMES, choose_pooling, embed_rows, rows_of
-from lib.files import check_outputs, read_object, write_json
-from lib.machine import Machine, autocast, choose_dtype, find_machine, say
+from lib.files import check_outputs, print_result, read_object, say, write_json
+from lib.machine import Machine, autocast, choose_dtype, find_machine
 from lib.run import (
     build_model,
     checkpoint_paths,
+    data_of,
     draw_curves,
     evaluate,
     load_run,
@@ -83,7 +84,6 @@ from tools.measures import CONCEPTS, LATENCY_LENGTHS, LOSS_FIELDS, LOSSES, shown
 from tools.metrics import collect, measure_speed, page, read_glue, write_page
 from tools.pll import pseudo_log_likelihood
 from tools.report import write_report
-from tools.terminal import say_result
 
 # Files that are replaced, with what each holds if it is from this command.
 OUTPUTS = {"eval.json": '"unigram_entropy":', "metrics.json": '"experiment_name":',
@@ -124,9 +124,6 @@ def check_settings():
     if rows < 1 or micro_batch < 1 or health_rows < 0 or pll_texts < 1:
         raise ValueError(f"rows={rows}, micro_batch={micro_batch}, health_rows={health_rows}, "
                          f"pll_texts={pll_texts}: expected more than 0")
-    for name in ("report", "profile"):
-        if config[name] not in (0, 1):
-            raise ValueError(f"{name}={config[name]}: expected 0 or 1")
     if compare:
         alone = [name for name in ("report", "profile", "control_dir", "sts", "pll")
                  if config[name]]
@@ -134,7 +131,7 @@ def check_settings():
             raise ValueError(f"compare={compare} measures losses and concepts; {', '.join(alone)} "
                              "is of one run: leave out compare")
     if report and not health_rows:
-        raise ValueError("report=1 draws the concepts; it needs health_rows above 0")
+        raise ValueError("report=true draws the concepts; it needs health_rows above 0")
     if control_dir and not health_rows and not sts:
         raise ValueError(f"control_dir={control_dir} is a control for health_rows and sts; one of "
                          "them has to be on")
@@ -154,7 +151,7 @@ def load():
     check_outputs(folder, OUTPUTS)
     read_object(os.path.join(folder, "config.json"))  # as long as a damaged one costs nothing
     T = row_length({out_dir: model.cfg})
-    names = folders(data_dir or checkpoint["settings"]["data_dir"])
+    names = folders(data_dir or data_of(checkpoint))
     sets = load_sets(names, T, tok, out_dir)
     sts_file = find_sts() if sts else ""
     pairs = read_sts(sts_file) if sts else None
@@ -199,8 +196,8 @@ def load_control(tok, T, machine):
 
 
 def find_sts():
-    """The setting sts -> path; "1" looks where GLUE's files usually lie."""
-    if sts != "1":
+    """The setting sts -> path; 1, or true, looks where GLUE's files usually lie."""
+    if not as_bool(sts):
         return os.path.normpath(sts)
     places = [os.path.join(folder, "glue", "STS-B", "dev.tsv")
               for folder in (".", ROOT, os.path.join(ROOT, "data"))]
@@ -440,8 +437,7 @@ def measure_sts(run):
 
 def write_metrics(run, summary, records):
     """metrics.json and summary.md."""
-    trained_on = run.checkpoint["settings"].get("data_dir", "").split(",")
-    trained_on = {name.strip() for name in trained_on}
+    trained_on = {name.strip() for name in data_of(run.checkpoint).split(",")}
     train_tokens = None  # unknown unless the training data is among what was measured
     if trained_on <= set(run.sets):
         train_tokens = sum(run.sets[name].meta["splits"]["train"]["tokens"]
@@ -522,8 +518,7 @@ def write_all(run, summary, ids):
         draw_report(run, summary, records, ids)
         written.append("report.html")
     run.say(f"\nwritten into {folder}: {', '.join(written)}; to read: {folder}/summary.md")
-    first = next(iter(summary["data"].values()))
-    say_result(summary, dict(out_dir=out_dir, step=summary["step"], loss=first["token"]["loss"]))
+    print_result(summary)
 
 
 # ---- one run, or several ------------------------------------------------------------------
@@ -574,8 +569,7 @@ def load_runs(paths):
     for path in paths:
         model, tok, checkpoint = load_run(path, "cpu")
         read_object(os.path.join(checkpoint_paths(path)[0], "config.json"))
-        loaded.append((model.cfg, tok, checkpoint["data_sha256"],
-                       checkpoint["settings"]["data_dir"]))
+        loaded.append((model.cfg, tok, checkpoint["data_sha256"], data_of(checkpoint)))
     configs, toks, data_hashes, data_dirs = zip(*loaded)
     check_comparable(paths, [tok.fingerprint for tok in toks], data_hashes, data_dirs, data_dir)
     T = row_length(dict(zip(paths, configs)))
@@ -606,7 +600,7 @@ def compare_runs():
         result = write_comparison(found, defaults, folder)
         say(f"\n{as_text(found, defaults)}\n\n{folder}/compare.md to read, {folder}/compare.png "
             "the curves")
-        say_result(result, dict(page=f"{folder}/compare.md", picture=f"{folder}/compare.png"))
+        print_result(result)
     machine.close()
 
 

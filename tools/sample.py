@@ -16,6 +16,7 @@ it is killed, the same command continues where it was and gives the same bytes.
 # ---- settings -----------------------------------------------------------------
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt) and tokenizer/
 text = ""  # text with one or more [MASK]; empty: one text a line from standard input
+checkpoint = "auto"  # auto | best | last | PATH; auto: the best, or a newer one not yet evaluated
 top = 5  # candidates to show for each mask
 embed = ""  # embed this file instead: a text a line, or .jsonl with a field "text"
 to = "embeddings.npy"  # where embeddings go; np.load(to, mmap_mode="r") reads them
@@ -33,13 +34,12 @@ from configurator import configure, read_settings
 
 config = configure(globals())
 
-import json
-
 # Before torch is imported: by default its CPU library keeps compiled kernels for 1,024 shapes,
 # which are a GB here, where most shapes of batches occur once.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 from lib.embed import choose_pooling, embed_file, embed_rows, rows_of, sha256_of
+from lib.files import print_result
 from lib.fill import fill_texts
 from lib.machine import DTYPES, choose_dtype, find_machine
 from lib.run import load_run, user_mistakes
@@ -100,7 +100,7 @@ def embed_texts():
         return found[name].numpy(), cut
 
     # dtype, device and batch_tokens change the rounding, so they belong to the identity too.
-    identity = dict(weights_sha256=sha256_of(checkpoint["model"]), tokenizer=tok.fingerprint,
+    identity = dict(weights_sha256=sha256_of(loaded["model"]), tokenizer=tok.fingerprint,
                     pooling=setting, dtype=dtype, device=machine.device.type,
                     batch_tokens=batch_tokens)
     state = embed_file(embed, to, vectors, identity)
@@ -118,13 +118,13 @@ with user_mistakes():
     check_settings()
     machine = find_machine(device)
     dtype, _ = choose_dtype(dtype, machine.device)
-    model, tok, checkpoint = load_run(out_dir, machine.device)
+    model, tok, loaded = load_run(out_dir, machine.device, checkpoint)
     model.freeze(DTYPES[dtype])
     if embed:
         try:
-            print(json.dumps(embed_texts()))
+            print_result(embed_texts())
         except KeyboardInterrupt:
             sys.exit("stopped; the same command goes on where it was")
         sys.exit()
     results = fill_and_print(read_masked_texts())
-print(json.dumps(results[0] if text else results))
+print_result(results[0] if text else results)

@@ -21,7 +21,7 @@ arms = ""  # one arm a line: NAME and its own arguments; # starts a comment
 seeds = "1,2,3"  # seeds of each arm, with commas between
 flops = 0.0  # training FLOPs of a run, by the model's own formula; 0: the budget in base
 out_dir = "out/sweep"  # runs go to folders in here
-evaluate = 0  # 1: eval.py on each run, its losses under every masking as further columns
+evaluate = False  # eval.py on each run, its losses under every masking as further columns
 jobs = 1  # runs at a time; each gets its share of the CPU threads, and a GPU where there are any
 # -----------------------------------------------------------------------------
 import os
@@ -45,9 +45,15 @@ import torch
 
 from data.reader import Batches, folders
 from data.tokenizer import Tokenizer
-from lib.files import check_outputs, read_object, replace_file, to_json, write_json
+from lib.files import (
+    check_outputs,
+    print_result,
+    read_object,
+    replace_file,
+    say,
+    write_json,
+)
 from lib.jobs import last_line, run_python, stop_all
-from lib.machine import say
 from lib.run import (
     build_model,
     check_settings,
@@ -357,9 +363,9 @@ def write_results(results, plans):
 
 def start():
     """Everything that can fail because of a setting. -> plans by arm, seeds, lock of out_dir."""
-    if jobs < 1 or not 0 <= flops < math.inf or evaluate not in (0, 1):
-        raise ValueError(f"jobs={jobs}, flops={flops}, evaluate={evaluate}: expected jobs of 1 or "
-                         "more, flops of 0 or more, evaluate of 0 or 1")
+    if jobs < 1 or not 0 <= flops < math.inf:
+        raise ValueError(f"jobs={jobs}, flops={flops}: expected jobs of 1 or more, flops of 0 or "
+                         "more")
     seed_list = read_seeds()
     plans = {name: plan(name, arguments, seed_list) for name, arguments in read_arms().items()}
     check_twins(plans)
@@ -402,7 +408,7 @@ def main():
         sys.exit("error: every run failed; the reasons are above")
     failed = len(todo) - len(results)
     losses = {name: [r["loss"] for r in runs] for name, runs in by_arm.items()}
-    say(to_json(dict(out_dir=out_dir, runs=len(results), failed=failed, loss=losses)))
+    print_result(dict(out_dir=out_dir, runs=len(results), failed=failed, loss=losses))
     lock.close()
     sys.exit(bool(failed))
 

@@ -1,16 +1,6 @@
-"""What a command prints: its last line, and tables for a terminal."""
-
-import sys
-
-from lib.files import to_json
-from lib.machine import say
+"""Tables for a terminal."""
 
 WIDTH = 100  # columns of a terminal that tables fit into
-
-
-def say_result(result, short):
-    """The last line of a command: `result` as JSON for a program, on a terminal only `short`."""
-    say(to_json(short if sys.stdout.isatty() else result))
 
 
 def elide(text, width):
