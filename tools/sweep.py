@@ -33,6 +33,7 @@ from configurator import configure, read_settings
 
 config = configure(globals())
 
+import contextlib
 import json
 import math
 import shlex
@@ -346,19 +347,23 @@ def table(by_arm, plans):
     return "\n".join(lines)
 
 
-def write_results(results, plans):
-    """results.json and table.md. -> {arm: its results by seed}, the best median loss first."""
+def group(results, plans):
+    """-> {arm: its results by seed}, the best median loss first; arms without results are left out.
+    """
     by_arm = {name: sorted((r for r in results if r["arm"] == name), key=lambda r: r["seed"])
               for name in plans}
     order = sorted((name for name in plans if by_arm[name]),
                    key=lambda name: statistics.median(r["loss"] for r in by_arm[name]))
-    by_arm = {name: by_arm[name] for name in order}
+    return {name: by_arm[name] for name in order}
+
+
+def write_results(by_arm, plans):
+    """results.json and table.md."""
     in_order = [r for runs in by_arm.values() for r in runs]
     write_json(os.path.join(out_dir, "results.json"),
                dict(settings=config, plans=plans, results=in_order))
     text = table(by_arm, plans) + "\n"
     replace_file(os.path.join(out_dir, "table.md"), lambda file: file.write(text.encode()))
-    return by_arm
 
 
 def start():
@@ -381,24 +386,30 @@ def main():
     with user_mistakes():
         plans, seed_list, lock = start()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup: go on without a terminal
+            signal.signal(number, stop)
     # Seed by seed, so that a sweep that is stopped has something to say about every arm.
     todo = [(name, seed, plans[name]) for seed in seed_list for name in plans]
     say(f"{len(todo)} runs: {len(plans)} arms x {len(seed_list)} seeds, {jobs} at a time; after "
         "the first one the time left is known")
-    results, by_arm = [], {}
+    results = []
     with ThreadPoolExecutor(jobs) as pool:
         runs = [pool.submit(run, number, *job) for number, job in enumerate(todo)]
         for n_done, done in enumerate(as_completed(runs), 1):
             if done.result():
                 results.append(done.result())
-                by_arm = write_results(results, plans)
+                with contextlib.suppress(OSError):  # a full disk: said below, if it still is full
+                    write_results(group(results, plans), plans)
             if minutes and not stopped and n_done < len(todo):
                 left = statistics.mean(minutes) * (len(todo) - n_done) / jobs
                 say(f"  {n_done} of {len(todo)} runs, about {left:.0f} min left")
+    by_arm = group(results, plans)
     if results:
-        draw_losses([(name, plans[name]["mflop_per_token"] * 1e6, [r["curve"] for r in runs])
-                     for name, runs in by_arm.items()], os.path.join(out_dir, "curves.png"))
+        groups = [(name, plans[name]["mflop_per_token"] * 1e6, [r["curve"] for r in runs])
+                  for name, runs in by_arm.items()]
+        with user_mistakes():
+            write_results(by_arm, plans)
+            draw_losses(groups, os.path.join(out_dir, "curves.png"))
         say("\n" + table(by_arm, plans))
         say(f"\n{out_dir}/table.md, curves.png, results.json")
     if stopped:

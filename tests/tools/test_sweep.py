@@ -14,7 +14,9 @@ import pytest
 from conftest import ROOT, call, fork, refused, result, run
 
 from configurator import configure
+from lib import files as files_of_lib
 from lib import jobs
+from lib.files import FolderLock
 
 BASE = ("--dtype=fp32 --block_size=32 --n_layer=1 --n_head=2 --concept_dim=32 --token_dim=64 "
         "--ffn_dim=32 --batch_size=4 --max_steps=3 --eval_interval=2 --eval_rows=8 "
@@ -301,6 +303,25 @@ def test_bad_arms_are_refused_before_anything_runs(sweep, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_two_sweeps_do_not_write_into_one_folder(sweep, tmp_path):
+    with FolderLock(tmp_path):
+        refused(sweep(f"--out_dir={tmp_path}", "--arms=a", ok=False), "is writing to", "--out_dir")
+
+
+def test_a_disk_that_is_full_is_named_and_the_results_stay(sweep, tmp_path, monkeypatch):
+    def full(path, *rest, real=files_of_lib.replace_file):
+        if str(path).endswith("results.json"):
+            raise OSError(28, "No space left on device")
+        return real(path, *rest)
+    monkeypatch.setattr(files_of_lib, "replace_file", full)
+    done = sweep(f"--out_dir={tmp_path}", "--arms=a", ok=False)
+    refused(done, "error: [Errno 28] No space left on device")
+    assert (tmp_path / "a_s1" / "result.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started again
+    assert result(sweep(f"--out_dir={tmp_path}", "--arms=a"))["runs"] == 1
+
+
 @pytest.mark.parametrize("name, text", [
     ("table.md", "my own table\n"), ("curves.png", "mine"), ("results.json", "[1]"),
     ("results.json", '{"mine": 1}'), ("a_s1/result.json", "mine"),
@@ -336,6 +357,7 @@ def test_a_signal_saves_the_runs_writes_the_table_and_the_same_sweep_goes_on(swe
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGHUP)
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
     threading.Thread(target=signal_soon).start()
     done = sweep(*command, arms, ok=False)
     refused(done, "stopped by SIGHUP, 1 of 4 runs", "the same command again goes on")
