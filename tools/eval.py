@@ -53,7 +53,9 @@ from configurator import as_bool, configure, read_settings
 
 config = configure(globals())
 
+import contextlib
 import csv
+import io
 import signal
 from typing import NamedTuple
 
@@ -590,7 +592,8 @@ def compare_runs():
     T = next(iter(sets.values())).block_size
     found = []
     for number, path in enumerate(paths, 1):
-        model, tok, checkpoint = load_run(path, machine.device)
+        with contextlib.redirect_stderr(io.StringIO()):  # said when it was loaded before
+            model, tok, checkpoint = load_run(path, machine.device)
         run = Run(path, model, tok, checkpoint, machine, precision, T, sets)
         run.say(f"{number} of {len(paths)}: {path} after {checkpoint['tokens']:,} tokens")
         found.append(measure_beside(run))
@@ -605,7 +608,7 @@ def compare_runs():
 
 
 def measure_beside(run):
-    """One of several runs -> what tools/compare.py shows of it."""
+    """One of several runs -> what tools/compare.py shows of it; None in all but the main process."""
     summary = begin_summary(run)
     for name, data in run.sets.items():
         summary["data"][name] = measure_losses(run, name, data, lambda *_: None)
