@@ -608,7 +608,7 @@ def compare_runs():
 
 
 def measure_beside(run):
-    """One of several runs -> what tools/compare.py shows of it; None in all but the main process."""
+    """One of several runs -> what tools/compare.py shows of it, in the main process, else None."""
     summary = begin_summary(run)
     for name, data in run.sets.items():
         summary["data"][name] = measure_losses(run, name, data, lambda *_: None)
