@@ -120,9 +120,10 @@ def print_result(result):
     """
     text = to_json(result)
     if sys.stdout.isatty() and len(text) > 400:
-        if not isinstance(result, dict):
+        items = result.items() if isinstance(result, dict) else ()
+        short = {key: value for key, value in items if not isinstance(value, (dict, list))}
+        if not short:
             return
-        short = {key: value for key, value in result.items() if not isinstance(value, (dict, list))}
         text = to_json(short)
     say(text)
 

@@ -188,7 +188,9 @@ def write_comparison(runs, defaults, folder):
     """folder/compare.json, compare.md and compare.png. -> the content of compare.json."""
     found = dict(
         page=os.path.join(folder, "compare.md"), picture=os.path.join(folder, "compare.png"),
-        runs={run["path"]: run["summary"] | dict(fields=run["fields"]) for run in runs},
+        runs={run["path"]: run["summary"] | dict(fields={
+            name: value for name, value in run["fields"].items() if value is not None})
+            for run in runs},
         settings=settings_that_differ(runs, defaults))
     write_json(os.path.join(folder, "compare.json"), found)
     page = as_page(runs, defaults).encode("utf-8", "replace")

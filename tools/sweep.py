@@ -402,7 +402,7 @@ def main():
                     write_results(group(results, plans), plans)
             if minutes and not stopped and n_done < len(todo):
                 left = statistics.mean(minutes) * (len(todo) - n_done) / jobs
-                say(f"  {n_done} of {len(todo)} runs, about {left:.0f} min left")
+                say(f"  {n_done} of {len(todo)} runs, about {left:.1f} min left")
     by_arm = group(results, plans)
     if results:
         groups = [(name, plans[name]["mflop_per_token"] * 1e6, [r["curve"] for r in runs])

@@ -32,7 +32,7 @@ class Fork:
     """A subprocess.Popen of a Python script in a fork, which starts at once."""
     started = []  # the scripts and arguments of all
 
-    def __init__(self, command, env, stdout, stderr):
+    def __init__(self, command, env, stdout, **_):
         Fork.started.append(command[1:])
         self.process = fork(os.getcwd(), command[1:], stdout.name, stdout.name, env)
 
