@@ -91,7 +91,7 @@ def bad_values(config):
     masking = ("masking_type", "mlm_probability", "concept_window", "span_length_distribution",
                "mask_replace")
     try:
-        check_masking(*(config[name] for name in masking))
+        check_masking(*(config[name] for name in masking), block_size=config["block_size"])
     except ValueError as error:
         problems.append(str(error))
     one_of("arch", *ARCHS)
@@ -567,8 +567,9 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     was_training = model.training
     model.eval()
     n_bytes = torch.from_numpy(tok.n_bytes).to(machine.device)
-    # sums over predicted tokens: nats, tokens, hits, bytes, then nats and tokens of each split
-    sums = torch.zeros(4 + 2 * len(SPLITS), dtype=torch.float64)
+    # sums over predicted tokens: weighted nats, weights, nats, tokens, hits, bytes; then weighted
+    # nats, weights and tokens of each split
+    sums = torch.zeros(6 + 3 * len(SPLITS), dtype=torch.float64)
     # process r of n takes rows r, r + n, r + 2n, ...
     my_rows = torch.arange(machine.rank, min(rows, data.n_blocks), machine.world_size)
     for index in my_rows.split(micro_batch):
@@ -576,30 +577,31 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
             break
         ids = torch.as_tensor(data.block(index.numpy()))
         batch = mask_batch(ids, index, masking_type, mlm_probability, tok, seed=EVAL_SEED)
-        inputs, positions, targets, weights = machine.take(batch)
+        inputs, positions, targets, weights, used = machine.take(batch)
         is_real = inputs != tok.pad_id if data.padded else None
         with autocast(machine.device, dtype):
             nats, hits = predict(model, inputs, positions, targets, is_real, tok.vocab_size)
-        nats, hits = nats * weights, hits * weights
-        terms = [nats, weights, hits, n_bytes[targets] * weights]
+        # Losses are weighted; counts, accuracy and bits per byte are about the predicted tokens.
+        terms = [nats * weights, weights, nats * used, used, hits & used, n_bytes[targets] * used]
         if frequency is not None:
             for part in split_masks(inputs, positions, targets, frequency.to(machine.device)):
-                terms += [nats * part, weights * part]
+                terms += [nats * weights * part, weights * part, used & part]
         sums[:len(terms)] += torch.stack([term.sum() for term in terms]).double().cpu()
     model.train(was_training)
-    nats, predicted, hits, text_bytes, *of_splits = machine.all_sum(*sums)
+    weighted, weight, nats, predicted, hits, text_bytes, *of_splits = machine.all_sum(*sums)
     if not predicted:
         raise ValueError("no token of the evaluation rows can be masked: they hold special "
                          "tokens only")
     # the only division, after all sums: no mean of means, which would weigh rows unequally
-    loss = nats / predicted
+    loss = weighted / weight
     bits_per_byte = nats / math.log(2) / max(text_bytes, 1) if tok.has_text else None
     result = dict(loss=loss, accuracy=hits / predicted, perplexity=math.exp(min(loss, 100)),
                   predicted=int(predicted), bits_per_byte=bits_per_byte)
     if frequency is not None:
         result["splits"] = {}
-        for name, nats, tokens in zip(SPLITS, of_splits[::2], of_splits[1::2]):
-            loss = nats / tokens if tokens else None
+        parts = zip(SPLITS, of_splits[::3], of_splits[1::3], of_splits[2::3])
+        for name, weighted, weight, tokens in parts:
+            loss = weighted / weight if weight else None
             result["splits"][name] = dict(loss=loss, share=tokens / predicted)
     return result
 

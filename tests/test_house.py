@@ -14,7 +14,9 @@ FOLDERS = ("data", "lib", "tools")
 LISTED = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT,
                         capture_output=True, text=True).stdout.split()
 CODE = sorted(n for n in LISTED if not n.startswith(("records/", "tests/")) and (ROOT / n).exists())
-COMMANDS = {name for name in CODE if "configure(globals())" in (ROOT / name).read_text()}
+# what changes its settings on the command line: "\nconfig", because configurator.py explains it
+COMMANDS = {name for name in CODE
+            if "\nconfig = configure(globals())" in (ROOT / name).read_text()}
 
 
 @cache
@@ -80,6 +82,10 @@ def test_records_are_never_imported():
         for node in ast.walk(ast.parse((ROOT / name).read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").startswith("records"), name
+
+
+def test_training_needs_few_files():
+    assert len(closure("train.py")) <= 14, sorted(closure("train.py"))
 
 
 def test_preparing_data_loads_no_torch():

@@ -88,7 +88,7 @@ class Bench:
         """Ours take the predicted positions and their targets, transformers' models labels."""
         # Random ids do: time and memory depend on shapes alone. Those below 999 are special ids
         # and placeholders in BERT's vocabulary.
-        self.n_slots = slots(self.T, "token", mlm_probability)
+        self.n_slots = slots(self.T, mlm_probability)
         ids = torch.randint(999, VOCABULARY, (n_rows, self.T))
         positions = torch.rand(n_rows, self.T).argsort(1)[:, :self.n_slots].sort(1).values
         targets, weights = ids.gather(1, positions), torch.ones(n_rows, self.n_slots)

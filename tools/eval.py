@@ -463,7 +463,7 @@ def heat_map(run, row):
         # n_vocab: the table is larger than the vocabulary, and ids beyond it have no text
         best = model.logits(states)[0, :, :tok.n_vocab].argmax(-1).tolist()
     guesses = {int(place): tok.decode([id])
-               for place, id, used in zip(batch.positions[0], best, batch.weights[0]) if used}
+               for place, id, used in zip(batch.positions[0], best, batch.used[0]) if used}
     last_layer = weights[-1].mean(1)[0]  # mean over heads, (C, T)
     return dict(tokens=[tok.decode([int(id)]) for id in row],
                 masked=[place in guesses for place in range(len(row))],
