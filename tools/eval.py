@@ -27,6 +27,7 @@ the cost of the masked text given the visible text. Models with different tokeni
 
 # ---- settings ---------------------------------------------------------------
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt), tokenizer/, log.jsonl
+checkpoint = "auto"  # auto | best | last | PATH; auto: the best, or a newer one not yet evaluated
 compare = ""  # runs with commas between: losses, curves, concepts and settings side by side
 data_dir = ""  # prepared data, several with commas between; empty: what the run was trained on
 split = "val"  # val | train | test where the data set has one
@@ -148,20 +149,20 @@ def load():
     """Everything that can fail because of a setting, before hours of work. -> Run."""
     machine = find_machine(device, parallel=True)
     precision, reason = choose_dtype(dtype, machine.device)
-    model, tok, checkpoint = load_run(out_dir, machine.device)
+    model, tok, loaded = load_run(out_dir, machine.device, checkpoint)
     folder, *_ = checkpoint_paths(out_dir)
     check_outputs(folder, OUTPUTS)
     read_object(os.path.join(folder, "config.json"))  # as long as a damaged one costs nothing
     T = row_length({out_dir: model.cfg})
-    names = folders(data_dir or data_of(checkpoint))
+    names = folders(data_dir or data_of(loaded))
     sets = load_sets(names, T, tok, out_dir)
     sts_file = find_sts() if sts else ""
     pairs = read_sts(sts_file) if sts else None
     glue = read_glue(folder)
     control = load_control(tok, T, machine) if control_dir else None
-    run = Run(out_dir, model, tok, checkpoint, machine, precision, T, sets, sts_file, pairs, glue,
+    run = Run(out_dir, model, tok, loaded, machine, precision, T, sets, sts_file, pairs, glue,
               control)
-    run.say(f"{out_dir} after {checkpoint['tokens']:,} tokens, {model.num_params():,} "
+    run.say(f"{out_dir} after {loaded['tokens']:,} tokens, {model.num_params():,} "
             f"parameters, {precision} ({reason})")
     return run
 
@@ -567,12 +568,12 @@ def load_runs(paths):
     -> {folder: TokenData} of rows that all of them read.
     """
     # One model at a time is in memory, so each is loaded a second time to be measured.
-    loaded = []
+    runs = []
     for path in paths:
-        model, tok, checkpoint = load_run(path, "cpu")
+        model, tok, loaded = load_run(path, "cpu", checkpoint)
         read_object(os.path.join(checkpoint_paths(path)[0], "config.json"))
-        loaded.append((model.cfg, tok, checkpoint["data_sha256"], data_of(checkpoint)))
-    configs, toks, data_hashes, data_dirs = zip(*loaded)
+        runs.append((model.cfg, tok, loaded["data_sha256"], data_of(loaded)))
+    configs, toks, data_hashes, data_dirs = zip(*runs)
     check_comparable(paths, [tok.fingerprint for tok in toks], data_hashes, data_dirs, data_dir)
     T = row_length(dict(zip(paths, configs)))
     return load_sets(folders(data_dir or data_dirs[0]), T, toks[0], paths[0])
@@ -593,9 +594,9 @@ def compare_runs():
     found = []
     for number, path in enumerate(paths, 1):
         with contextlib.redirect_stderr(io.StringIO()):  # said when it was loaded before
-            model, tok, checkpoint = load_run(path, machine.device)
-        run = Run(path, model, tok, checkpoint, machine, precision, T, sets)
-        run.say(f"{number} of {len(paths)}: {path} after {checkpoint['tokens']:,} tokens")
+            model, tok, loaded = load_run(path, machine.device, checkpoint)
+        run = Run(path, model, tok, loaded, machine, precision, T, sets)
+        run.say(f"{number} of {len(paths)}: {path} after {loaded['tokens']:,} tokens")
         found.append(measure_beside(run))
     if machine.is_main:
         defaults = {name: default for name, (default, _)
