@@ -604,7 +604,7 @@ def test_an_empty_out_dir_a_file_and_a_way_back_are_told_apart(tmp_path, monkeyp
     with pytest.raises(DataError, match="out_dir is empty"):
         small("", texts())
     (tmp_path / "input.txt").write_text("some text")
-    assert "out_dir is empty" in refusal("--input=input.txt", "--out_dir=")
+    assert "expected a path" in refusal("--input=input.txt", "--out_dir=")
     (tmp_path / "input.txt").unlink()
     (tmp_path / "file").write_text("precious")
     for out_dir in ("file", "file/deeper"):

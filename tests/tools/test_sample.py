@@ -286,7 +286,7 @@ def test_mistakes_end_in_one_message(runs, tmp_path):
             ([f"--to={tmp_path}/e.npy", "--text=a [MASK]"], ["to: embedding only", "--embed=FILE"]),
             ([f"--embed={tmp_path}/a.txt", "--pooling=cls"],
              ["auto or, for arch=concept, max, concepts, mean"]),
-            ([f"--embed={tmp_path}/a.txt", "--to="], ["--to='': expected a file"]),
+            ([f"--embed={tmp_path}/a.txt", "--to="], ["expected a path"]),
             ([f"--embed={tmp_path}/a.txt", f"--to={tmp_path}"], ["expected a file in a folder"]),
             ([f"--embed={tmp_path}/a.txt", f"--to={tmp_path}/no/e.npy"],
              ["no/e.npy': expected a file in a folder that exists"])):
