@@ -571,7 +571,7 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     # nats, weights and tokens of each split
     sums = torch.zeros(6 + 3 * len(SPLITS), dtype=torch.float64)
     # process r of n takes rows r, r + n, r + 2n, ...
-    my_rows = torch.arange(machine.rank, min(rows, data.n_blocks), machine.world_size)
+    my_rows = torch.arange(min(rows, data.n_blocks))[machine.rank::machine.world_size]
     for index in my_rows.split(micro_batch):
         if not len(index):  # fewer rows than processes: split() gives one part without rows
             break
@@ -586,7 +586,7 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
         if frequency is not None:
             for part in split_masks(inputs, positions, targets, frequency.to(machine.device)):
                 terms += [nats * weights * part, weights * part, used & part]
-        sums[:len(terms)] += torch.stack([term.sum() for term in terms]).double().cpu()
+        sums[:len(terms)] += torch.stack([term.sum() for term in terms]).cpu().double()
     model.train(was_training)
     weighted, weight, nats, predicted, hits, text_bytes, *of_splits = machine.all_sum(*sums)
     if not predicted:

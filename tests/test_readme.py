@@ -61,6 +61,9 @@ def clone(tmp_path_factory):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone / name)
     (clone / "texts").mkdir()
+    sources = sorted(path for pattern in ("*.py", "lib/*.py", "data/*.py", "tools/*.py")
+                     for path in ROOT.glob(pattern))
+    (clone / "input.txt").write_text("\n".join(path.read_text() for path in sources))
     for i, path in enumerate(sorted(ROOT.glob("*.py"))):
         (clone / "texts" / f"{i}.txt").write_text(path.read_text())
     for folder, header, row in (("glue/MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
@@ -101,15 +104,16 @@ def test_every_command_of_the_readme_runs(clone):
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("number", range(2))
-def test_every_snippet_of_the_readme_runs(clone, tmp_path, number):
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_every_snippet_of_the_readme_runs(clone, tmp_path, snippet):
     """After the commands above, which it needs."""
-    snippets = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(snippets) == 2
-    if "transformers" in snippets[number]:
+    if "transformers" in snippet:
         pytest.importorskip("sentence_transformers")
     env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", snippets[number]], cwd=clone, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=clone, capture_output=True,
                           text=True, env=env)
     assert done.returncode == 0 and done.stdout, done.stderr
 

@@ -253,7 +253,7 @@ torch.save([p.detach() for p in names["model"].parameters()], f"{names['out_dir'
 def test_processes_stay_together_whatever_their_clocks_say(data_dir, tmp_path):
     """The learning rate under max_minutes and the dropout of each process."""
     run("-c", CLOCKS, *tiny(data_dir, tmp_path, "--max_minutes=1", "--dropout=0.1"), nproc=2)
-    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a, b))
 
 
