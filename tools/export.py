@@ -4,8 +4,8 @@
     python tools/export.py --out_dir=out/demo --to=exported --task_dir=out/demo/glue/mrpc
     python tools/export.py --out_dir=out/demo --to=exported --onnx=1 --push=USER/REPO --private=1
 
-The folder holds config.json, model.safetensors, the tokenizer, a model card, and one Python file
-with the model's code, copied from this repository. With --task_dir it is the classifier that
+The folder holds config.json, model.safetensors, the tokenizer, a model card, and Python files with
+the model's code, copied from this repository. With --task_dir it is the classifier that
 finetune_glue.py has made. Before the folder appears, it is loaded again and compared with the
 run: ids of texts, and logits of padded, masked and single rows. A difference is an error, and
 then nothing is written. Takes seconds, with onnx half a minute; needs requirements-extra.txt.
@@ -52,9 +52,16 @@ os.environ.setdefault("HF_MODULES_CACHE", code_copies.name)
 try:
     import huggingface_hub
     import transformers
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    from tools.hub_files import hub_tokenizer, modeling_source, write_onnx
+    from tools.hub_files import (
+        MODELING,
+        TOKENIZATION,
+        code_files,
+        copy_name,
+        hub_tokenizer,
+        write_onnx,
+    )
     from tools.hub_model import EncoderConfig
     if onnx:
         import onnxruntime  # noqa: F401
@@ -63,12 +70,14 @@ except ImportError as error:
     requirements = os.path.join(ROOT, "requirements-extra.txt")
     sys.exit(f"error: {error.name} is not installed; pip install -r {requirements}")
 
-CODE = "modeling_concept_encoders"  # the Python file's name
+CODE = copy_name(MODELING)  # the Python file of the classes below
 AUTO_CLASSES = {
     "AutoConfig": "EncoderConfig",
     "AutoModel": "EncoderModel",
     "AutoModelForMaskedLM": "EncoderForMaskedLM",
     "AutoModelForSequenceClassification": "EncoderForSequenceClassification",
+    "AutoModelForTokenClassification": "EncoderForTokenClassification",
+    "AutoModelForQuestionAnswering": "EncoderForQuestionAnswering",
 }
 INPUTS = ["input_ids", "attention_mask"]
 if task_dir:
@@ -77,7 +86,8 @@ LOCAL = dict(trust_remote_code=True, local_files_only=True)
 # Largest difference in fp32, relative to the largest logit where that is above 1.
 TOLERANCE = 1e-5
 ONNX_TOLERANCE = 1e-4
-# All files that an export may hold. A folder with any other file is never replaced.
+# All files that an export may hold, beside the code that its config.json names. A folder with any
+# other file is never replaced.
 FILES = {
     "README.md", "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json",
     f"{CODE}.py", "sentence_bert_config.json", "model.safetensors", "model.onnx", "model.onnx.data",
@@ -182,18 +192,29 @@ def write_folder(folder, model, labels, encoder, tok):
     def write(name, value):
         write_json(os.path.join(folder, name), value)
 
-    write("config.json", hub_config(model, labels, encoder, tok))
+    code = code_files(encoder)
+    write("config.json", hub_config(model, labels, encoder, tok) | dict(code_files=sorted(code)))
     # An encoder is part of EncoderForMaskedLM; a Classifier's parts have their own names there.
     prefix = "" if task_dir else "encoder."
-    weights = {prefix + name: t.clone() for name, t in model.state_dict().items()}
-    save_file(weights, os.path.join(folder, "model.safetensors"), metadata=dict(format="pt"))
-    with open(os.path.join(folder, f"{CODE}.py"), "w", encoding="utf-8") as file:
-        file.write(modeling_source(encoder))
+    weights = {}
+    for name, t in model.state_dict().items():
+        name = re.sub(r"\bwte$", "embeddings.weight", name)  # there the table is an nn.Embedding
+        weights[prefix + name] = t.contiguous()
+    # Not save_file: its files can be read by their owner only.
+    with open(os.path.join(folder, "model.safetensors"), "wb") as file:
+        file.write(save(weights, metadata=dict(format="pt")))
+    for name, text in code.items():
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(text)
     hub_tokenizer(tok, bool(task_dir)).save(os.path.join(folder, "tokenizer.json"))
     tokens = {f"{role}_token": tok.special_names[i] for role, i in special_ids(tok).items()}
+    # In a classifier's rows each text begins with a space, so each word of a list does too.
+    words_need_spaces = not task_dir or tok.name == "byte"
     write("tokenizer_config.json", tokens | dict(
-        tokenizer_class="PreTrainedTokenizerFast", model_max_length=encoder.cfg.longest,
-        padding_side="right", model_input_names=INPUTS, clean_up_tokenization_spaces=False))
+        auto_map=dict(AutoTokenizer=[None, f"{copy_name(TOKENIZATION)}.EncoderTokenizer"]),
+        words_need_spaces=words_need_spaces, tokenizer_class="PreTrainedTokenizerFast",
+        model_max_length=encoder.cfg.longest, padding_side="right", model_input_names=INPUTS,
+        clean_up_tokenization_spaces=False))
     if not task_dir:  # for sentence_transformers: the embedding of a text is pooler_output
         module = "sentence_transformers.models.Transformer"
         write("modules.json", [dict(idx=0, name="0", path="", type=module)])
@@ -212,7 +233,8 @@ def sample_texts(encoder, tok):
     Without the names of special ids: these the exported tokenizer reads in another way.
     """
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as readme:
-        texts = list(readme) + modeling_source(encoder).splitlines()
+        texts = list(readme)
+    texts += "\n".join(code_files(encoder).values()).splitlines()
     texts += ["x" * 2500, " " * 2500 + "!", "a\t\r\n b\x85\0",
               "don\u2019t I'M 3.14 123456 \u65e5\u672c \ud55c\uad6d \u0645 e\u0301\u0301 "
               "\U0001f469\u200d\U0001f467"]
@@ -425,11 +447,21 @@ print(model.encode(["one text", "another"]))"""
 
 def is_earlier_export(folder):
     """Whether a folder holds files of an export and nothing else."""
-    names = set(os.listdir(folder))
-    if names - FILES or "config.json" not in names:
-        return False
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        return EncoderConfig.model_type in file.read()
+    files = files_of_export(folder)
+    return bool(files) and set(os.listdir(folder)) <= files
+
+
+def files_of_export(folder):
+    """Names of the files that an export to this folder has written or may have; none: no export."""
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            found = json.load(file)
+        # A model that transformers has saved again may be fine-tuned: it is no export any more.
+        if found["model_type"] != EncoderConfig.model_type or "transformers_version" in found:
+            return set()
+        return FILES | set(found.get("code_files", []))
+    except (OSError, ValueError, LookupError, TypeError):  # missing, damaged, or of something else
+        return set()
 
 
 def check_target(folder):
@@ -487,7 +519,7 @@ def export(folder, model, labels, encoder, tok, checkpoint):
 
 def remove_export(folder):
     """Removes the files of an export and its folder, but no file of another name."""
-    for name in FILES:
+    for name in files_of_export(folder):
         remove_file(os.path.join(folder, name))
     with contextlib.suppress(OSError):  # there is none, or it holds something else
         os.rmdir(folder)
@@ -497,8 +529,8 @@ def upload(folder):
     """Pushes the folder that was checked. -> address of the repository on the hub."""
     api = huggingface_hub.HfApi()
     address = api.create_repo(push, private=bool(private), exist_ok=True)
-    api.upload_folder(repo_id=push, folder_path=folder, delete_patterns=sorted(FILES),
-                      commit_message="Export")
+    api.upload_folder(repo_id=push, folder_path=folder, commit_message="Export",
+                      delete_patterns=[*sorted(FILES), "concept_encoders_*.py"])
     return str(address)
 
 
