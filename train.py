@@ -7,10 +7,10 @@
 The file reads from top to bottom in the order in which things happen: settings, data, model,
 optimizer, the parts of a step, and last the loop.
 
-Writes out_dir/{ckpt.pt, ckpt_prev.pt, best.pt, config.json, log.jsonl, tokenizer/}. The same
-command again resumes the run, bit for bit on the same machine: the batch, the masks and the
-learning rate depend on the step and the seed alone. SIGTERM, SIGINT, SIGHUP and SIGUSR1 save a
-checkpoint and stop. The last line on stdout is a JSON summary.
+Writes out_dir/{ckpt.pt, ckpt_prev.pt, best.pt, config.json, log.jsonl, curves.png, tokenizer/}. The
+same command again resumes the run, bit for bit on the same machine: the batch, the masks, dropout
+and the learning rate depend on the step and the seed alone. SIGTERM, SIGINT (Ctrl-C), SIGHUP and
+SIGUSR1 save a checkpoint and stop. The last line on stdout is a JSON summary.
 """
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ learning_rate = 1e-3  # peak
 max_steps = 10000  # optimizer steps, the length of the schedule
 
 # model: ConceptConfig in model.py and TransformerConfig in lib/baselines.py explain each
-init_from = "auto"  # auto: resume out_dir if it holds a run | scratch: refuse to | DIR: its weights
+init_from = "auto"  # auto: resume out_dir or begin | scratch | resume | DIR: weights of that run
 init_table = "cooccurrence"  # token table starts from word statistics of the training bins | random
 vocab_size = 0  # rows of the token table; 0: as many as the data's tokenizer asks for
 position = "learned"  # learned | sinusoidal (of no fixed length)
@@ -83,6 +83,7 @@ eval_rows = 256  # validation rows an evaluation reads
 health_rows = 64  # of these, rows on which the concepts are measured: rank, use, ...; 0: not
 log_interval = 10  # steps between log lines
 save_minutes = 15.0  # a checkpoint at least this often
+log_to = ""  # beside log.jsonl: wandb, tensorboard, or both with a comma
 wandb = "off"  # online | offline | off; the variable WANDB_PROJECT names the project
 
 # machine, seed, debugging
@@ -121,7 +122,8 @@ MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run g
 
 # user_mistakes: what a user can get wrong ends in one message instead of a traceback
 with run.user_mistakes():
-    machine = find_machine(device, block_size)
+    signals = StopSignals()
+    machine = find_machine(device, block_size, parallel=True)
     run.check_settings(config, defaults, machine.world_size)
     data = Batches(data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size,
                    max_steps, max_tokens)
@@ -131,6 +133,7 @@ with run.user_mistakes():
     dtype, dtype_reason = choose_dtype(dtype, machine.device)  # resolves "auto"
 
 n_steps = data.n_steps  # max_steps, or fewer where max_tokens ends the run earlier
+warmup_steps = run.warmup_within(warmup_steps, n_steps, machine.say)
 unigram_entropy = data.unigram_entropy  # nats, the loss of a model that knows word frequencies only
 rows_per_process = batch_size // machine.world_size
 # With many processes the rows of one can be fewer than the micro_batch asked for.
@@ -141,14 +144,15 @@ micro_batch = min(micro_batch, rows_per_process)
 # The model, then its weights: those of a checkpoint of this run, of another run, or random ones.
 with run.user_mistakes():
     torch.manual_seed(seed)  # the initial weights are the same in every process
+    takes_weights = init_from not in ("auto", "scratch", "resume")
     model = run.build_model(run.model_settings(arch, config, tok))
     # kept until the process ends: a second run must not write to the same folder
     lock = run.lock_folder(out_dir) if machine.is_main else None
     resumed = run.checkpoint_to_resume(out_dir, init_from, machine.say)  # None: a new run
     if resumed:
-        run.check_same_run(resumed, model, tok, data.sha256, config)
+        run.check_same_run(resumed, model, tok, data.sha256, config, defaults)
         model.load_state_dict(resumed["model"])
-    elif init_from not in ("auto", "scratch"):
+    elif takes_weights:
         run.take_weights(model, init_from, tok, data_dir)
     elif init_table == "cooccurrence" and machine.is_main:
         # only here: DistributedDataParallel copies the weights of this process to the others
@@ -214,10 +218,22 @@ def minutes():
     return minutes_before + (time.monotonic() - started) / 60
 
 
-def progress_at(step):
-    """Share of the run that is done after `step` updates, by steps or by time: the larger."""
-    by_time = minutes() / max_minutes if max_minutes else 0.0
+def progress_at(step, clock):
+    """Share of the run that is done after `step` updates, by steps or by time: the larger.
+
+    clock: minutes trained, the same number in every process.
+    """
+    by_time = clock / max_minutes if max_minutes else 0.0
     return min(1.0, max(step / n_steps, by_time))
+
+
+def load_optimizer(opt, state):
+    """Takes the moments of a checkpoint. Weight decay and betas stay those of the settings."""
+    groups = [{name: value for name, value in group.items() if name != "params"}
+              for group in opt.param_groups]
+    opt.load_state_dict(state)
+    for group, settings in zip(opt.param_groups, groups):
+        group.update(settings)
 
 
 optimizers = make_optimizers()
@@ -229,20 +245,34 @@ evaluated_at = -1  # step of the latest evaluation
 best_loss = math.inf  # lowest validation loss so far
 bad_evals = 0  # evaluations since then
 minutes_before = 0.0  # minutes trained by earlier processes of this run
+loss_now = math.nan  # training loss of the latest log line
+stopped = ""  # why the run ends; empty while it goes on
 skipped = torch.zeros((), device=machine.device)  # updates skipped: their gradient was not finite
 skipped_in_a_row = torch.zeros((), device=machine.device)  # tensors: reading one waits for the GPU
 if resumed:
     for opt, state in zip(optimizers, resumed["optimizers"]):
-        opt.load_state_dict(state)
-    scaler.load_state_dict(resumed["scaler"])
+        load_optimizer(opt, state)
+    if resumed["scaler"] and scaler.is_enabled():  # empty without fp16
+        scaler.load_state_dict(resumed["scaler"])
     step = resumed["step"]
     evaluated_at = resumed["evaluated_at"]
     best_loss = resumed["best_loss"]
     bad_evals = resumed["bad_evals"]
     minutes_before = resumed["minutes"]
     skipped.fill_(resumed["skipped"])
-    if machine.is_main:
-        run.rewind_log(out_dir, step)
+    loss_now = resumed.get("loss", math.nan)  # older checkpoints have no loss and no reason
+    if step >= n_steps:
+        stopped = "max_steps"
+    elif max_minutes and minutes_before >= max_minutes:
+        stopped = "max_minutes"
+    elif patience and bad_evals >= patience:
+        stopped = "patience"
+    elif overfit_batch and resumed.get("stopped") == "overfit":
+        stopped = "overfit"
+is_finished = stopped and evaluated_at == step  # nothing to train, nothing to evaluate
+with run.user_mistakes():
+    if stopped:
+        run.check_finished(resumed, n_steps, config, defaults)
 
 # ---- what the run is, on screen and in out_dir --------------------------------------------------
 
@@ -259,17 +289,21 @@ machine.say(
     f"{run.describe_settings(config, defaults)}\n"
     f"model: {model.num_params():,} parameters, "
     f"{flops_per_token[block_size] / 1e6:,.1f} MFLOP a token\n"
-    f"step: {batch_size} rows x {block_size} tokens = {machine.world_size} processes x "
-    f"{rows_per_process // micro_batch} micro-batches x {micro_batch} rows\n"
+    f"step: {batch_size} rows x {block_size} tokens; processes {machine.world_size}, "
+    f"micro-batches {rows_per_process // micro_batch}, rows of a micro-batch {micro_batch}\n"
     f"{data.plan()}\n"
     f"unigram entropy {unigram_entropy:.3f} nats: a loss above it has not even learned word "
     f"frequencies\n"
     f"{run.describe_start(resumed, config, defaults)}")
-tracker = None  # wandb, if asked for
-if machine.is_main:
+trackers = {}  # wandb and tensorboard, if asked for
+if is_finished:
+    machine.say(f"{out_dir} is finished ({stopped}): {step:,} steps, best validation loss "
+                f"{best_loss:.4f}. A larger --max_steps trains on; another --out_dir starts anew")
+elif machine.is_main:
+    run.rewind_log(out_dir, step if resumed else -1)
     run.write_config(out_dir, config, git, tok)
     run.warn_of_small_disk(out_dir, model.num_params())
-    tracker = run.start_tracker(wandb, out_dir, config)
+    trackers = run.start_trackers(config, step)
 
 # ---- the parts of a step ------------------------------------------------------------------------
 
@@ -349,27 +383,38 @@ def validate():
     result, losses = run.evaluate_all(model, val_sets, data.shares, tok, machine, dtype, eval_rows,
                                       micro_batch)
     evaluated_at = step
-    is_best = result["loss"] < best_loss
+    # Random weights at step 0 are no result: best.pt would hold them, should the run stop early.
+    has_learned = step > 0 or takes_weights
+    is_best = has_learned and result["loss"] < best_loss
     if is_best:
         best_loss, bad_evals = result["loss"], 0
-    else:
+    elif has_learned:
         bad_evals += 1
     machine.say(f"step {step}: validation loss {result['loss']:.4f} nats (unigram entropy "
                 f"{unigram_entropy:.3f}), accuracy {result['accuracy']:.1%}"
-                f"{', best so far' if is_best else ''}")
+                f"{', best so far' if is_best and result['loss'] < unigram_entropy else ''}")
     if len(losses) > 1:
         machine.say(*(f" {name} {loss:.4f}" for name, loss in losses.items()))
     # All concepts can become one vector while the loss rises by a few hundredths: measure them too.
     concepts = {}
-    if health_rows and machine.is_main:
+    if health_rows and machine.is_main and arch == "concept":
         first = val_sets[data.names[0]]
         concepts = health.summary(model, first, tok, machine, dtype, health_rows, micro_batch)
-        machine.say(*(f" {name} {'-' if value is None else format(value, '.3g')}"
-                      for name, value in concepts.items()))
+        if concepts:  # none where the weights are not finite
+            machine.say(health.describe(concepts, n_concept, has_learned))
     log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"],
              unigram_entropy=unigram_entropy, val_bits_per_byte=result["bits_per_byte"],
              tokens=data.tokens(step), val_losses=losses) | concepts)
     return is_best
+
+
+def draw_curves():
+    """Replaces curves.png; a run does not end because of a picture."""
+    try:
+        path = os.path.join(out_dir, "curves.png")
+        run.draw_curves(path, run.read_log(out_dir), unigram_entropy, out_dir)
+    except (OSError, ImportError) as error:
+        machine.say(f"WARNING: curves.png was not drawn: {error}")
 
 
 def save(is_best=False):
@@ -385,17 +430,17 @@ def save(is_best=False):
         data_sha256=data.sha256)
     full = small | dict(
         optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
-        rng=torch.get_rng_state(), skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(),
-        evaluated_at=evaluated_at)
+        skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,
+        loss=loss_now, stopped=stopped)
     run.save_or_warn(out_dir, full, "ckpt.pt")
     if is_best:
         run.save_or_warn(out_dir, small, "best.pt")
 
 
 def log(record):
-    """Appends a record to log.jsonl, and to wandb if asked for."""
+    """Appends a record to log.jsonl, and gives it to wandb and tensorboard if asked for."""
     if machine.is_main:
-        run.append_log(out_dir, record, tracker)
+        run.append_log(out_dir, record, trackers)
 
 
 def log_step(loss, norm, lr, row_length, tokens_per_s, seconds_per_step):
@@ -428,28 +473,24 @@ def stop_if_diverged():
 
 # ---- the loop -----------------------------------------------------------------------------------
 
-started = last_save = time.monotonic()
-signals = StopSignals()
+started = last_save = last_drawn = time.monotonic()
+signals.wait_for_step()
 model.train()
-if resumed:
-    torch.set_rng_state(resumed["rng"])
-else:
-    torch.manual_seed(seed + machine.rank)  # dropout differs between processes
-
-stopped = ""  # why the run ends; empty while it goes on
-if max_minutes and minutes() >= max_minutes:
-    stopped = "max_minutes"
-loss_now, tokens_per_s = math.nan, 0.0  # of the latest log line
+clock = minutes_before  # minutes trained, on the main process's clock
+tokens_per_s = 0.0  # of the latest log line
 window_start, window_steps = time.monotonic(), 0  # since the last log line
 
 # Evaluate at the start, or where a pre-empted run left a due evaluation out.
-if step % eval_interval == 0 and evaluated_at != step:
+if evaluated_at != step and (step % eval_interval == 0 or stopped):
     save(is_best=validate())
 
 batch, total_weight = masked_batch(step)
-while not stopped and step < n_steps:
+while not stopped:
     # the step itself
-    lr = learning_rate_at(step, progress_at(step))
+    lr = learning_rate_at(step, progress_at(step, clock))
+    # Random numbers, of dropout, follow from these three: there is no state to save, and a resumed
+    # run draws what an uninterrupted one does.
+    torch.manual_seed((seed + 2**20 * (step + 1) + machine.rank) % 2**63)
     phase = data.phase(step)  # the row length of this step, see block_schedule
     if step == phase.begin and step > 0:
         machine.say(f"step {step}: {phase.rows:,} rows of {phase.T} tokens a step from here on")
@@ -463,14 +504,14 @@ while not stopped and step < n_steps:
     step += 1
     window_steps += 1
 
-    # Stop? Signals and clocks differ between processes, and all must take the same branch below:
-    # what any of them has seen counts for all.
-    save_is_due = time.monotonic() - last_save > 60 * save_minutes
-    no_time = max_minutes and minutes() >= max_minutes
-    asked, save_is_due, no_time = machine.all_sum(bool(signals.name), save_is_due, no_time)
+    # Stop? Signals and clocks differ between processes, and all must take the same branch below
+    # and the same learning rate: a signal to any of them counts, and the main one's clock.
+    save_is_due = machine.is_main and time.monotonic() - last_save > 60 * save_minutes
+    clock = minutes() if machine.is_main else 0.0
+    asked, save_is_due, clock = machine.all_sum(bool(signals.name), save_is_due, clock)
     if asked:
         stopped = signals.name or "signal"
-    elif no_time:
+    elif max_minutes and clock >= max_minutes:
         stopped = "max_minutes"
     elif step == stop_at_step:
         stopped = "stop_at_step"
@@ -494,9 +535,15 @@ while not stopped and step < n_steps:
     is_preempted = asked or stopped == "stop_at_step"
     if not is_preempted and (step % eval_interval == 0 or stopped):
         pause = time.monotonic()
-        save(is_best=validate())
+        is_best = validate()
         if patience and bad_evals >= patience and not stopped:
             stopped = "patience"
+        save(is_best)
+        # These take a third of a second: not after every step where evaluations are frequent.
+        if machine.is_main and (stopped or time.monotonic() - last_drawn > 10):
+            draw_curves()
+            peak = max(peak, matmul_peak(machine.device, dtype))  # others may have used the CPU
+            last_drawn = time.monotonic()
         window_start += time.monotonic() - pause
     elif is_preempted or save_is_due:
         save()
@@ -508,11 +555,18 @@ machine.close()
 if overfit_batch and loss_now >= 0.05:
     sys.exit(f"error: overfit_batch reached a loss of {loss_now:.3f} in {step} steps; one batch "
              f"should fall below 0.05")
+if step < warmup_steps and stopped == "max_minutes":
+    machine.say("WARNING: the time was over in the warm-up, the learning rate never reached its "
+                f"peak; a --warmup_steps of {step // 10} would")
+if stopped not in ("max_steps", "max_minutes", "patience", "overfit"):
+    machine.say(f"stopped by {stopped} at step {step}: {out_dir}/ckpt.pt is saved, and the same "
+                "command goes on from there")
 if machine.is_main:
     evaluations = [r["val_loss"] for r in run.read_log(out_dir) if "val_loss" in r]
     machine.say(json.dumps(dict(
-        out_dir=out_dir, step=step, tokens=data.tokens(step), stopped=stopped or "max_steps",
+        out_dir=out_dir, step=step, tokens=data.tokens(step), stopped=stopped,
         loss=None if math.isnan(loss_now) else loss_now,
-        val_loss=evaluations[-1] if evaluations else None, best_val_loss=best_loss,
+        val_loss=evaluations[-1] if evaluations else None,
+        best_val_loss=None if math.isinf(best_loss) else best_loss,
         unigram_entropy=unigram_entropy, params=model.num_params(),
         tokens_per_s=round(tokens_per_s), minutes=round(minutes(), 2), skipped=int(skipped))))

@@ -66,6 +66,7 @@ class FolderLock:
     """
 
     def __init__(self, folder):
+        self.descriptor = None  # close() runs even if the next line fails
         os.makedirs(folder, exist_ok=True)
         self.descriptor = os.open(folder, os.O_RDONLY)
         # the folder itself is locked, so there is no lock file to clean up

@@ -203,6 +203,49 @@ def summary(model, data, tok, machine, dtype, rows=64, micro_batch=32):
     return result
 
 
+# Bounds of `reading`. Trained open models of records/architecture and records/efficiency have half
+# or more of the directions, no duplicates, input dependence from 0.6, and shuffled from 0.1 nats.
+COLLAPSED = dict(directions=0.05, duplicates=0.5, input_dependence=0.01)
+WATCH = dict(directions=0.4, duplicates=0.05, input_dependence=0.2, shuffled=0.03)
+
+
+def reading(values, n_concept):
+    """`summary` of a trained model -> ("good" | "watch" | "collapsed", why, "" for good)."""
+    directions = values["concept_rank"] / max(n_concept - 1, 1)
+    several = n_concept > 1  # a single concept has neither a rank nor duplicates
+    problems = [
+        (several, directions, "directions", "the concepts of a row resemble each other"),
+        (several, -(values["duplicates"] or 0), "duplicates", "some concepts are copies"),
+        (True, values["input_dependence"], "input_dependence", "they hardly depend on the text"),
+        (values["shuffled"] is not None, values["shuffled"], "shuffled",
+         "the decoder hardly uses them"),
+    ]
+    found = {"collapsed": [], "watch": []}
+    for applies, value, name, why in problems:
+        for level, bounds in (("collapsed", COLLAPSED), ("watch", WATCH)):
+            bound = bounds.get(name, 0.0) * (-1 if name == "duplicates" else 1)
+            if applies and value is not None and name in bounds and not value >= bound:
+                found[level].append(why)
+    for level, reasons in found.items():
+        if reasons:
+            return level, ", ".join(reasons)
+    return "good", ""
+
+
+def describe(values, n_concept, is_trained=True):
+    """`summary` as one line to print: how to read it, then the numbers with their units."""
+    def number(name, form):
+        return "-" if values[name] is None else format(values[name], form)
+
+    level, why = reading(values, n_concept) if is_trained else ("untrained", "")
+    return (f"concepts {level}{f' ({why})' if why else ''}: effective rank "
+            f"{number('concept_rank', '.3g')} of at most {n_concept - 1}, "
+            f"{number('duplicates', '.0%')} duplicate pairs, "
+            f"{number('input_dependence', '.0%')} of the variance from the text, loss "
+            f"{number('shuffled', '+.3f')} nats with another row's concepts, "
+            f"{number('zeroed', '+.3f')} without")
+
+
 # ---- attention ----------------------------------------------------------------
 
 @torch.no_grad()

@@ -72,15 +72,18 @@ class Machine:
             gc.collect()
 
 
-def find_machine(device="auto", row=0):
+def find_machine(device="auto", row=0, parallel=False):
     """Device and process group -> Machine. row: tokens in the longest row, for the memory settings.
 
-    Under torchrun the processes talk by nccl between GPUs and by gloo between CPUs. Raises
-    ValueError for a device that is not there.
+    parallel: whether the command shares its work between the processes that torchrun started. They
+    talk by nccl between GPUs and by gloo between CPUs. Raises ValueError for a device that is not
+    there.
     """
     keep_freed_memory(long_rows=row > 8192)
-    # torchrun sets these three variables; without it there is one process
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = 0, 1
+    # Only for commands that can use them: the variables stay behind in the shells of some pods.
+    if parallel:
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         if torch.cuda.is_available():
             device = "cuda"
@@ -95,6 +98,9 @@ def find_machine(device="auto", row=0):
         raise ValueError(f"device={device!r}: expected auto, cuda, mps or cpu")
     # gloo beside nccl: all_sum sums on the CPU
     if world_size > 1:
+        if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
+            say(f"waiting for {world_size} processes, because RANK and WORLD_SIZE are set here; "
+                "without torchrun, unset them")
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -145,7 +151,7 @@ def autocast(device, dtype):
 
 # ---- speed and memory ---------------------------------------------------------------------------
 
-def matmul_peak(device, dtype, n=2048, seconds=0.3):
+def matmul_peak(device, dtype, n=1024, seconds=0.1):
     """FLOP/s of n x n matrix products, the best of `seconds`: 100 % when MFU is computed.
 
     Measured, because data-sheet numbers exist for GPUs only and few machines reach them.
@@ -217,18 +223,27 @@ class StopSignals:
 
     SIGTERM and SIGUSR1 come from schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal or
     connection that is gone. Stopping in the middle of a step would leave the processes waiting for
-    each other. torchrun passes a signal on and kills 30 s later. A second SIGINT ends the program
-    at once.
+    each other. torchrun passes a signal on and kills 30 s later. A second SIGINT, or a signal
+    before the first step, ends the program at once.
     """
 
     def __init__(self):
         self.name = ""
+        self.is_training = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             # nohup starts programs with SIGHUP ignored: they are to go on without a terminal
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self.note)
 
+    def wait_for_step(self):
+        """From now on a signal waits for the end of the step."""
+        self.is_training = True
+
     def note(self, number, _frame):
+        name = signal.Signals(number).name
+        if not self.is_training:
+            sys.exit(f"stopped by {name} before the first step: nothing has changed")
         if self.name and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+            sys.exit("stopped by a second SIGINT, without saving: the same command goes on from "
+                     "the latest checkpoint")
+        self.name = name

@@ -7,12 +7,13 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import traceback
 import zipfile
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 
 import torch
@@ -98,6 +99,10 @@ def bad_values(config):
     one_of("optimizer", "adamw", "muon")
     one_of("lr_schedule", "cosine", "linear", "wsd", "constant")
     one_of("wandb", "online", "offline", "off")
+    for name in trackers_of(config):
+        if name not in TRACKERS:
+            problems.append(f"log_to={config['log_to']!r}: expected {' or '.join(TRACKERS)}, or "
+                            "both with a comma")
     one_of("compile", "auto", "true", "false")
     one_of("rows", "block", "document")
     # each comparison is false for nan, which is refused too
@@ -112,6 +117,10 @@ def bad_values(config):
     for name in ("beta1", "beta2", "decay_fraction"):
         if not 0 <= config[name] < 1:
             problems.append(f"{name}={config[name]}: expected from 0, below 1")
+    if config["lr_schedule"] != "constant" and config["min_lr"] > config["learning_rate"]:
+        problems.append(f"min_lr={config['min_lr']} is above learning_rate="
+                        f"{config['learning_rate']}, and the schedule goes down from one to the "
+                        f"other; --min_lr={config['learning_rate'] / 100:g} does")
     return problems
 
 
@@ -165,6 +174,16 @@ def describe_settings(config, defaults):
             f"arch {config['arch']}, which does not use {', '.join(unused)}")
 
 
+def warmup_within(warmup_steps, n_steps, say):
+    """warmup_steps, or a tenth of the run where that is shorter than the warm-up; says so."""
+    if warmup_steps < n_steps:
+        return warmup_steps
+    shorter = n_steps // 10
+    say(f"warmup_steps={warmup_steps} is as long as the whole run of {n_steps} steps or longer: "
+        f"{shorter} are used")
+    return shorter
+
+
 def describe_start(resumed, config, defaults):
     """One line: at which step the run begins and which settings changed since its checkpoint."""
     if not resumed:
@@ -179,7 +198,7 @@ def describe_start(resumed, config, defaults):
 
 def build_model(model_settings):
     """Model settings of a checkpoint ("arch", fields of its config) -> model with fresh weights."""
-    settings = {"arch": "concept"} | model_settings  # older checkpoints have no "arch"
+    settings = with_defaults(model_settings)
     config_class, model_class = ARCHS[settings.pop("arch")]
     return model_class(config_class(**settings))
 
@@ -195,29 +214,79 @@ def model_state(model):
     return settings_of(model), weights
 
 
-def load_run(out_dir, device):
+def load_run(out_dir, device, checkpoint="auto"):
     """For commands that start from a training run -> (model in eval mode, tokenizer, checkpoint).
 
-    Takes best.pt, or ckpt.pt where that is damaged or missing. Raises ValueError or
-    FileNotFoundError saying what is missing.
+    checkpoint: "auto", "best", "last" or a path, see checkpoint_paths. Says on stderr which file
+    and which step it reads. Raises ValueError or FileNotFoundError saying what is missing.
     """
-    checkpoint = latest_checkpoint(out_dir, names=("best.pt", "ckpt.pt", "ckpt_prev.pt"))
-    if checkpoint is None:
-        raise FileNotFoundError(f"{out_dir} holds no checkpoint; train first: "
-                                f"python train.py --out_dir={out_dir}")
-    tok = Tokenizer.load(os.path.join(out_dir, "tokenizer"))
-    trained_with = checkpoint["tokenizer_fingerprint"]
+    folder, paths, reason = checkpoint_paths(out_dir, checkpoint)
+    path, loaded = first_readable(paths, partial(print, file=sys.stderr))
+    print(f"{path}: step {loaded['step']:,}{reason}", file=sys.stderr)
+    tok = Tokenizer.load(os.path.join(folder, "tokenizer"))
+    trained_with = loaded["tokenizer_fingerprint"]
     if tok.fingerprint != trained_with:
-        raise ValueError(f"{out_dir}/tokenizer is not the one its checkpoint was trained with "
+        raise ValueError(f"{folder}/tokenizer is not the one its checkpoint was trained with "
                          f"({tok.fingerprint[:12]} against {trained_with[:12]})")
     # The model is built from the settings in the checkpoint; no setting has to be given again.
     try:
-        model = build_model(checkpoint["model_settings"])
-        model.load_state_dict(checkpoint["model"])
+        model = build_model(loaded["model_settings"])
+        model.load_state_dict(loaded["model"])
     except (RuntimeError, TypeError) as error:  # model.py was edited since
         raise ValueError(f"{out_dir} was trained with another model.py, see git in its "
                          f"config.json: {error}") from None
-    return model.to(device).eval(), tok, checkpoint
+    return model.to(device).eval(), tok, loaded
+
+
+def checkpoint_paths(out_dir, checkpoint="auto"):
+    """Which file of a run a command reads -> (folder of the run, paths to try in order, reason).
+
+    checkpoint   "best": best.pt; "last": ckpt.pt, or ckpt_prev.pt where that is damaged; a path, or
+                 a name in out_dir. "auto": best.pt, but ckpt.pt while the run has trained on since
+                 its latest evaluation, because then nobody knows yet which of the two is better.
+    out_dir      a run's folder, or one of its files, which then is read.
+
+    reason: "" or why "auto" took ckpt.pt, to be printed. Raises FileNotFoundError.
+    """
+    if os.path.isfile(out_dir) and checkpoint == "auto":
+        out_dir, checkpoint = os.path.dirname(out_dir) or ".", out_dir
+    best, last, previous = (os.path.join(out_dir, name)
+                            for name in ("best.pt", "ckpt.pt", "ckpt_prev.pt"))
+    paths, reason = [best, last, previous], ""
+    if checkpoint == "best":
+        paths = [best]
+    elif checkpoint == "last":
+        paths = [last, previous]
+    elif checkpoint != "auto":
+        paths = [checkpoint, os.path.join(out_dir, checkpoint)]
+        folder = os.path.dirname(checkpoint) or "."
+        if os.path.isfile(checkpoint) and os.path.isdir(os.path.join(folder, "tokenizer")):
+            out_dir = folder
+    elif os.path.exists(best) and os.path.exists(last):
+        step, evaluated_at = latest_steps(last)
+        if step > evaluated_at:
+            paths = [last, best, previous]
+            reason = (f", newer than the latest evaluation (step {evaluated_at:,}); "
+                      "--checkpoint=best reads best.pt")
+    paths = [path for path in paths if os.path.isfile(path)]
+    if not paths and checkpoint in ("auto", "last"):
+        raise FileNotFoundError(f"{out_dir} holds no checkpoint; train first: "
+                                f"python train.py --out_dir={out_dir}")
+    if not paths and checkpoint == "best":
+        raise FileNotFoundError(f"{out_dir} holds no best.pt: no evaluation after its first steps; "
+                                "--checkpoint=last reads ckpt.pt")
+    if not paths:
+        raise FileNotFoundError(f"checkpoint={checkpoint!r}: expected auto, best, last or a file")
+    return out_dir, paths, reason
+
+
+def latest_steps(path):
+    """(step, step of the latest evaluation) of a ckpt.pt, without reading its tensors."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return checkpoint["step"], checkpoint["evaluated_at"]
+    except Exception:  # damaged, or older than evaluated_at: the caller takes best.pt
+        return 0, 0
 
 
 def take_weights(model, out_dir, tok, data_dir):
@@ -326,55 +395,107 @@ def read_checkpoint(path):
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from None
     if "model" in checkpoint:
         checkpoint["model"] = rename_old_keys(checkpoint["model"])
+    if "model_settings" in checkpoint:
+        checkpoint["model_settings"] = with_defaults(checkpoint["model_settings"])
     return checkpoint
 
 
-def latest_checkpoint(out_dir, say=None, names=("ckpt.pt", "ckpt_prev.pt")):
-    """The first of these files that can be read -> dict, or None if out_dir has none of them.
+def with_defaults(settings):
+    """Model settings of a checkpoint, with the defaults of settings that it does not have.
 
-    say: prints a warning about each damaged one; by default on stderr. Raises ValueError if all
-    are damaged.
+    So a setting may be added to a config class without making older checkpoints unreadable. Its
+    default must then be what models did before.
     """
-    say = say or partial(print, file=sys.stderr)
-    paths = [os.path.join(out_dir, name) for name in names]
-    paths = [path for path in paths if os.path.exists(path)]
+    settings = {"arch": "concept"} | settings  # older checkpoints have no "arch"
+    if settings["arch"] not in ARCHS:
+        raise ValueError(f"arch={settings['arch']!r}: expected {', '.join(ARCHS)}")
+    config_class, _ = ARCHS[settings["arch"]]
+    defaults = {field.name: field.default for field in fields(config_class)
+                if field.default is not MISSING}
+    return defaults | settings
+
+
+def first_readable(paths, say):
+    """-> (path, checkpoint) of the first of these files that can be read.
+
+    say: prints a warning about each damaged one. Raises ValueError if all are damaged.
+    """
     for path in paths:
         try:
-            return read_checkpoint(path)
+            return path, read_checkpoint(path)
         except ValueError as error:
             say(f"WARNING: {error}")
-    if paths:
-        raise ValueError(f"no checkpoint in {out_dir} can be read; restore one or start afresh in "
-                         f"another --out_dir")
-    return None
+    raise ValueError(f"no checkpoint in {os.path.dirname(paths[0])} can be read; restore one or "
+                     "start afresh in another --out_dir")
 
+
+# ---- going on with a run ------------------------------------------------------------------------
 
 def checkpoint_to_resume(out_dir, init_from, say):
     """The checkpoint from which out_dir goes on -> dict, or None for a new run.
 
-    init_from: "auto", "scratch" (ValueError if there is one), or the folder of another run, which
-    matters to a new run only.
+    init_from: "auto", "scratch" (ValueError if there is one), "resume" (ValueError if there is
+    none) or another run, whose weights matter to a new run only.
     """
-    if init_from == "scratch":
-        if os.path.exists(os.path.join(out_dir, "ckpt.pt")):
-            raise ValueError(f"{out_dir} already holds a run; resume it with --init_from=auto or "
-                             f"choose another --out_dir")
+    names = ("ckpt.pt", "ckpt_prev.pt")
+    paths = [os.path.join(out_dir, name) for name in names]
+    paths = [path for path in paths if os.path.exists(path)]
+    if init_from == "scratch" and paths:
+        raise ValueError(f"{out_dir} already holds a run; resume it with --init_from=auto or "
+                         f"choose another --out_dir")
+    if init_from == "resume" and not paths:
+        raise ValueError(f"{out_dir} holds no checkpoint to resume; --init_from=auto starts a run")
+    if not paths:
+        check_new_folder(out_dir)
         return None
-    checkpoint = latest_checkpoint(out_dir, say)
-    if checkpoint and init_from != "auto":
-        say(f"{out_dir} holds a run: resuming it; --init_from={init_from} was for its first start")
+    _, checkpoint = first_readable(paths, say)
+    started_from = checkpoint["settings"].get("init_from", "auto")
+    if init_from not in ("auto", "resume", started_from):
+        raise ValueError(f"{out_dir} holds a run that was started with init_from={started_from}, "
+                         f"not {init_from}; --init_from=resume goes on with it, or choose another "
+                         "--out_dir")
     return checkpoint
 
 
-def check_same_run(checkpoint, model, tok, data_sha256, config):
+def check_new_folder(out_dir):
+    """ValueError if out_dir, without a checkpoint, holds files that a new run would spoil."""
+    path = os.path.join(out_dir, "config.json")
+    found = [name for name in ("best.pt",) if os.path.exists(os.path.join(out_dir, name))]
+    if any(record["step"] > 0 for record in read_log(out_dir)):
+        found.append("log.jsonl")
+    # A run that ended before its first checkpoint leaves these two; it may be started again.
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+        if '"data_dir"' not in text or '"mlm_probability"' not in text:
+            found.append("config.json")
+    elif os.path.exists(os.path.join(out_dir, "tokenizer")):
+        found.append("tokenizer")
+    if found:
+        raise ValueError(f"{out_dir} has no checkpoint to go on from, but holds {', '.join(found)} "
+                         "of something else; choose another --out_dir, or remove them")
+
+
+# Settings that decide the result and cannot change in the middle of a run. eval_rows: losses on
+# other rows do not compare with the best one so far.
+FIXED = ("seed", "batch_size", "optimizer", "data_weights", "rows", "block_schedule", "init_table",
+         "overfit_batch", "eval_rows")
+# Settings that do not change what a run has come to: a finished run may be given others.
+WITHOUT_RESULT = ("out_dir", "data_dir", "init_from", "micro_batch", "max_steps", "max_tokens",
+                  "max_minutes", "stop_at_step", "patience", "eval_interval", "health_rows",
+                  "log_interval", "save_minutes", "wandb", "log_to", "device", "compile")
+
+
+def check_same_run(checkpoint, model, tok, data_sha256, config, defaults):
     """ValueError, listing all differences, if `config` makes another run than the checkpoint's.
 
     Model, data and order of batches must be the same; learning rate, steps and others may change.
     """
     now, before = settings_of(model), dict(checkpoint["model_settings"])
-    old = checkpoint["settings"]
-    old = dict(data_weights="", rows="block", block_schedule="") | old  # older runs had no others
-    for name in ("seed", "batch_size", "optimizer", "data_weights", "rows", "block_schedule"):
+    old = defaults | checkpoint["settings"]  # older runs had fewer settings
+    # the row length of a step follows from its share of all steps
+    steps = ("max_steps", "max_tokens") if config["block_schedule"] else ()
+    for name in (*FIXED, *steps):
         now[name], before[name] = config[name], old[name]
     found = [f"{name}: {before.get(name)} in the checkpoint, {value} here"
              for name, value in now.items() if before.get(name) != value]
@@ -391,6 +512,23 @@ def check_same_run(checkpoint, model, tok, data_sha256, config):
         raise ValueError("\n       ".join([
             f"{out_dir} cannot be resumed with other settings:", *found,
             "choose another --out_dir, or go back to these settings"]))
+
+
+def check_finished(checkpoint, n_steps, config, defaults):
+    """ValueError if a run that has nothing left to train is given settings that would be ignored.
+
+    n_steps: length of the run that `config` asks for.
+    """
+    step, out_dir = checkpoint["step"], config["out_dir"]
+    old = defaults | checkpoint["settings"]
+    found = [f"{name}: {old[name]} in the run, {value} here" for name, value in config.items()
+             if name not in WITHOUT_RESULT and old[name] != value]
+    if step > n_steps:
+        found.append(f"{step:,} steps in the run, {n_steps:,} here")
+    if found:
+        raise ValueError("\n       ".join([
+            f"{out_dir} is finished, after {step:,} steps, with other settings:", *found,
+            "choose another --out_dir, or train on with a larger --max_steps"]))
 
 
 # ---- evaluation ---------------------------------------------------------------------------------
@@ -414,6 +552,8 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     # process r of n takes rows r, r + n, r + 2n, ...
     my_rows = torch.arange(machine.rank, min(rows, data.n_blocks), machine.world_size)
     for index in my_rows.split(micro_batch):
+        if not len(index):  # fewer rows than processes: split() gives one part without rows
+            break
         ids = torch.as_tensor(data.block(index.numpy()))
         batch = mask_batch(ids, index, masking_type, mlm_probability, tok, seed=EVAL_SEED)
         inputs, positions, targets, weights = machine.take(batch)
@@ -545,22 +685,91 @@ def warn_of_small_disk(out_dir, num_params):
             f"{needed / 2**30:.1f}")
 
 
-def start_tracker(mode, out_dir, config):
-    """Starts wandb, mode "online" or "offline" -> its module, or None if mode is "off"."""
-    if mode == "off":
-        return None
+def trackers_of(config):
+    """Names in the settings log_to and wandb -> list; wandb=offline is short for both."""
+    names = [name.strip() for name in config["log_to"].split(",") if name.strip()]
+    return names + ["wandb"] * (config["wandb"] != "off" and "wandb" not in names)
+
+
+def start_trackers(config, step):
+    """Starts wandb and tensorboard where they are asked for -> {name: function of a record}.
+
+    One that does not start is left out with a warning: log.jsonl has the same numbers, and a run
+    must not depend on a server. step: where the run begins.
+    """
+    started = {}
+    for name in trackers_of(config):
+        try:
+            started[name] = TRACKERS[name](config, step)
+        except Exception as error:  # not installed, no network, no permission: each its own kind
+            say(f"WARNING: {name} does not work here, training goes on without it: "
+                f"{type(error).__name__}: {error}")
+    return started
+
+
+def start_wandb(config, step):
+    """A run of wandb, the same one for all starts of out_dir -> function that logs a record."""
+    # wandb looks for its folders below the home directory, which some containers do not have.
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        if "HOME" not in os.environ:
+            os.environ.setdefault(name, os.path.join(os.path.abspath(config["out_dir"]), "wandb"))
     import wandb
 
-    name = os.path.basename(out_dir)
-    project = os.environ.get("WANDB_PROJECT", "concept-encoder")  # wandb's own variable
-    wandb.init(project=project, name=name, dir=out_dir, mode=mode, config=config)
-    return wandb
+    mode = config["wandb"]
+    if mode == "off":  # log_to=wandb alone: wandb's own variable says how
+        mode = os.environ.get("WANDB_MODE", "online")
+    if mode == "online" and not wandb.login(prompt=False):
+        say("WARNING: wandb has no key here (wandb login, or WANDB_API_KEY); it records into "
+            f"{config['out_dir']}/wandb, and wandb sync uploads that")
+        mode = "offline"
+    path = os.path.join(config["out_dir"], "wandb_id")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            run_id = file.read().strip()
+    else:
+        run_id = secrets.token_hex(4)
+        replace_file(path, lambda file: file.write(run_id.encode()))
+    arguments = dict(id=run_id, resume="allow", name=os.path.basename(config["out_dir"]),
+                     project=os.environ.get("WANDB_PROJECT", "concept-encoder"),
+                     dir=config["out_dir"], config=config)
+    try:
+        wandb.init(mode=mode, settings=wandb.Settings(init_timeout=30), **arguments)
+    except Exception as error:
+        if mode != "online":
+            raise
+        say(f"WARNING: wandb cannot be reached ({error}); it records into "
+            f"{config['out_dir']}/wandb, and wandb sync uploads that")
+        wandb.teardown()  # of the failed attempt, which holds the id
+        wandb.init(mode="offline", **arguments)
+
+    def log(record):
+        wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+    return log
 
 
-def append_log(out_dir, record, tracker=None):
-    """Appends a record to log.jsonl as a line of JSON, and to wandb if that is the tracker.
+def start_tensorboard(config, step):
+    """Event files in out_dir/tensorboard -> function that logs a record."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    nan and infinity are written as null, because JSON has no such numbers.
+    # purge_step: what a crashed run wrote after its last checkpoint is not shown
+    writer = SummaryWriter(os.path.join(config["out_dir"], "tensorboard"), purge_step=step + 1)
+
+    def log(record):
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name != "step":
+                writer.add_scalar(name, value, record["step"])
+        writer.flush()
+    return log
+
+
+TRACKERS = {"wandb": start_wandb, "tensorboard": start_tensorboard}
+
+
+def append_log(out_dir, record, trackers):
+    """Appends a record to log.jsonl as a line of JSON, and gives it to the trackers.
+
+    nan and infinity are written as null, because JSON has no such numbers. A tracker that fails is
+    dropped from `trackers` with a warning.
     """
     clean = dict(record)
     for key, value in record.items():
@@ -571,8 +780,37 @@ def append_log(out_dir, record, tracker=None):
             file.write(json.dumps(clean) + "\n")
     except OSError as error:  # a full disk does not end the run; the numbers are on the screen
         say(f"WARNING: log.jsonl was not written: {error}")
-    if tracker:
-        tracker.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+    for name, log in list(trackers.items()):
+        try:
+            log(record)
+        except Exception as error:
+            del trackers[name]
+            say(f"WARNING: {name} failed, training goes on without it: {error}")
+
+
+def draw_curves(path, records, unigram_entropy, title):
+    """Training and validation loss against tokens seen, the unigram entropy as a line -> PNG.
+
+    records: of log.jsonl.
+    """
+    # without pyplot, which would choose a window system and keep every figure
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=110)
+    axes = figure.add_axes((0.09, 0.12, 0.88, 0.8))  # a third of the time of a computed layout
+    styles = {"loss": dict(color="0.75", lw=0.8, label="training loss (this run's masks)"),
+              "val_loss": dict(color="C0", marker="o", ms=3,
+                               label="validation loss (fixed masks, 15 %)")}
+    for key, style in styles.items():
+        points = [(r["tokens"] / 1e6, r[key]) for r in records if r.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points), **style)
+    axes.axhline(unigram_entropy, color="C3", ls="--", lw=1,
+                 label=f"unigram entropy {unigram_entropy:.2f}: word frequencies alone")
+    axes.set(xlabel="tokens seen (millions)", ylabel="nats a predicted token", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    replace_file(path, lambda file: figure.savefig(file, format="png"))
 
 
 def read_log(out_dir):
@@ -584,12 +822,19 @@ def read_log(out_dir):
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             with contextlib.suppress(json.JSONDecodeError):
-                records.append(json.loads(line))
+                record = json.loads(line)
+                if isinstance(record, dict) and "step" in record:
+                    records.append(record)
     return records
 
 
 def rewind_log(out_dir, step):
-    """Drops the records after `step`, which a crashed run wrote after its last checkpoint."""
+    """Drops the records after `step`, which a crashed run wrote after its last checkpoint.
+
+    step=-1, for a new run, drops all.
+    """
+    if not os.path.exists(os.path.join(out_dir, "log.jsonl")):
+        return
     # otherwise the steps that are trained again would be in the log twice
     lines = [json.dumps(record) + "\n" for record in read_log(out_dir) if record["step"] <= step]
     text = "".join(lines).encode()

@@ -496,7 +496,7 @@ def test_checkpoints_with_older_names_of_parameters_load_and_resume(data_dir, tm
         weights = checkpoint["model"].items()
         checkpoint["model"] = {older.get(key, key): tensor for key, tensor in weights}
         torch.save(checkpoint, stopped / name)
-    model, _, _ = run_module.load_run(str(stopped), "cpu")
+    model, _, _ = run_module.load_run(str(stopped), "cpu", "best")
     assert torch.equal(model.lexicon.match_bias, checkpoint["model"]["lexicon.loudness"])
     train(data_dir, stopped)
     after = read_checkpoint(stopped / "ckpt.pt")["model"]

@@ -63,7 +63,15 @@ from lib import health
 from lib.embed import NAMES, choose_pooling, embed_rows, rows_of
 from lib.files import write_json
 from lib.machine import Machine, autocast, choose_dtype, find_machine
-from lib.run import build_model, evaluate, load_run, read_log, token_frequency, user_mistakes
+from lib.run import (
+    build_model,
+    draw_curves,
+    evaluate,
+    load_run,
+    read_log,
+    token_frequency,
+    user_mistakes,
+)
 from masking import check_masking, mask_batch, masking_types
 from tools.measures import CONCEPTS, LATENCY_LENGTHS, LOSS_FIELDS, LOSSES, shown
 from tools.metrics import collect, measure_speed, page, read_glue, write_page
@@ -113,7 +121,7 @@ def check_settings():
 
 def load():
     """Everything that can fail because of a setting, before hours of work. -> Run."""
-    machine = find_machine(device)
+    machine = find_machine(device, parallel=True)
     precision, reason = choose_dtype(dtype, machine.device)
     model, tok, checkpoint = load_run(out_dir, machine.device)
     T = block_size or model.cfg.block_size
@@ -377,28 +385,6 @@ def write_metrics(run, summary, records):
     run.machine.say(f"\n{out_dir}/metrics.json and, to read, {out_dir}/summary.md")
 
 
-def draw_curves(records, entropy, path):
-    """Training and validation loss against tokens seen, and the unigram entropy as a line."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130)
-    styles = {"loss": dict(color="0.75", lw=0.8, label="training loss (this run's masks)"),
-              "val_loss": dict(color="C0", marker="o", ms=3,
-                               label="validation loss (fixed masks, 15 %)")}
-    for key, style in styles.items():
-        points = [(r["tokens"] / 1e6, r[key]) for r in records if r.get(key) is not None]
-        axes.plot(*zip(*points), **style)
-    axes.axhline(entropy, color="C3", ls="--", lw=1,
-                 label=f"unigram entropy {entropy:.2f}: word frequencies alone")
-    axes.set(xlabel="tokens seen (millions)", ylabel="nats a predicted token", title=out_dir)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
 def heat_map(run, row):
     """What the concepts read in one row of ids (T,), and what the model predicts -> plain lists."""
     model, tok, machine = run.model, run.tok, run.machine
@@ -461,7 +447,7 @@ def write_all(run, summary, ids):
     write_metrics(run, summary, records)
     if any("val_loss" in record for record in records):
         entropy = next(iter(summary["data"].values()))["unigram_entropy"]
-        draw_curves(records, entropy, os.path.join(out_dir, "curves.png"))
+        draw_curves(os.path.join(out_dir, "curves.png"), records, entropy, out_dir)
         say(f"loss curves: {out_dir}/curves.png")
     if report:
         draw_report(run, summary, records, ids)
