@@ -32,6 +32,7 @@ config = configure(globals())
 import contextlib
 import json
 import logging
+import math
 import re
 import shutil
 import tempfile
@@ -42,7 +43,15 @@ import torch
 
 from lib.files import remove_file, write_json
 from lib.heads import Classifier, encode_texts, padded
-from lib.run import build_model, load_run, read_checkpoint, read_log, user_mistakes
+from lib.run import (
+    build_model,
+    load_run,
+    read_checkpoint,
+    read_log,
+    settings_of,
+    user_mistakes,
+    with_defaults,
+)
 from masking import MASKING_TYPES
 
 # transformers copies the code of a folder to its cache and runs it there. The copies of a check
@@ -92,6 +101,9 @@ FILES = {
     "README.md", "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json",
     f"{CODE}.py", "sentence_bert_config.json", "model.safetensors", "model.onnx", "model.onnx.data",
 }
+# What finetune_glue.py has written into model.pt.
+TASK_FIELDS = {"model_settings", "model", "head", "labels", "n_texts", "scale",
+               "tokenizer_fingerprint"}
 CARD = """---
 library_name: transformers
 pipeline_tag: {task}
@@ -99,8 +111,8 @@ tags: [concept-encoder, masked-language-modeling]
 ---
 # {name}
 
-{what}. AutoModel, AutoModelForMaskedLM and AutoModelForSequenceClassification load it too;
-{code}.py holds the code.
+{what}. AutoModel and AutoModelForMaskedLM, -SequenceClassification, -TokenClassification and
+-QuestionAnswering load it too; the Python files hold the code.
 
 | | |
 |---|---|
@@ -112,13 +124,26 @@ from transformers import pipeline
 {use}
 ```
 
-Limits: padding must be on the right, where the tokenizer puts it; it does not change the result.
-Names of special tokens such as [MASK] or [SEP] in a text are read as these tokens.
-`trust_remote_code=True` runs the Python file in this folder: read it first. The model can repeat
-sentences and errors of its training text.
+Limits: padding, on either side, changes nothing if the attention_mask tells where it is. Names of
+special tokens such as [MASK] or [SEP] in a text are read as these tokens. `trust_remote_code=True`
+runs the Python files in this folder: read them first. AutoTokenizer needs it to put spaces between
+words that are given one by one. The model can repeat sentences and errors of its training text.
 
 Settings of the training run: `{settings}`
 """
+
+SEARCH = """
+
+# for search by late interaction: all concepts of a text, as many for a long text as for a short one
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+
+def vectors(texts):  # -> (texts, concepts, width), of length 1
+    return model.multi_vectors(
+        **tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+
+scores = (vectors(["a query"])[:, None] @ vectors(["one text", "another"]).mT).amax(-1).sum(-1)"""
 
 
 # ---- the folder ----------------------------------------------------------------
@@ -135,17 +160,28 @@ def read_task(encoder, tok):
                          f"python finetune_glue.py --out_dir={out_dir} has written, such as "
                          f"{out_dir}/glue/mrpc")
     task = read_checkpoint(path)
-    missing = {"model_settings", "model", "head", "labels", "n_texts", "scale"} - set(task)
+    missing = TASK_FIELDS - set(task if isinstance(task, dict) else ())
     if missing:
         raise ValueError(f"{path} was not written by finetune_glue.py: it has no "
                          f"{', '.join(sorted(missing))}")
-    settings = dict(arch=encoder.arch) | vars(encoder.cfg) | dict(dropout=0.0)
-    if encoder.arch == "concept":  # fine-tuning keeps only some of the concepts
-        settings["n_concept"] = task["model_settings"].get("n_concept")
-    same_model = task["model_settings"] == settings
-    if not same_model or task["tokenizer_fingerprint"] != tok.fingerprint:
-        raise ValueError(f"{path} was fine-tuned from another model or tokenizer than that of "
-                         f"{out_dir}; give the --out_dir it was fine-tuned with")
+    try:
+        settings = with_defaults(task["model_settings"])
+        # Fine-tuning keeps only some of the concepts, and has a dropout of its own.
+        differing = {name for name, value in (settings | settings_of(encoder)).items()
+                     if settings.get(name) != value} - {"n_concept", "dropout"}
+        if differing or task["tokenizer_fingerprint"] != tok.fingerprint:
+            raise ValueError(f"it was fine-tuned from another model or tokenizer than that of "
+                             f"{out_dir}; give the --out_dir it was fine-tuned with")
+        return classifier_of(task, settings), task["labels"]
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        # RuntimeError: model.py was edited after the fine-tuning; others: damaged by hand
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ValueError(f"{path} cannot be exported: {kind}{error}; or fine-tune again: python "
+                         f"finetune_glue.py --out_dir={out_dir}") from None
+
+
+def classifier_of(task, settings):
+    """What finetune_glue.py has saved -> Classifier in eval mode."""
     head = task["head"]
     model = Classifier(build_model(settings), len(head["out.bias"]), task["n_texts"])
     weights = {f"encoder.{name}": t for name, t in task["model"].items()} | head
@@ -153,11 +189,8 @@ def read_task(encoder, tok):
     mean, spread = task["scale"]
     weights["out.weight"] = head["out.weight"] * spread
     weights["out.bias"] = head["out.bias"] * spread + mean
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:  # model.py was edited after the fine-tuning
-        raise ValueError(f"{path} was written with another model.py: {error}") from None
-    return model.eval(), task["labels"]
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def special_ids(tok):
@@ -365,20 +398,36 @@ def check_model(folder, model, encoder, tok):
 # ---- the model card ------------------------------------------------------------
 
 
-def read_json(name):
-    """A file of the run -> its value, {} where it is missing."""
-    path = os.path.join(out_dir, name)
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+@contextlib.contextmanager
+def file_of_run(name, remedy):
+    """Yields what a JSON file of the run holds, {} where it is missing.
+
+    Whatever goes wrong with its content becomes a ValueError that names the file and the remedy.
+    """
+    folder = out_dir if os.path.isdir(out_dir) else os.path.dirname(out_dir)
+    path = os.path.join(folder, name)
+    try:
+        found = {}
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+        yield found
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); remove it{remedy}, "
+                         "then export again") from None
+
+
+def nats(loss):
+    return "unknown" if loss is None or not math.isfinite(loss) else f"{loss:.4f} nats"
 
 
 def facts(model, encoder, checkpoint, tok):
     """Where the model comes from, as rows of a table: {title: text}."""
-    made_by = read_json("config.json")
-    entropies = [record["unigram_entropy"] for record in read_log(out_dir)
-                 if "unigram_entropy" in record]
+    with file_of_run("config.json", "; the model card then does not name the code") as made_by:
+        code = f"git {made_by.get('git') or 'unknown'}, torch {made_by.get('torch') or 'unknown'}"
+    folder = out_dir if os.path.isdir(out_dir) else os.path.dirname(out_dir)
+    entropies = [record["unigram_entropy"] for record in read_log(folder)
+                 if isinstance(record, dict) and record.get("unigram_entropy")]
     entropy = "unknown"
     if entropies:
         entropy = f"{entropies[-1]:.4f} nats, the loss without any context"
@@ -387,27 +436,31 @@ def facts(model, encoder, checkpoint, tok):
         "architecture": f"{encoder.arch} {getattr(encoder.cfg, 'bottleneck', '')}",
         "parameters": f"{n_params:,}",
         "pretraining": f"{checkpoint['tokens']:,} tokens in {checkpoint['step']:,} steps",
-        "best validation loss": f"{checkpoint['best_loss']:.4f} nats a masked token",
+        "best validation loss": f"{nats(checkpoint['best_loss'])} a masked token",
         "unigram entropy": entropy,
         "longest row": f"{encoder.cfg.longest:,} tokens of {tok.name}, {tok.n_vocab:,} ids",
-        "code": f"git {made_by.get('git') or 'unknown'}, torch {made_by.get('torch', 'unknown')}",
+        "code": code,
     }
 
 
 def measurements():
     """What eval.py and finetune_glue.py have measured of the run, as rows of a table."""
     rows = {}
-    for data, results in read_json("eval.json").get("data", {}).items():
-        for masks in MASKING_TYPES:
-            if results.get(masks):
-                loss, accuracy = results[masks]["loss"], results[masks]["accuracy"]
-                title = f"{masks} masks, {os.path.basename(data)}"
-                rows[title] = f"{loss:.4f} nats, accuracy {accuracy:.1%}"
-    for task, r in read_json("glue.json").items():
-        for metric, middle in r["median"].items():
-            rows[f"{task}, {metric}"] = (
-                f"{middle:.4f} [{r['min'][metric]:.4f}, {r['max'][metric]:.4f}], median of "
-                f"{len(r['runs'])} seeds; majority answer {r['majority'][metric]:.4f}")
+    remedy = f" or measure again: python tools/eval.py --out_dir={out_dir}"
+    with file_of_run("eval.json", remedy) as measured:
+        for data, results in measured.get("data", {}).items():
+            for masks in MASKING_TYPES:
+                if results.get(masks):
+                    loss, accuracy = results[masks]["loss"], results[masks]["accuracy"]
+                    title = f"{masks} masks, {os.path.basename(data)}"
+                    rows[title] = f"{nats(loss)}, accuracy {accuracy:.1%}"
+    remedy = f" or fine-tune again: python finetune_glue.py --out_dir={out_dir}"
+    with file_of_run("glue.json", remedy) as tasks:
+        for task, r in tasks.items():
+            for metric, middle in r["median"].items():
+                rows[f"{task}, {metric}"] = (
+                    f"{middle:.4f} [{r['min'][metric]:.4f}, {r['max'][metric]:.4f}], median of "
+                    f"{len(r['runs'])} seeds; majority answer {r['majority'][metric]:.4f}")
     return rows
 
 
@@ -425,20 +478,20 @@ def card(model, encoder, checkpoint, tok, n_texts, found):
 print(classify(dict(text="one text", text_pair="and the second of a pair")))"""
     else:
         task, what = "fill-mask", "A masked language model"
-        pooled = "mean over the tokens"
+        pooled, search = "mean over the tokens", ""
         if encoder.arch == "concept":
-            pooled = "maximum over the concepts"
+            pooled, search = "maximum over the concepts", SEARCH.format(name=name)
         use = f"""fill = pipeline("fill-mask", "{name}", trust_remote_code=True)
 print(fill("The capital of France is [MASK]."))
 
 # the {pooled}; last_hidden_state of AutoModel has all of them
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{name}", trust_remote_code=True)
-print(model.encode(["one text", "another"]))"""
+print(model.encode(["one text", "another"]))""" + search
     # Settings that are paths stay out: they tell about this machine and help nobody elsewhere.
     settings = {k: v for k, v in checkpoint["settings"].items() if os.sep not in str(v)}
     return CARD.format(
-        name=name, task=task, what=what, use=use, code=CODE, settings=json.dumps(settings),
+        name=name, task=task, what=what, use=use, settings=json.dumps(settings),
         rows="\n".join(f"| {title} | {text} |" for title, text in rows.items()))
 
 
@@ -545,6 +598,8 @@ def main():
         if task_dir:
             model, labels = read_task(encoder, tok)
             encoder = model.encoder
+        # They end in the model card. What is wrong with the files is said before the work.
+        facts(model, encoder, checkpoint, tok), measurements()
     try:
         with user_mistakes():
             n_texts, found = export(folder, model, labels, encoder, tok, checkpoint)

@@ -185,7 +185,9 @@ class Batch:
     def places(self, step):
         """(B,T): the columns moved by `step` times that padding."""
         T = self.ids.shape[1]
-        return (torch.arange(T, device=self.ids.device) + step * self.first) % T
+        moved = torch.arange(T, device=self.ids.device) + step * self.first
+        # moved % T, which torch.onnx cannot translate
+        return torch.where(moved < 0, moved + T, torch.where(moved < T, moved, moved - T))
 
     def from_left(self, t):
         """(B,T) or (B,T,d) as the user gave it -> the same with padding on the right."""
@@ -414,6 +416,13 @@ class Extras:
     weights: list  # of the attention of each layer, or None
 
 
+def mean_nats(logits_NV, labels_N, unlabelled=-100):
+    """Mean cross-entropy over the labels that are not `unlabelled`; 0 where there is none, not NaN.
+    """
+    nats = F.cross_entropy(logits_NV.float(), labels_N, ignore_index=unlabelled, reduction="sum")
+    return nats / (labels_N != unlabelled).sum().clamp(min=1)
+
+
 # ---- the classes -----------------------------------------------------------------------
 
 
@@ -474,7 +483,7 @@ class EncoderForMaskedLM(EncoderPreTrainedModel):
         logits_BTV = batch.as_given(logits_BTV)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels.flatten())
+            loss = mean_nats(logits_BTV.flatten(0, 1), labels.flatten())
         return self.answer(MaskedLMOutput, batch, extras, return_dict, loss=loss, logits=logits_BTV)
 
 
@@ -558,7 +567,7 @@ class EncoderForTokenClassification(EncoderPreTrainedModel):
         logits = self.classifier(self.drop(states))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+            loss = mean_nats(logits.flatten(0, 1), labels.flatten())
         return self.answer(TokenClassifierOutput, batch, extras, return_dict, loss=loss,
                            logits=logits)
 
@@ -585,7 +594,7 @@ class EncoderForQuestionAnswering(EncoderPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             T = start.shape[1]
-            losses = [F.cross_entropy(logits.float(), places.view(-1).clamp(0, T), ignore_index=T)
+            losses = [mean_nats(logits, places.view(-1).clamp(0, T), unlabelled=T)
                       for logits, places in ((start, start_positions), (end, end_positions))]
             loss = sum(losses) / 2
         return self.answer(QuestionAnsweringModelOutput, batch, extras, return_dict, loss=loss,

@@ -54,7 +54,7 @@ def code_copies(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("code"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", folder)
-        yield
+        yield folder
     gc.unfreeze()
 
 
@@ -177,29 +177,40 @@ def test_transformers_computes_what_the_repository_computes_padded_or_not(kind, 
 
 
 @pytest.mark.parametrize("arch", ["concept", "transformer"])
-def test_the_code_file_needs_nothing_of_the_repository(arch):
-    model = build_model(dict(arch=arch, n_layer=1))
-    modules = set()
-    for node in ast.walk(ast.parse(hub_files.modeling_source(model))):
-        if isinstance(node, ast.ImportFrom):
-            modules.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Import):
-            modules.update(alias.name.split(".")[0] for alias in node.names)
-    assert modules - sys.stdlib_module_names == {"torch", "transformers"}
+def test_the_code_needs_nothing_of_the_repository(arch):
+    files = hub_files.code_files(build_model(dict(arch=arch, n_layer=1)))
+    others = set()
+    for text in files.values():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                assert {f"{name}.py" for name in names} <= set(files)
+            elif isinstance(node, ast.ImportFrom):
+                others.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                others.update(alias.name.split(".")[0] for alias in node.names)
+    assert others - sys.stdlib_module_names == {"torch", "transformers"}
+    # packages that an exported model would need on any system, Windows too
+    assert not others & {"fcntl", "resource", "ctypes"}
 
 
-# An edit that a user might make: a block in a module of its own, imported in three ways, and a
-# local variable called loss.
-NEW_MODULE = """
+# Edits that a user might make: blocks in modules of their own, imported in many ways, variables
+# called loss and scale, and names that mean another thing in another module.
+NEW_MODULES = {
+    "lib/extra.py": """
 import math as mathematics
 
 import torch.nn as nn
 
+from .more import *
+from . import more as others
+
 FACTOR = mathematics.exp(0.1)
+CHUNK = "not the one of kernels.py"
 
 
-def stronger(x):
-    return x * FACTOR
+def attend(x):  # model.py has another one
+    return others.larger(x) * FACTOR + twice(0)
 
 
 class Scale(nn.Module):
@@ -208,13 +219,30 @@ class Scale(nn.Module):
         self.taps = nn.Parameter(nn.init.uniform_(nn.Linear(width, 1).weight[0].detach()))
 
     def forward(self, x):
-        return stronger(x) * self.taps
-"""
+        loss = attend(x)
+        return loss * self.taps
+""",
+    "lib/more.py": """
+from __future__ import annotations
+
+
+def larger(x: Tensor):
+    import block
+    return block.same(x) * 1.5
+
+
+def twice(scale):
+    return scale * 2
+""",
+    "block.py": "def same(x):\n    return x\n",
+}
 EDIT_OF_MODEL = """
 
-from lib import extra
-from lib.extra import Scale
-from lib.extra import stronger as multiplied
+import block as blocks; from lib import extra
+from lib.extra import (
+    Scale,  # a comment
+    attend as multiplied,
+)
 
 
 class ConceptEncoder(ConceptEncoder):
@@ -224,7 +252,8 @@ class ConceptEncoder(ConceptEncoder):
 
     def logits(self, states):
         loss = super().logits(states)
-        return extra.stronger(multiplied(self.scale(loss))) + loss.amin(-1, keepdim=True)
+        normalize = extra.attend(multiplied(self.scale(blocks.same(loss))))
+        return normalize + loss.amin(-1, keepdim=True)
 """
 USE_OF_MODEL = """
 import sys, torch
@@ -240,9 +269,20 @@ with torch.no_grad():
     states = model.decode(*model.encode(ids), ids, model.documents(ids))
     torch.save(model.logits(states), folder + "/logits.pt")
 """
+# In a process of its own, which has never seen the repository.
+USE_OF_EXPORT = """
+import sys, torch, transformers
+folder = sys.argv[1]
+hub = transformers.AutoModelForMaskedLM.from_pretrained(folder + "/hub", trust_remote_code=True)
+assert hub.encoder.scale.taps.std() > 0
+assert not {"model", "lib", "tools", "block"} & set(sys.modules)
+with torch.no_grad():
+    torch.save(hub(torch.arange(40)[None]).logits, folder + "/of_hub.pt")
+"""
 
 
-def test_an_edited_model_is_exported_with_its_new_modules(tmp_path, bpe):
+def test_an_edited_model_is_exported_with_its_new_modules(tmp_path, bpe, code_copies):
+    env = dict(HF_MODULES_CACHE=code_copies)  # on the path that new processes get from this one
     copy, run = tmp_path / "copy", tmp_path / "run"
     copy.mkdir()
     for path in [*ROOT.glob("*.py"), ROOT / "LICENSE", ROOT / "README.md"]:
@@ -250,46 +290,47 @@ def test_an_edited_model_is_exported_with_its_new_modules(tmp_path, bpe):
     for name in ("lib", "tools", "data"):
         shutil.copytree(ROOT / name, copy / name,
                         ignore=lambda folder, names: [n for n in names if not n.endswith(".py")])
-    (copy / "lib/extra.py").write_text(NEW_MODULE)
+    for name, text in NEW_MODULES.items():
+        (copy / name).write_text(text)
     with open(copy / "model.py", "a") as file:
         file.write(EDIT_OF_MODEL)
     model = make_run(run, bpe, KINDS["open"])
     torch.save(dict(arch="concept") | vars(model.cfg), run / "settings.pt")
     made = run_script(["-c", USE_OF_MODEL, str(run)], copy)
     assert made.returncode == 0, made.stderr
-    command = ["tools/export.py", f"--out_dir={run}", f"--to={tmp_path / 'hub'}"]
-    done = run_script(command, copy)
+    done = run_script(["tools/export.py", f"--out_dir={run}", f"--to={run / 'hub'}"], copy, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
-    hub = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "hub", **LOCAL)
-    assert hub.encoder.scale.taps.std() > 0
-    wanted = torch.load(run / "logits.pt", weights_only=True)
+    used = run_script(["-c", USE_OF_EXPORT, str(run)], tmp_path, env=env)
+    assert used.returncode == 0, used.stderr
+    wanted, found = (torch.load(run / name, weights_only=True)
+                     for name in ("logits.pt", "of_hub.pt"))
+    assert torch.equal(found, wanted)
     with torch.no_grad():
-        assert torch.equal(hub(torch.arange(40)[None]).logits, wanted)
         assert (logits_of(model, torch.arange(40)[None]) - wanted[0]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("text, message", [
-    ("from lib.extra import *\n", "cannot copy 'from lib.extra import *' into one file"),
-    ("import lib.extra\n", "cannot copy 'import lib.extra'"),
-    ("from . import extra\n", "cannot copy 'from . import extra'"),
-    ("def forward():\n    from lib.extra import loss\n    return loss\n",
-     "expected from MODULE import NAME at the top"),
-    ("from lib.extra import loss as forward_loss\nfrom lib.more import loss\n"
-     "def forward():\n    return loss, forward_loss\n", "'loss' would stand for two things"),
-    ("from lib.extra import min\ndef forward():\n    return min\nforward_2 = max\n"
-     "from lib.more import max_of\nforward_3 = max_of\n", "'min' would stand for two things")])
-def test_an_import_that_cannot_be_copied_is_refused(text, message, tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", [
+    "import lib.extra\n", "import lib\n", "from lib import CONSTANT\n",
+    "def forward():\n    import torch, lib.extra\n"])
+def test_an_import_that_cannot_be_copied_is_refused(text, tmp_path, monkeypatch):
     (tmp_path / "lib").mkdir()
-    (tmp_path / "lib/extra.py").write_text("def loss():\n    pass\ndef min(a):\n    pass\n")
-    (tmp_path / "lib/more.py").write_text("loss = 1\ndef max_of(a):\n    return min(a)\n")
-    (tmp_path / "lib/edited.py").write_text(text)
+    (tmp_path / "lib/__init__.py").write_text("CONSTANT = 1\n")
+    (tmp_path / "lib/extra.py").write_text("")
     monkeypatch.setattr(hub_files, "ROOT", str(tmp_path))
-    with pytest.raises(ValueError) as error:
-        file = hub_files.OneFile()
-        module = file.module("lib.edited")
-        for statement in module.statements:
-            file.keep(module, statement)
-    assert message in str(error.value)
+    with pytest.raises(ValueError, match=r"lib/edited.py, line \d: the export cannot copy "
+                                         r"'.*lib.*'; expected from MODULE import NAME"):
+        hub_files.import_copies("lib.edited", text)
+
+
+def test_only_imports_of_our_own_modules_change():
+    text = ("# \u65e5\u672c\nx = '\u65e5'; import torch, masking, os; import model as m\n"
+            "from torch import nn\n")
+    found, needed = hub_files.import_copies("lib.edited", text)
+    assert needed == {"masking", "model"}
+    assert found == text.replace(
+        "import torch, masking, os",
+        "from . import concept_encoders_masking as masking; import torch, os").replace(
+        "import model as m", "from . import concept_encoders_model as m")
 
 
 def test_the_tied_head_is_stored_once(exported):
@@ -297,7 +338,7 @@ def test_the_tied_head_is_stored_once(exported):
     model, folder = exported("open")
     with safe_open(folder / "model.safetensors", "pt") as file:
         sizes = {name: file.get_tensor(name).numel() for name in file.keys()}
-    assert sum(sizes.values()) == model.num_params() and "encoder.wte" in sizes
+    assert sum(sizes.values()) == model.num_params() and "encoder.embeddings.weight" in sizes
 
 
 @torch.no_grad()
@@ -526,8 +567,8 @@ def test_onnxruntime_gives_our_logits_for_other_numbers_and_lengths_of_rows(one,
 def edited_weights(monkeypatch, edit):
     """Weights go through edit() on their way into the file."""
     import safetensors.torch
-    save = safetensors.torch.save_file
-    monkeypatch.setattr(safetensors.torch, "save_file",
+    save = safetensors.torch.save
+    monkeypatch.setattr(safetensors.torch, "save",
                         lambda tensors, *args, **kwargs: save(edit(tensors), *args, **kwargs))
 
 
@@ -542,9 +583,10 @@ def lost_weight(monkeypatch):
 
 
 def with_code(monkeypatch, code):
-    """The exported file ends in this code."""
-    source = hub_files.modeling_source
-    monkeypatch.setattr(hub_files, "modeling_source", lambda model: source(model) + code)
+    """The exported file of the classes ends in this code."""
+    files, name = hub_files.code_files, "modeling_concept_encoders.py"
+    monkeypatch.setattr(hub_files, "code_files",
+                        lambda model: files(model) | {name: files(model)[name] + code})
 
 
 def other_code(monkeypatch):
@@ -623,12 +665,12 @@ def test_a_file_put_into_the_folder_during_an_export_survives(one, tmp_path, mon
     run, _, _ = one
     to = tmp_path / "hub"
     export(run, to)
-    real = hub_files.modeling_source
+    real = hub_files.code_files
 
     def somebody_writes(encoder):
         (to / "notes.txt").write_text("mine")
         return real(encoder)
-    monkeypatch.setattr(hub_files, "modeling_source", somebody_writes)
+    monkeypatch.setattr(hub_files, "code_files", somebody_writes)
     refused(export(run, to, ok=False), "not an earlier export")
     assert (to / "notes.txt").read_text() == "mine" and not list(tmp_path.glob("*.tmp"))
 
