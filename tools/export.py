@@ -50,7 +50,6 @@ from lib.run import (
     read_log,
     settings_of,
     user_mistakes,
-    with_defaults,
 )
 from masking import MASKING_TYPES
 
@@ -65,11 +64,11 @@ try:
 
     from tools.hub_files import (
         MODELING,
-        TOKENIZATION,
         code_files,
         copy_name,
-        hub_tokenizer,
+        special_ids,
         write_onnx,
+        write_tokenizer,
     )
     from tools.hub_model import EncoderConfig
     if onnx:
@@ -165,11 +164,11 @@ def read_task(encoder, tok):
         raise ValueError(f"{path} was not written by finetune_glue.py: it has no "
                          f"{', '.join(sorted(missing))}")
     try:
-        settings = with_defaults(task["model_settings"])
+        settings = task["model_settings"]
         # Fine-tuning keeps only some of the concepts, and has a dropout of its own.
-        differing = {name for name, value in (settings | settings_of(encoder)).items()
-                     if settings.get(name) != value} - {"n_concept", "dropout"}
-        if differing or task["tokenizer_fingerprint"] != tok.fingerprint:
+        of_run = settings_of(encoder)
+        differing = {name for name in settings | of_run if settings.get(name) != of_run.get(name)}
+        if differing - {"n_concept", "dropout"} or task["tokenizer_fingerprint"] != tok.fingerprint:
             raise ValueError(f"it was fine-tuned from another model or tokenizer than that of "
                              f"{out_dir}; give the --out_dir it was fine-tuned with")
         return classifier_of(task, settings), task["labels"]
@@ -191,12 +190,6 @@ def classifier_of(task, settings):
     weights["out.bias"] = head["out.bias"] * spread + mean
     model.load_state_dict(weights)
     return model.eval()
-
-
-def special_ids(tok):
-    """Roles that `transformers` knows -> ids. Our end-of-document mark is its bos and its eos."""
-    return dict(pad=tok.pad_id, mask=tok.mask_id, cls=tok.cls_id, sep=tok.sep_id, bos=tok.eot_id,
-                eos=tok.eot_id)
 
 
 def hub_config(model, labels, encoder, tok):
@@ -239,15 +232,7 @@ def write_folder(folder, model, labels, encoder, tok):
     for name, text in code.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(text)
-    hub_tokenizer(tok, bool(task_dir)).save(os.path.join(folder, "tokenizer.json"))
-    tokens = {f"{role}_token": tok.special_names[i] for role, i in special_ids(tok).items()}
-    # In a classifier's rows each text begins with a space, so each word of a list does too.
-    words_need_spaces = not task_dir or tok.name == "byte"
-    write("tokenizer_config.json", tokens | dict(
-        auto_map=dict(AutoTokenizer=[None, f"{copy_name(TOKENIZATION)}.EncoderTokenizer"]),
-        words_need_spaces=words_need_spaces, tokenizer_class="PreTrainedTokenizerFast",
-        model_max_length=encoder.cfg.longest, padding_side="right", model_input_names=INPUTS,
-        clean_up_tokenization_spaces=False))
+    write_tokenizer(folder, tok, encoder.cfg.longest, INPUTS)
     if not task_dir:  # for sentence_transformers: the embedding of a text is pooler_output
         module = "sentence_transformers.models.Transformer"
         write("modules.json", [dict(idx=0, name="0", path="", type=module)])

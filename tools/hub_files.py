@@ -13,6 +13,7 @@ import torch
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from data.tokenizer import MAX_PRETOKEN
+from lib.files import write_json
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODELING = "tools.hub_model"  # the modules whose classes transformers loads
@@ -186,6 +187,28 @@ def hub_tokenizer(tok, is_classifier=False):
     return hub
 
 
+def special_ids(tok):
+    """Roles that `transformers` knows -> ids. Our end-of-document mark is its bos and its eos."""
+    return dict(pad=tok.pad_id, mask=tok.mask_id, cls=tok.cls_id, sep=tok.sep_id, bos=tok.eot_id,
+                eos=tok.eot_id)
+
+
+def write_tokenizer(folder, tok, longest, inputs):
+    """Writes the tokenizer's files. inputs: names of what the model takes; a classifier takes
+    token_type_ids. longest: tokens of the model's longest row.
+    """
+    is_classifier, split_words = "token_type_ids" in inputs, "add spaces"
+    if is_classifier:  # its rows begin with a space, but for bytes, where that is dropped
+        split_words = "refuse" if tok.name == "byte" else "have spaces"
+    hub_tokenizer(tok, is_classifier).save(os.path.join(folder, "tokenizer.json"))
+    tokens = {f"{role}_token": tok.special_names[i] for role, i in special_ids(tok).items()}
+    write_json(os.path.join(folder, "tokenizer_config.json"), tokens | dict(
+        auto_map=dict(AutoTokenizer=[None, f"{copy_name(TOKENIZATION)}.EncoderTokenizer"]),
+        split_words=split_words, tokenizer_class="PreTrainedTokenizerFast",
+        model_max_length=longest, padding_side="right", model_input_names=inputs,
+        clean_up_tokenization_spaces=False))
+
+
 def byte_characters():
     """A printable character for each byte, as GPT-2 writes them: {byte: character}."""
     shown = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
@@ -210,6 +233,8 @@ def from_ranks(tok):
     # The library's regular expressions read {1,3}+ as a repetition of repetitions and $ as the
     # end of a line; ours mean a possessive repetition and the end of the text.
     pattern = re.sub(r"(\{\d+,\d+\})\+", r"\1", tok.pattern).replace("$", r"\z")
+    if not merges:  # bytes: the pieces make no difference to the ids, but they are called words
+        pattern = r" ?[^\s]+|\s"
     hub.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(pattern), "isolated"),
         pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{MAX_PRETOKEN}}}"), "isolated"),

@@ -19,6 +19,7 @@ registers, N = R + T.
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -230,13 +231,20 @@ def recording(layers, inputs, weights):
             hooks.append(layer.register_forward_pre_hook(
                 lambda layer, given: inputs.append(given[0])))
         if weights is not None and getattr(layer, "read", None) is not None:
+            # A layer that is computed again for its gradients must not do anything else there.
+            has_gradient = not getattr(layer, "gradient_checkpointing", False)
             hooks.append(layer.read.register_forward_pre_hook(
-                lambda read, given: weights.append(attention_weights(read, *given))))
+                partial(add_weights, weights, has_gradient)))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def add_weights(weights, has_gradient, read, given):
+    with torch.set_grad_enabled(has_gradient and torch.is_grad_enabled()):
+        weights.append(attention_weights(read, *given))
 
 
 def attention_weights(read, x_BQD, y_BND, mask=None, *others):

@@ -20,9 +20,12 @@ class EncoderTokenizer(PreTrainedTokenizerFast):
     def _encode_plus(self, text, text_pair=None, *, is_split_into_words=False,
                      return_tensors=None, **kwargs):
         kwargs |= dict(is_split_into_words=is_split_into_words, return_tensors=return_tensors)
-        # False for a classifier whose tokenizer.json puts a space before every text
-        need_spaces = self.init_kwargs.get("words_need_spaces", True)
-        if not is_split_into_words or not need_spaces:
+        way = self.init_kwargs.get("split_words", "add spaces")
+        if is_split_into_words and way == "refuse":
+            raise ValueError("this tokenizer drops the space before a text, so it cannot read "
+                             "words one by one; give \" \".join(words)")
+        # "have spaces": tokenizer.json puts one before every text
+        if not is_split_into_words or way == "have spaces":
             return super()._encode_plus(text, text_pair, **kwargs)
         found = super()._encode_plus(with_spaces(text), with_spaces(text_pair), **kwargs)
         if "offset_mapping" in found:  # counts the characters of each word, so without the space
