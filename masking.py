@@ -9,20 +9,25 @@ tokens, and a group is masked as a whole or not at all. Every batch goes through
     3. replace   chosen tokens become [MASK], or BERT's mixture     replace_tokens
     4. gather    their positions and original ids fill K slots      gather_slots
 
-Only step 1 differs between strategies:
+Only step 1 differs between strategies, and K follows from what it returns:
 
     token        each token is a group
     whole_word   the tokens of a word are a group
     concepts     2 * concept_window + 1 neighbouring words are a group, one free word between groups
     span         as concepts, but the number of words is drawn from span_length_distribution
 
-To add a strategy, write its grouping function and add one entry to STRATEGIES.
+To add a strategy, write its grouping function and add one entry to STRATEGIES; nothing else names
+the strategies.
 
 Every strategy masks every maskable token with probability mlm_probability, in long and short words
 and at any place in the row, and the number of masked tokens in a row differs from
-mlm_probability * maskable tokens by less than one group (while K suffices, see slots). The loops of
-BERT and SpanBERT mask short words more often, T5's masks the end of the row more often. Only
-`token` cuts words. Special tokens are never masked, and no group spans two documents.
+mlm_probability * maskable tokens, the row's budget, by less than one group. The loops of BERT and
+SpanBERT mask short words more often, T5's masks the end of the row more often. Only `token` cuts
+words. Special tokens are never masked, and no group spans two documents.
+
+A group of words that is longer than the budget is masked in part: as many of its neighbouring words
+as the budget has room for. If it were masked as a whole or not at all, most rows would have nothing
+to predict. So a row is empty only if its budget is below one token or below one word.
 
 Random numbers are hashes of (seed, epoch, kind of draw, sample id, index). There is no generator
 state to save, and a sample gets the same mask in any batch, on any device, at any world size.
@@ -32,7 +37,6 @@ Shapes, also as suffixes of names: B rows, T tokens a row, G groups a row, K slo
 
 import math
 import re
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -52,16 +56,19 @@ class MaskedBatch(NamedTuple):
     inputs: torch.Tensor  # (B, T) int64, what the encoder sees
     positions: torch.Tensor  # (B, K) int64, where to predict; unused slots point to 0
     targets: torch.Tensor  # (B, K) int64, the original ids there
-    weights: torch.Tensor  # (B, K) float32, 1 for a used slot, 0 for an unused one
+    weights: torch.Tensor  # (B, K) float32, what each prediction counts in the loss; unused: 0
+    used: torch.Tensor  # (B, K) bool, which slots hold a prediction: for all counts and shares
 
 
 class Groups(NamedTuple):
     """What a grouping function returns."""
-    group_BT: torch.Tensor  # (B, T) int64, number of the token's group, below n_groups
+    group_BT: torch.Tensor  # (B, T) int64, number of the token's group, from 0 in each row
     member_BT: torch.Tensor  # (B, T) bool, True: masked when its group is; False: never masked
-    n_groups: int  # G, most groups a row can have
     n_words_B1: torch.Tensor  # (B, 1) int64, words in the row (for `token`: maskable tokens)
     n_candidates_B1: torch.Tensor  # (B, 1) int64, those of them in groups that can be chosen
+    overhang: int  # tokens by which a row may exceed its budget: K has room for them
+    word_BT: torch.Tensor | None = None  # (B, T) number of the token's word; None: never cut groups
+    weight_BT: torch.Tensor | None = None  # (B, T) what predicting the token counts; None: 1
 
 
 def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoch=0, *,
@@ -81,18 +88,18 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
     ids = torch.as_tensor(ids, dtype=torch.int64)
     sample_ids = torch.as_tensor(sample_ids, dtype=torch.int64)
     settings = dict(mlm_probability=mlm_probability, concept_window=concept_window,
-                    span_length_distribution=span_length_distribution)
+                    span_length_distribution=span_length_distribution, tok=tok)
     bits = partial(random_bits, sample_ids, seed, epoch)  # bits(kind of draw, n) -> (B, n) int64
-    n_slots = slots(ids.shape[1], masking_type, mlm_probability)
 
     # index_select on a flat index is faster than flags[ids].
     flags_BT = word_flags(tok, ids.device).index_select(0, ids.reshape(-1)).view(ids.shape)
-    groups = STRATEGIES[masking_type].group(flags_BT, bits, settings)
+    groups = STRATEGIES[masking_type](flags_BT, bits, settings)
+    n_slots = slots(ids.shape[1], mlm_probability, groups.overhang)
     masked_BT = choose_groups(groups, bits, mlm_probability, n_slots)
     inputs = torch.where(masked_BT, tok.mask_id, ids)
     if mask_replace == "80/10/10":
         inputs = replace_tokens(inputs, ids, masked_BT, groups, tok, bits)
-    return gather_slots(ids, inputs, masked_BT, n_slots)
+    return gather_slots(ids, inputs, masked_BT, n_slots, groups.weight_BT)
 
 
 # ---- words: which tokens belong together --------------------------------------
@@ -138,9 +145,26 @@ def number_words(flags_BT):
     return word_BT, maskable_BT, n_words_B1
 
 
+WORD_BYTES = 5.6  # mean bytes of a word and the space before it, in English text
+
+
+@lru_cache(maxsize=64)
+def long_words(n, tok):
+    """Tokens that n neighbouring words of a text hardly ever exceed, int."""
+    mean_bytes = 4.0
+    if hasattr(tok, "n_bytes"):
+        mean_bytes = max(1.0, float(tok.n_bytes[~tok.is_special].mean()))
+    # Long words are cut into more tokens than their bytes tell, so the mean is never below 1.4.
+    tokens_a_word = max(1.4, WORD_BYTES / mean_bytes)
+    # The standard deviation of a length is half its mean, so this is 6 of them above the mean, and
+    # one word more: for a single word 28 bytes, which few words of a language exceed.
+    return math.ceil(tokens_a_word * (n + 3 * math.sqrt(n) + 1))
+
+
 # ---- step 1: the strategies, one grouping function each -----------------------
 # Each takes the flags of all tokens (B, T), bits(kind of draw, n) for random numbers, and the
-# settings of mask_batch that concern grouping, as a dict; it returns Groups.
+# settings of mask_batch that concern grouping, as a dict; it returns Groups. `overhang` must depend
+# on T and the settings alone, because every batch of a run has the same shape.
 
 def group_tokens(flags_BT, bits, settings):
     """token: each token is a group."""
@@ -148,13 +172,14 @@ def group_tokens(flags_BT, bits, settings):
     maskable_BT = flags_BT & SPECIAL == 0
     n_maskable_B1 = maskable_BT.sum(1, keepdim=True)
     group_BT = torch.arange(T, device=flags_BT.device).expand(B, T)
-    return Groups(group_BT, maskable_BT, T, n_maskable_B1, n_maskable_B1)
+    return Groups(group_BT, maskable_BT, n_maskable_B1, n_maskable_B1, overhang=0)
 
 
 def group_words(flags_BT, bits, settings):
     """whole_word: the tokens of a word are a group."""
     word_BT, maskable_BT, n_words_B1 = number_words(flags_BT)
-    return Groups(word_BT, maskable_BT, flags_BT.shape[1], n_words_B1, n_words_B1)
+    overhang = long_words(1, settings["tok"])
+    return Groups(word_BT, maskable_BT, n_words_B1, n_words_B1, overhang)
 
 
 def group_neighbours(flags_BT, bits, settings):
@@ -163,7 +188,7 @@ def group_neighbours(flags_BT, bits, settings):
 
     def draw_lengths(n):
         return torch.full((len(flags_BT), n), length, device=flags_BT.device)
-    return group_spans(flags_BT, bits, settings["mlm_probability"], draw_lengths)
+    return group_spans(flags_BT, bits, settings, draw_lengths, length)
 
 
 def group_random_spans(flags_BT, bits, settings):
@@ -173,7 +198,8 @@ def group_random_spans(flags_BT, bits, settings):
     def draw_lengths(n):
         quantile_BG = bits(LENGTH, n) >> 48 & 0xFFFF  # 16 bits: an index into the table
         return law.index_select(0, quantile_BG.view(-1)).view(-1, n).long()
-    return group_spans(flags_BT, bits, settings["mlm_probability"], draw_lengths)
+    long_span = int(law[int(0.98 * len(law))])  # 1 in 50 is longer
+    return group_spans(flags_BT, bits, settings, draw_lengths, long_span)
 
 
 # Up to SPACER_MAX_RATE, one free word (a spacer, never masked) follows each span: without it, two
@@ -189,11 +215,17 @@ def group_random_spans(flags_BT, bits, settings):
 # follow the distribution. a reaches around the end of the row, so it becomes two groups: word 0 and
 # word 8. That leaves 5 candidates of 9 words, so each is chosen with 9/5 * mlm_probability.
 
-def group_spans(flags_BT, bits, mlm_probability, draw_lengths):
-    """Cuts the words of each row into spans -> Groups. draw_lengths(n) -> (B, n) int64 words."""
+def group_spans(flags_BT, bits, settings, draw_lengths, long_span):
+    """Cuts the words of each row into spans -> Groups.
+
+    draw_lengths(n) -> (B, n) int64, words. long_span: words of a long span, for the overhang.
+    """
     B, T = flags_BT.shape
     word_BT, maskable_BT, n_words_B1 = number_words(flags_BT)
-    spacer = 1 if mlm_probability <= SPACER_MAX_RATE else 0
+    spacer = 1 if settings["mlm_probability"] <= SPACER_MAX_RATE else 0
+    # Spans longer than the budget are cut between words, see choose_groups.
+    budget, tok = math.ceil(T * settings["mlm_probability"]), settings["tok"]
+    overhang = min(long_words(long_span, tok), budget + long_words(1, tok))
 
     # 1. Lay spans and spacers end to end. end_BG: the first word after a span and its spacer.
     length_BG = draw_lengths(T // (1 + spacer) + 1)  # enough for T words in spans of one word
@@ -219,27 +251,26 @@ def group_spans(flags_BT, bits, mlm_probability, draw_lengths):
 
     # Without spacers the span that the end cuts stays a candidate: high rates need every word.
     if not spacer:
-        return Groups(group_BT, maskable_BT, T, n_words_B1, n_words_B1)
+        return Groups(group_BT, maskable_BT, n_words_B1, n_words_B1, overhang, word_BT)
 
     # 5. Leave out the spacers and the span that the end cuts (but a row of one word is one span).
     limit_B1 = torch.where(n_words_B1 > 1, n_words_B1, 1 + spacer)
+    n_candidates_B1 = torch.where(end_BG <= limit_B1, length_BG, 0).sum(1, keepdim=True)
+    too_few_B1 = n_candidates_B1 < settings["mlm_probability"] * n_words_B1
+    if too_few_B1.any():  # short rows of long spans: there the cut span stays, without its end
+        end_BG = torch.where(too_few_B1, end_BG.clamp(max=limit_B1), end_BG)
+        length_BG = (end_BG.diff(dim=1, prepend=torch.zeros_like(end_BG[:, :1])) - spacer).clamp(0)
+        n_candidates_B1 = torch.where(end_BG <= limit_B1, length_BG, 0).sum(1, keepdim=True)
     end_BT = end_BG.gather(1, span_BT)
     member_BT = maskable_BT & (rotated_BT < end_BT - spacer) & (end_BT <= limit_B1)
-    n_candidates_B1 = torch.where(end_BG <= limit_B1, length_BG, 0).sum(1, keepdim=True)
-    # Most groups: documents of two words and an end mark, each cut in two, are 2 in 3 tokens.
-    return Groups(group_BT, member_BT, 2 * T // 3 + 3, n_words_B1, n_candidates_B1)
-
-
-class Strategy(NamedTuple):
-    group: Callable  # the grouping function
-    extra_slots: int  # room for one long group, on top of the expected number of masked tokens
+    return Groups(group_BT, member_BT, n_words_B1, n_candidates_B1, overhang, word_BT)
 
 
 STRATEGIES = {
-    "token": Strategy(group_tokens, extra_slots=0),
-    "whole_word": Strategy(group_words, extra_slots=7),
-    "concepts": Strategy(group_neighbours, extra_slots=23),
-    "span": Strategy(group_random_spans, extra_slots=23),
+    "token": group_tokens,
+    "whole_word": group_words,
+    "concepts": group_neighbours,
+    "span": group_random_spans,
 }
 MASKING_TYPES = tuple(STRATEGIES)
 
@@ -281,13 +312,18 @@ def span_law(text):
 # Of the 10 places where the arc can begin, 2 choose a given group, whatever its length. So every
 # group and every token is chosen with probability budget / circle = 2/10, and the average is 2
 # tokens a row. This is systematic sampling (Madow 1949).
+#
+# An arc within a group that is longer than the budget, such as d with the arc from place 7, would
+# choose nothing. Such a group is cut between its words: those whose first token is in the arc are
+# chosen, each again with probability budget / circle.
 
 def choose_groups(groups, bits, mlm_probability, n_slots):
     """Chooses groups at random, as explained above -> (B, T) bool, True for tokens to predict.
 
-    A last group that would need more than n_slots slots is left out.
+    What would need more than n_slots slots is left out.
     """
-    group_BT, n_groups = groups.group_BT, groups.n_groups
+    group_BT = groups.group_BT
+    n_groups = int(group_BT.max()) + 1 if len(group_BT) else 1  # a batch may hold no row
     length_BG = group_BT.new_zeros(len(group_BT), n_groups)
     length_BG.scatter_add_(1, group_BT, groups.member_BT.long())
     circle_B1 = length_BG.sum(1, keepdim=True)
@@ -301,19 +337,62 @@ def choose_groups(groups, bits, mlm_probability, n_slots):
 
     # Random order: sort random bits. Their low bits are replaced by the number of the group, which
     # makes them distinct and saves an argsort: the sorted values contain the order.
-    n_low = n_groups.bit_length()
+    n_low = group_BT.shape[1].bit_length()
     index = torch.arange(n_groups, device=group_BT.device)
-    sorted_BG = sort_rows((bits(ORDER, n_groups) >> n_low << n_low) | index)
-    order_BG = sorted_BG & ((1 << n_low) - 1)
+    order_BG = sort_rows(bits(ORDER, n_groups).bitwise_and_(-1 << n_low).bitwise_or_(index))
+    order_BG &= (1 << n_low) - 1
 
     # start_BG: how far beyond the beginning of the arc each group starts, going around the circle.
-    length_BG = length_BG.gather(1, order_BG)
-    start_BG = length_BG.cumsum(1).sub_(length_BG).sub_((arc_begins_B1 * circle_B1).long())
+    ordered_BG = length_BG.gather(1, order_BG)
+    start_BG = ordered_BG.cumsum(1).sub_(ordered_BG).sub_((arc_begins_B1 * circle_B1).long())
     start_BG += circle_B1 * (start_BG < 0)
-    chosen_BG = (start_BG < budget_B1) & (start_BG + length_BG <= n_slots)
-
+    chosen_BG = in_arc(start_BG, ordered_BG, budget_B1, n_slots)
     chosen_BG = torch.zeros_like(chosen_BG).scatter_(1, order_BG, chosen_BG)  # the row's order
-    return chosen_BG.gather(1, group_BT) & groups.member_BT
+    chosen_BT = chosen_BG.gather(1, group_BT)
+
+    if groups.word_BT is not None:
+        limit_B1 = budget_B1.clamp(min=1)
+        rows = (length_BG.amax(1) > limit_B1[:, 0]).nonzero()[:, 0]
+        if len(rows):
+            start_RG = torch.empty_like(start_BG[rows]).scatter_(1, order_BG[rows], start_BG[rows])
+            start_RT, length_RT = cut_groups(
+                group_BT[rows], groups.member_BT[rows], groups.word_BT[rows], start_RG,
+                length_BG[rows] > limit_B1[rows], circle_B1[rows])
+            chosen_BT[rows] = in_arc(start_RT, length_RT, budget_B1[rows], n_slots)
+    return chosen_BT & groups.member_BT
+
+
+def in_arc(start, length, budget_B1, n_slots):
+    """Which parts of rows begin in the arc, and still fit into n_slots: (B, n) int64 -> bool."""
+    chosen = start < budget_B1
+    # The last part may end beyond the arc, by less than its length. Most batches have room for it.
+    if (budget_B1[:, 0] + length.amax(1) > n_slots).any():
+        first_B1 = start.amin(1)[:, None]  # the arc may begin within a part, which is not chosen
+        chosen &= start + length <= first_B1 + n_slots
+    return chosen
+
+
+def cut_groups(group_BT, member_BT, word_BT, start_BG, too_long_BG, circle_B1):
+    """Cuts the groups that are too_long (B, G) into words, in place on the circle.
+
+    -> start and length (B, T) int64 of the word or group that each token belongs to; start as
+    start_BG, how far its first token is beyond the beginning of the arc.
+    """
+    begins_group_BT = torch.ones_like(member_BT)
+    begins_group_BT[:, 1:] = group_BT[:, 1:] != group_BT[:, :-1]
+    begins_BT = begins_group_BT.clone()
+    begins_BT[:, 1:] |= (word_BT[:, 1:] != word_BT[:, :-1]) & too_long_BG.gather(1, group_BT)[:, 1:]
+
+    member_BT = member_BT.long()
+    n_before_BT = member_BT.cumsum(1) - member_BT  # members before the token, in the row
+    offset_BT = torch.where(begins_BT, n_before_BT, 0).cummax(1).values
+    offset_BT -= torch.where(begins_group_BT, n_before_BT, 0).cummax(1).values
+    start_BT = start_BG.gather(1, group_BT) + offset_BT
+    start_BT -= circle_B1 * (start_BT >= circle_B1)
+
+    part_BT = begins_BT.cumsum(1) - 1
+    length_BT = torch.zeros_like(part_BT).scatter_add_(1, part_BT, member_BT)
+    return start_BT, length_BT.gather(1, part_BT)
 
 
 def sort_rows(x):
@@ -338,32 +417,39 @@ def replace_tokens(inputs, ids, masked_BT, groups, tok, bits):
     One draw decides for a whole group, as in SpanBERT; else the visible half of a word would tell
     the other half.
     """
-    draw_BT = to_unit(bits(REPLACE, groups.n_groups)).gather(1, groups.group_BT)
+    draw_BT = to_unit(bits(REPLACE, ids.shape[1])).gather(1, groups.group_BT)
     ordinary = ordinary_ids(tok, ids.device)
     index_BT = (to_unit(bits(RANDOM_ID, ids.shape[1])) * len(ordinary)).long()
     replaced_BT = torch.where(draw_BT < 0.9, ordinary.take(index_BT), ids)
     return torch.where(masked_BT & (draw_BT >= 0.8), replaced_BT, inputs)
 
 
-def gather_slots(ids, inputs, masked_BT, n_slots):
-    """The masked positions of each row, in ascending order, in K = n_slots slots -> MaskedBatch."""
+def gather_slots(ids, inputs, masked_BT, n_slots, weight_BT=None):
+    """The masked positions of each row, in ascending order, in K = n_slots slots -> MaskedBatch.
+
+    weight_BT (B, T): what predicting each token counts; None: 1.
+    """
     B, T = ids.shape
     # The i-th masked token goes to slot i; all others to one extra slot, which is cut off.
-    slot_BT = torch.where(masked_BT, masked_BT.cumsum(1) - 1, n_slots)
+    count_BT = masked_BT.cumsum(1)
+    used = torch.arange(n_slots, device=ids.device) < count_BT[:, -1:]
+    slot_BT = torch.where(masked_BT, count_BT.sub_(1), n_slots)
     position_BT = torch.arange(T, device=ids.device).expand(B, T)
     positions = torch.zeros(B, n_slots + 1, dtype=ids.dtype, device=ids.device)
     positions = positions.scatter_(1, slot_BT, position_BT)[:, :n_slots]
-    used = torch.arange(n_slots, device=ids.device) < masked_BT.sum(1, keepdim=True)
-    return MaskedBatch(inputs, positions, ids.gather(1, positions), used.float())
+    weights = used.float()
+    if weight_BT is not None:
+        weights = torch.where(used, weight_BT.gather(1, positions).float(), 0.0)
+    return MaskedBatch(inputs, positions, ids.gather(1, positions), weights, used)
 
 
-def slots(T, masking_type, mlm_probability):
+def slots(T, mlm_probability, overhang=0):
     """K, how many predicted tokens a row of T tokens has room for.
 
     It is the same for all rows, so that every batch has the same shape: the expected number of
-    masked tokens and extra_slots, rounded up to a multiple of 8.
+    masked tokens and the overhang of the strategy's Groups, rounded up to a multiple of 8.
     """
-    needed = math.ceil(T * mlm_probability) + STRATEGIES[masking_type].extra_slots
+    needed = math.ceil(T * mlm_probability) + overhang
     return min(T, math.ceil(needed / 8) * 8)
 
 
@@ -371,15 +457,17 @@ def slots(T, masking_type, mlm_probability):
 
 def masking_types(tok):
     """The strategies that work with this tokenizer: one that knows no text knows no words."""
-    return MASKING_TYPES if getattr(tok, "has_text", True) else ("token",)
+    return tuple(STRATEGIES) if getattr(tok, "has_text", True) else ("token",)
 
 
 def check_masking(masking_type, mlm_probability, concept_window=3,
-                  span_length_distribution="poisson(3)", mask_replace="100", tok=None):
-    """Raises ValueError, naming what is allowed, for a setting that is out of range or that needs
-    more than the tokenizer `tok` (if given) knows."""
-    if masking_type not in MASKING_TYPES:
-        known = ", ".join(MASKING_TYPES)
+                  span_length_distribution="poisson(3)", mask_replace="100", tok=None,
+                  block_size=None):
+    """Raises ValueError, naming what is allowed, for a setting that is out of range, that needs
+    more than the tokenizer `tok` (if given) knows, or that leaves nothing to predict in rows of
+    block_size tokens (if given)."""
+    if masking_type not in STRATEGIES:
+        known = ", ".join(STRATEGIES)
         raise ValueError(f"masking_type={masking_type!r}: expected one of {known}")
     if tok and masking_type not in masking_types(tok):
         raise ValueError(f"masking_type={masking_type!r} hides words, and tokenizer {tok.name} "
@@ -394,6 +482,25 @@ def check_masking(masking_type, mlm_probability, concept_window=3,
     if mask_replace not in ("100", "80/10/10"):
         raise ValueError(f"mask_replace={mask_replace!r}: expected '100' or '80/10/10'")
     span_law(span_length_distribution)
+    if block_size:
+        check_row(block_size, masking_type, mlm_probability, concept_window)
+
+
+def check_row(block_size, masking_type, mlm_probability, concept_window):
+    """Raises ValueError for settings of which rows of block_size tokens are too short."""
+    if block_size * mlm_probability < 1:
+        enough = math.ceil(1000 / block_size) / 1000
+        raise ValueError(f"mlm_probability={mlm_probability}: of a row of block_size={block_size} "
+                         "tokens that is less than one predicted token, so some rows would have "
+                         f"nothing to predict; expected {enough} or more, or longer rows")
+    # a word is at least one token, and up to SPACER_MAX_RATE one word of the row stays free
+    longest = block_size - (mlm_probability <= SPACER_MAX_RATE)
+    if masking_type == "concepts" and 2 * concept_window + 1 > longest:
+        largest = (longest - 1) // 2
+        advice = f"expected at most {largest}" if largest else "use --masking_type=whole_word"
+        raise ValueError(f"concept_window={concept_window}: a group of {2 * concept_window + 1} "
+                         f"words is longer than a row of block_size={block_size} tokens; {advice}, "
+                         "or longer rows")
 
 
 # ---- random numbers: a hash instead of a generator ----------------------------

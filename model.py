@@ -59,7 +59,7 @@ class ConceptConfig:
     max_length: int = 0  # sinusoidal: longest row the model learns to read; 0: block_size
     bias: bool = False  # biases in linear layers and norms; the micro presets count with them
     dropout: float = 0.0  # on residual branches; 0 for pretraining
-    hide_masked: bool = False  # concepts do not read [MASK] tokens (as MAE, 2111.06377)
+    hide_masked: bool | None = None  # concepts do not read [MASK] (MAE, 2111.06377); None: if known
     isolate_documents: bool = False  # documents packed into one row do not see each other
     n_mixer: int = 2  # local mixer blocks (open)
     mixer_kernel: int = 7  # tokens a mixer sees, odd (open)
@@ -94,6 +94,8 @@ class ConceptConfig:
             problems.append(f"mixer_kernel={self.mixer_kernel}: expected an odd number of tokens")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout}: expected 0 or more and below 1")
+        if self.hide_masked is None:  # as in train.py, where mask_id is always known
+            object.__setattr__(self, "hide_masked", self.mask_id >= 0)
         if self.hide_masked and not 0 <= self.mask_id < self.vocab_size:
             problems.append("hide_masked=True needs mask_id, an id of the tokenizer below "
                             "vocab_size")
@@ -585,8 +587,10 @@ class ConceptEncoder(nn.Module):
         """
         table_Vd, start = self.table(), self.random_offset(ids.shape[1])
         concepts, tokens = self.encode(ids, attention_mask, table_Vd=table_Vd, start=start)
-        states = self.decode(concepts, tokens, positions, self.documents(ids), start=start)
-        nats = self.nats(states, targets, weights, table_Vd)
+        states, *lexicon_state = self.read_concepts(
+            concepts, tokens, positions, self.documents(ids), start)
+        head = self.head(states, table_Vd, lexicon_state)
+        nats = self.cross_entropy(head, targets, weights)
         if total_weight is None:
             total_weight = weights.sum().clamp(min=1e-9)  # nothing to predict: a loss of 0, not NaN
         return nats / total_weight
@@ -643,9 +647,15 @@ class ConceptEncoder(nn.Module):
         """What `encode` returned, and positions (B,K) int64 -> states (B,K,D) there.
 
         With isolate_documents pass documents=model.documents(ids). attention_mask is there as in
-        the Transformer and changes nothing, because concepts have read real tokens only. The states
-        carry what the lexicon knows of the row as an attribute, which `logits` and `nats` need.
+        the Transformer and changes nothing, because concepts have read real tokens only. With a
+        lexicon the states are kernels.States, which carry what it knows of the row, for `logits`.
         """
+        states_BKD, *lexicon_state = self.read_concepts(
+            concepts, tokens, positions, documents, start)
+        return kernels.States.of(states_BKD, lexicon_state) if lexicon_state else states_BKD
+
+    def read_concepts(self, concepts, tokens, positions, documents=None, start=0):
+        """As decode -> plain states (B,K,D); with a lexicon also content (B,C,E), gate (B,K,C)."""
         if self.cfg.isolate_documents and documents is None:
             raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
         if self.cfg.bottleneck == "strict":
@@ -658,35 +668,50 @@ class ConceptEncoder(nn.Module):
             mask = mask_BCK.transpose(1, 2)[:, None]
         content_BCE = concepts[..., :self.cfg.content_dim]
         states_BKD = self.decoder(self.query(query_BKd), content_BCE, mask)
-        states_BKD.lexicon_state = None
-        if self.lexicon:
-            memory_BCr = concepts[..., self.cfg.content_dim:] * self.cfg.context_dim**-0.5
-            gate_BKC = self.lexicon.gate_per_concept(memory_BCr, states_BKD, normalize(query_BKd))
-            states_BKD.lexicon_state = content_BCE, gate_BKC
-        return states_BKD
+        if not self.lexicon:
+            return (states_BKD,)
+        memory_BCr = concepts[..., self.cfg.content_dim:] * self.cfg.context_dim**-0.5
+        gate_BKC = self.lexicon.gate_per_concept(memory_BCr, states_BKD, normalize(query_BKd))
+        return states_BKD, content_BCE, gate_BKC
 
     def logits(self, states):
-        """States (B,K,D) just as `decode` returned them -> (B,K,V)."""
-        return kernels.logits(*self.head(states, self.table()))
+        """States (...,D) that `decode` returned, or a selection of them -> (...,V)."""
+        logits = kernels.logits(*self.head_of(states))
+        return logits.reshape(*states.shape[:-1], logits.shape[-1])
 
-    def nats(self, states, targets, weights, table_Vd=None):
+    def nats(self, states, targets, weights):
         """Sum of weights (B,K) x nats of predicting targets (B,K) from `decode`'s states."""
-        narrow_BKd, table_Vd, *lexicon = self.head(
-            states, self.table() if table_Vd is None else table_Vd)
-        return kernels.cross_entropy(narrow_BKd, table_Vd, targets, weights, *lexicon)
+        return self.cross_entropy(self.head_of(states), targets, weights)
 
-    def head(self, states, table_Vd):
-        """What logits are made of: states (B,K,d), table (V,d) and, with a lexicon, its row_logits
-        (B,V) and gate (B,K,C).
-        """
+    def cross_entropy(self, head, targets, weights):
+        """As nats; head: what `head` returns."""
+        narrow_BKd, table_Vd, *lexicon = head
+        B_K = narrow_BKd.shape[:2]
+        return kernels.cross_entropy(
+            narrow_BKd, table_Vd, targets.reshape(B_K), weights.reshape(B_K), *lexicon)
+
+    def head_of(self, states):
+        """head, for what `decode` returned or a selection of it. Raises ValueError for others."""
         if not self.lexicon:
-            return self.to_table(states), table_Vd
+            return self.head(states, self.table())
         if getattr(states, "lexicon_state", None) is None:
             raise ValueError("these states have lost what the lexicon knows of the row: pass them "
-                             "just as decode returned them, and select positions before decode")
-        content_BCE, gate_BKC = states.lexicon_state
-        row_logits_BV = self.lexicon.row_logits(content_BCE, table_Vd)
-        return self.to_table(states), table_Vd, row_logits_BV, gate_BKC
+                             "as decode returned them, or rows and positions selected from them")
+        return self.head(states, self.table(), states.lexicon_state, states.row)
+
+    def head(self, states, table_Vd, lexicon_state=(), row=None):
+        """What logits are made of: states (B,K,d), table (V,d) and, with a lexicon, its row_logits
+        (B,V) and gate (B,K,C). With row, which States explain, all N states become (N,1,d).
+        """
+        narrow_BKd = self.to_table(states)
+        if not self.lexicon:
+            return narrow_BKd, table_Vd
+        content_RCE, gate_BKC = lexicon_state
+        row_logits_BV = self.lexicon.row_logits(content_RCE, table_Vd)
+        if row is not None:
+            row_logits_BV = row_logits_BV[row.flatten()]
+            narrow_BKd, gate_BKC = (t.reshape(-1, 1, t.shape[-1]) for t in (narrow_BKd, gate_BKC))
+        return narrow_BKd, table_Vd, row_logits_BV, gate_BKC
 
     # ---- what encode and decode use -------------------------------------------------
 

@@ -72,7 +72,7 @@ cut_chars = 1_000_000  # largest document that a text file is cut into, characte
 on_bad_utf8 = "replace"  # bytes that are not UTF-8: replace (by U+FFFD, counted) or refuse
 on_bad_line = "refuse"  # a .jsonl line that is no JSON or lacks text_key: refuse or skip (counted)
 on_bad_file = "refuse"  # a damaged or cut file: refuse, or skip the rest of it (counted)
-follow_links = 0  # 1: links found in a folder or by a glob may lead out of it
+follow_links = False  # links found in a folder or by a glob may lead out of it
 shard = ""  # i/n, 0 <= i < n: make part i of n of the data set, for merge
 # ---- rules that drop documents
 quality = ""  # gopher (Rae et al. 2021), c4 (Raffel et al. 2020), or gopher,c4; "": none
@@ -115,7 +115,7 @@ tokens_per_s = 0.0  # validate: a measured rate, to estimate training time; or -
 val_ratio = 0.01  # split: share that goes to val
 by = ""  # split: sequence, document or file; empty: sequence where there are rows, else document
 seed = 0  # split: another seed makes another choice
-symlink = 0  # split: 1 by file, with folders train/ and val/ of relative links
+symlink = False  # split: by file, with folders train/ and val/ of relative links
 
 # The first word may name another mode; the rest are settings, of all modes in one list.
 MODES = ("validate", "split", "merge")

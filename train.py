@@ -309,10 +309,10 @@ elif machine.is_main:
 
 
 def masked_batch(step):
-    """Rows of this process at a step, with masks -> MaskedBatch, weight of the predicted tokens.
+    """Rows of this process at a step, with masks -> MaskedBatch, sum of the predictions' weights.
 
-    The weight is the sum over all processes and micro-batches. The loss of each part is divided by
-    it, so the result does not depend on how a batch is cut.
+    The sum is over all processes and micro-batches. The loss of each part is divided by it, so the
+    result does not depend on how a batch is cut.
     """
     ids, sample_ids = data.batch(0 if overfit_batch else step, machine.rank, machine.world_size)
     batch = mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed,
@@ -322,7 +322,7 @@ def masked_batch(step):
     total_weight = batch.weights.sum()
     if machine.world_size > 1:
         torch.distributed.all_reduce(total_weight)
-    return batch, total_weight.clamp(min=1)
+    return batch, total_weight.clamp(min=1e-9)  # nothing to predict: a loss of 0, not NaN
 
 
 def forward_backward(batch, total_weight):
@@ -332,13 +332,13 @@ def forward_backward(batch, total_weight):
     rows_at_once = micro_batch * block_size // batch.inputs.shape[1]
     parts = list(zip(*(tensor.split(rows_at_once) for tensor in batch)))
     for i, part in enumerate(parts):
-        inputs = part[0]
+        inputs, positions, targets, weights, _ = part
         is_real = inputs != tok.pad_id if data.padded else None  # (B,T), False: padding
         # DDP sums the gradients of all processes at the last micro-batch only
         is_last = i == len(parts) - 1
         with nullcontext() if is_last or machine.world_size == 1 else net.no_sync():
             with autocast(machine.device, dtype):
-                share = net(*part, total_weight, is_real)
+                share = net(inputs, positions, targets, weights, total_weight, is_real)
             # DDP averages the gradients over processes, but the loss is a sum over them
             scaler.scale(share * machine.world_size).backward()
         loss += share.detach()
@@ -427,7 +427,7 @@ def save(is_best=False):
     small = dict(
         model_settings=settings, model=weights, settings=config, step=step,
         tokens=data.tokens(step), best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint,
-        data_sha256=data.sha256)
+        data_sha256=data.sha256, data_paths=[os.path.abspath(name) for name in data.names])
     full = small | dict(
         optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
         skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,
@@ -552,6 +552,8 @@ while not stopped:
 
 net = None  # DistributedDataParallel holds on to the process group
 machine.close()
+if lock:
+    lock.close()  # a notebook lives on
 if overfit_batch and loss_now >= 0.05:
     sys.exit(f"error: overfit_batch reached a loss of {loss_now:.3f} in {step} steps; one batch "
              f"should fall below 0.05")

@@ -109,8 +109,6 @@ def check_settings(data_dir, out_dir, sources, sequence_length, val_ratio, by, s
         problems.append(f"--by={by}: expected sequence, document or file")
     if not 0 < val_ratio < 1:
         problems.append(f"--val_ratio={val_ratio}: expected more than 0 and less than 1")
-    if symlink not in (0, 1):
-        problems.append(f"--symlink={symlink}: expected 0 or 1")
     if symlink and by != "file":
         problems.append(f"--symlink=1 links whole files and --by={by} cuts them: leave one of "
                         "them out")

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 
 
 def replace_file(path, write, keep=""):
@@ -46,6 +47,22 @@ def write_json(path, value):
     """Replaces `path` by `value` as JSON, on disk when it returns."""
     text = json.dumps(value, indent=1) + "\n"
     replace_file(path, lambda file: file.write(text.encode()))
+
+
+def print_result(result):
+    """Prints the result of a command as JSON on its last line, for programs that read it.
+
+    On a terminal a long one is cut to the keys that hold a single value: a screen full of JSON
+    helps nobody there, and what it says has been printed before.
+    """
+    text = json.dumps(result)
+    if sys.stdout.isatty() and len(text) > 400:
+        items = result.items() if isinstance(result, dict) else ()
+        short = {key: value for key, value in items if not isinstance(value, (dict, list))}
+        if not short:
+            return
+        text = json.dumps(short)
+    print(text, flush=True)
 
 
 def file_hash(path):

@@ -4,19 +4,23 @@
     splits, notes = read_task(task, "glue")   from a folder of GLUE's official files
     splits, notes = load_hub(task, hub)       the same examples through the `datasets` library
 
-A folder of your own is a task too. It holds train.tsv and dev.tsv (and test.tsv if you have one),
-tab-separated with a header, and a task.json:
+A folder of your own is a task too. It holds train and dev (and test if you have one), each as .tsv,
+.csv (both with a header) or .jsonl, and a task.json:
     {"text": ["question", "reply"], "label": "verdict", "labels": ["no", "yes"],
      "metrics": ["accuracy"]}
 "text" and "label" are names of columns. Without "labels" it is a regression; "limits": [0, 5] are
 then its smallest and largest possible score. It may also set epochs, batch_size, max_tokens, lrs
-and swap, see Task. Quotes have no special meaning in any of these files.
+and swap, see Task. In a .tsv, quotes are characters like any others; in a .csv they enclose fields.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
+import unicodedata
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -49,6 +53,13 @@ class Task:
     batch_size: int = 32
     max_tokens: int = 128
     lrs: tuple = (1e-4, 3e-4, 1e-3)
+    seeds: int = 5  # runs that are reported
+    grid_seeds: int = 3  # runs to choose each learning rate by
+
+    @property
+    def is_own(self):
+        """Whether it is a folder of the user's own, whatever its name is."""
+        return os.path.isabs(self.folder)
 
     @property
     def n_concept(self):
@@ -101,9 +112,11 @@ TASKS = {task.name: task for task in (
 GROUPS = {"smallbench": ("sst2", "rte", "boolq", "mrpc"),
           "all": tuple(name for name in TASKS if name != "boolq")}
 HUB = {"boolq": ("google/boolq", None)}  # all others are in the GLUE repository
-METRICS = {"accuracy": accuracy_score, "f1": f1_score, "mcc": matthews_corrcoef,
+METRICS = {"accuracy": accuracy_score, "f1": partial(f1_score, zero_division=0),
+           "mcc": matthews_corrcoef,
            "pearson": lambda y, p: pearsonr(y, p)[0],
            "spearman": lambda y, p: spearmanr(y, p)[0]}
+ENDINGS = (".tsv", ".jsonl", ".csv")
 # A task.json may set these fields of Task and no others.
 JSON_FIELDS = dict(text=list, label=str, labels=list, metrics=list, limits=list, swap=bool,
                    epochs=int, batch_size=int, max_tokens=int, lrs=list)
@@ -119,12 +132,14 @@ def find_task(name):
     if not os.path.isfile(path):
         raise ValueError(f"task {name!r}: expected one of {', '.join([*TASKS, *GROUPS])}, or a "
                          "folder with train.tsv, dev.tsv and a task.json that names columns, "
-                         "labels and metrics (see glue.py)")
+                         "labels and metrics (see lib/glue.py)")
     given = read_task_json(path)
-    # labels are compared with what is in the .tsv, which is text: [0, 1] means ["0", "1"]
-    given["labels"] = tuple(map(str, given.get("labels", ())))
+    # labels are compared with the text in the files: [0, 1] means "0" and "1"
+    given["labels"] = tuple(spelled(json_text(label, path)) for label in given.get("labels", ()))
     given.setdefault("metrics", ("accuracy",) if given["labels"] else ("pearson",))
-    task = Task(os.path.basename(os.path.abspath(name)), os.path.abspath(name), **given)
+    # a first result in minutes: one learning rate and few seeds, unless the settings say otherwise
+    task = Task(os.path.basename(os.path.abspath(name)), os.path.abspath(name), seeds=3,
+                grid_seeds=0, **given)
     check_own_task(task, path)
     return task
 
@@ -133,7 +148,7 @@ def read_task_json(path):
     """-> the fields of a task.json, each of the right type, lists as tuples. Raises ValueError."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            given = json.load(file)
+            given = json.load(file, object_pairs_hook=unique_fields)
         wrong = []
         for key, value in given.items():
             # type(), since isinstance would take true for an int
@@ -141,7 +156,7 @@ def read_task_json(path):
             if type(value) is not JSON_FIELDS.get(key) or type(value) is int and value < smallest:
                 wrong.append(f"{key}={value!r}")
     except (ValueError, AttributeError) as error:  # no JSON, or no object
-        raise ValueError(f"{path}: {error}; expected an object such as the one glue.py "
+        raise ValueError(f"{path}: {error}; expected an object such as the one lib/glue.py "
                          "shows") from None
     wrong += [f"no {key}" for key in ("text", "label") if key not in given]
     if wrong:
@@ -155,20 +170,60 @@ def read_task_json(path):
 def check_own_task(task, path):
     """Raises ValueError for fields of a task.json that do not fit together."""
     possible = task.possible_metrics
-    good_text = len(task.text) in (1, 2) and all(isinstance(name, str) for name in task.text)
+    columns = [*task.text, task.label]
+    good_text = len(task.text) in (1, 2) and all(isinstance(name, str) for name in columns)
+    # one column as text and label would show the model the answer
+    good_text = good_text and len(set(columns)) == len(columns)
     good_labels = len(set(task.labels)) == len(task.labels) != 1
     good_metrics = task.metrics and set(map(str, task.metrics)) <= set(possible)
     if not (good_text and good_labels and good_metrics):
-        raise ValueError(f"{path}: found text={list(task.text)}, labels={list(task.labels)}, "
-                         f"metrics={list(task.metrics)}; expected one or two text columns, no or "
-                         f"several different labels, metrics out of {', '.join(possible)}")
+        raise ValueError(f"{path}: found text={list(task.text)}, label={task.label!r}, "
+                         f"labels={listed(task.labels)}, metrics={list(task.metrics)}; expected "
+                         "one or two text columns and another one for the label, no or several "
+                         f"different labels, metrics out of {', '.join(possible)}")
+    for label in task.labels:
+        if set(label) & set("\t\n\r"):  # the files of predictions are tab-separated
+            raise ValueError(f"{path}: found the label {label!r}, expected labels without tabs "
+                             "and line breaks")
     good = all(type(number) in (int, float) for number in task.limits + task.lrs)
     if good and task.limits:
         good = not task.labels and len(task.limits) == 2 and task.limits[0] < task.limits[1]
-    if not good or not task.lrs or not min(task.lrs) > 0:
+    if not good or not task.lrs or not all(0 < lr < 1 for lr in task.lrs):
         raise ValueError(f"{path}: found limits={list(task.limits)}, lrs={list(task.lrs)}; "
                          "expected the smallest and largest answer of a regression, such as "
                          "[0, 5], and learning rates, such as [1e-4, 3e-4]")
+
+
+def unique_fields(pairs):
+    """Names and values of a JSON object -> dict. ValueError for a name that occurs twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"{twice!r} is there twice")
+    return fields
+
+
+def json_text(value, where):
+    """A JSON value as text: a string as it is, numbers, true and false as JSON spells them.
+
+    ValueError for null, lists and objects.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int, float)) and value == value:  # nan is a missing value
+        return json.dumps(value)
+    found = json.dumps(value, default=str)[:50]  # default: dates and bytes of a hub's tables
+    raise ValueError(f"{where}: found {found}, expected text or a number")
+
+
+def spelled(label):
+    """A label as it is compared: without spaces around it, accents composed."""
+    return unicodedata.normalize("NFC", label.strip())
+
+
+def listed(labels):
+    """Labels for a message, the first ten of many."""
+    return ", ".join(labels[:10]) + (f", ... ({len(labels):,})" if len(labels) > 10 else "")
 
 
 # ---- files -------------------------------------------------------------------
@@ -191,72 +246,122 @@ def split_file(task, glue_dir, split):
         places += [(folder, f"devsplit.{split}",
                     "the official dev set cut in two, not the official split")
                    for folder in folders]
+    if task.is_own:  # whatever its name: no other folder is looked into
+        places = [(task.folder, split, "")]
     for folder, stem, remark in places:
-        for ending in (".tsv", ".jsonl"):
-            path = os.path.join(glue_dir, folder, stem + ending)
-            if os.path.isfile(path):
-                return path, remark
+        paths = [os.path.join(glue_dir, folder, stem + ending) for ending in ENDINGS]
+        paths = [path for path in paths if os.path.isfile(path)]
+        if len(paths) > 1 and task.is_own:
+            raise ValueError(f"found {' and '.join(paths)}; expected one of them")
+        if paths:
+            return paths[0], remark
     return None, ""
 
 
-def read_rows(path):
-    """.tsv or .jsonl -> rows as lists of str. The first one is the header, if there is one.
+def read_lines(path):
+    """Lines of a text file, without a byte order mark. Raises ValueError if it is not UTF-8.
 
     Lines end in \\n or \\r\\n and nowhere else: str.splitlines would also cut at characters that
-    occur inside sentences. A line that is no JSON becomes an empty row.
+    occur inside sentences.
     """
-    # utf-8-sig: some copies of GLUE start with a byte order mark, which is no part of a column name
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = file.read().replace("\r\n", "\n").split("\n")
+    try:
+        # utf-8-sig: some copies of GLUE start with a mark, which is no part of a column name
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            lines = file.read().replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
     if lines[-1] == "":
         lines.pop()
-    if not path.endswith(".jsonl"):
-        return [line.split("\t") for line in lines]
-    rows = []
-    for line in lines:
+    return lines
+
+
+def table_rows(path):
+    """.tsv or .csv -> [(line number, fields)], the header first if there is one.
+
+    Lines without anything are left out, except in a table of one column. Raises ValueError.
+    """
+    lines = read_lines(path)
+    if path.endswith(".csv"):
+        csv.field_size_limit(2**31 - 1)  # texts may be longer than csv's 128 kB
+        reader = csv.reader(io.StringIO("\n".join(lines), newline=""), strict=True)
         try:
-            row = json.loads(line).items()
-            rows.append({k: v if isinstance(v, str) else json.dumps(v) for k, v in row})
-        except (ValueError, AttributeError):
-            rows.append({})
-    header = list(next((row for row in rows if row), {}))
-    return [header] + [[row[name] for name in header if name in row] for row in rows]
+            rows = [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}; is a quote missing?"
+                             ) from None
+        return [(number, row) for number, row in rows if row]
+    rows = [(number, line.split("\t")) for number, line in enumerate(lines, 1)]
+    return [row for row, line in zip(rows, lines) if line.strip(" ") or len(rows[0][1]) == 1]
+
+
+def json_rows(path, names):
+    """.jsonl -> [(line number, the fields of these names as text)], after their names as a header.
+
+    Raises ValueError for a line that is no object, or has not each of them once with a value.
+    """
+    rows = [(0, list(names))]
+    for number, line in enumerate(read_lines(path), 1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=unique_fields)
+            missing = [name for name in names if name not in row.keys()]
+        except (ValueError, AttributeError) as error:  # AttributeError: a list or a number
+            raise ValueError(f"{where}: {error}; expected an object such as "
+                             f'{{"{names[0]}": "..."}}') from None
+        if missing:
+            raise ValueError(f"{where}: found the columns {', '.join(row)[:200]}; expected "
+                             f"{', '.join(names)}")
+        rows.append((number, [json_text(row[name], f"{where}, {name}") for name in names]))
+    return rows if len(rows) > 1 else []
+
+
+def find_columns(task, path, header, wanted):
+    """-> (places of the wanted columns, whether the first line is a header). Raises ValueError."""
+    # by name, since copies of GLUE's files differ in which columns they have
+    names = [name.strip() for name in header]
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path}: found two columns called {twice[0]}, expected one")
+    if set(wanted) <= set(names):
+        return [names.index(name) for name in wanted], True
+    if task.columns and len(header) > max(task.columns) and task.label in wanted:
+        return list(task.columns), False  # CoLA: no header
+    hint = "; is it tab-separated?" if len(header) == 1 and path.endswith(".tsv") else ""
+    raise ValueError(f"{path}: found the columns {', '.join(names)[:200]}; expected "
+                     f"{', '.join(wanted)}{hint}")
 
 
 def read_split(task, path, split):
     """A split's file -> ([(text,) or (text, text)], labels float64 or None, notes).
 
-    Rows with another number of columns than the first line (a cut line) are left out and counted.
-    In a test file they are an error, since a submission needs every row. Raises ValueError and
-    OSError.
+    In an official train or dev file, rows with another number of columns than the first line (a
+    cut line) are left out and counted. Everywhere else they are an error: a submission needs every
+    row, and a file of one's own can be mended. Raises ValueError and OSError.
     """
-    try:
-        rows = read_rows(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    has_label = split not in task.test
+    wanted = [*task.text, task.label] if has_label else [*task.text]
+    rows = json_rows(path, wanted) if path.endswith(".jsonl") else table_rows(path)
     if len(rows) < 2:
         raise ValueError(f"{path}: found {len(rows)} lines, expected a header and examples; "
                          "fetch it again")
-    # columns are found by name, since copies of GLUE's files differ in which ones they have
-    header, width, has_label, first_line = rows[0], len(rows[0]), split not in task.test, 2
-    wanted = [*task.text, task.label] if has_label else [*task.text]
-    if set(wanted) <= set(header):
-        columns = [header.index(name) for name in wanted]
-        rows = rows[1:]
-    elif task.columns and width > max(task.columns) and has_label:
-        columns, first_line = list(task.columns), 1  # CoLA: no header
-    else:
-        raise ValueError(f"{path}: found the columns {', '.join(header)[:200]}; expected "
-                         f"{', '.join(wanted)}")
+    header = rows[0][1]
+    width = len(header)
+    columns, has_header = find_columns(task, path, header, wanted)
     texts, labels, bad_lines = [], [], []
-    for number, row in enumerate(rows, first_line):
+    for number, row in rows[1:] if has_header else rows:
+        where = f"{path}, line {number}"
+        if len(row) != width and task.is_own:
+            raise ValueError(f"{where}: found {len(row)} columns, expected {width} as in the "
+                             "header; texts with tabs or line breaks go into a .csv or .jsonl file")
         if len(row) != width:
             bad_lines.append(number)
             continue
         fields = [row[column] for column in columns]
         texts.append(tuple(fields[:len(task.text)]))
         if has_label:
-            labels.append(read_label(task, fields[-1].strip(), f"{path}, line {number}"))
+            labels.append(read_label(task, spelled(fields[-1]), where))
     if bad_lines and not has_label:
         raise ValueError(f"{path}: line {bad_lines[0]} has not {width} columns; a test file must "
                          "be whole, fetch it again")
@@ -286,14 +391,18 @@ def read_label(task, text, where):
     if task.labels:
         if text not in task.labels:
             raise ValueError(f"{where}: found the label {text!r}, expected one of "
-                             f"{', '.join(task.labels)}")
+                             f"{listed(task.labels)}")
         return float(task.labels.index(text))
     try:
         value = float(text)
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
-        raise ValueError(f"{where}: found the score {text!r}, expected a number")
+        hint = '; without "labels" in its task.json it is a regression' if task.is_own else ""
+        raise ValueError(f"{where}: found the score {text!r}, expected a number{hint}")
+    if task.limits and not task.limits[0] <= value <= task.limits[1]:
+        raise ValueError(f"{where}: found the score {text}, expected {task.limits[0]:g} to "
+                         f"{task.limits[1]:g}, the limits of the task")
     return value
 
 
@@ -312,6 +421,9 @@ def read_task(task, glue_dir):
             splits[split] = texts, labels
             notes += found
             remarks.add(remark)
+        elif split in needed and task.is_own:
+            raise FileNotFoundError(f"{task.folder} holds no {split}.tsv, .csv or .jsonl; a task "
+                                    "needs examples in train and in dev")
         elif split in needed:
             raise FileNotFoundError(
                 f"{os.path.join(glue_dir, task.folder, split)}.tsv is missing; unpack GLUE's files "
@@ -324,36 +436,49 @@ def load_hub(task, hub):
 
     hub: the GLUE repository on the hub, or a folder laid out like it.
     """
-    from datasets import load_dataset
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError("GLUE comes from the hub through the `datasets` library, which is not "
+                         "installed: pip install datasets, or give --glue_dir=FOLDER of GLUE's "
+                         "files") from None
 
     repository, config = hub, task.name
     if not os.path.isdir(hub):
         repository, config = HUB.get(task.name, (hub, task.name))
+    where = f"{repository} {config or ''}"
     try:
         found = load_dataset(repository, config)
     except Exception as error:  # network, hub and file formats each have their own
-        raise ValueError(f"{repository} {config or ''} cannot be loaded: {error}; try again with a "
-                         "network, or give --glue_dir=FOLDER of GLUE's files") from None
+        raise ValueError(f"{where} cannot be loaded: {error}; try again with a network, or give "
+                         "--glue_dir=FOLDER of GLUE's files") from None
     splits = {}
+    text_names = task.hub_text or task.text
+    label_name = "answer" if task.name == "boolq" else "label"
     for split in ("train", *task.dev, *task.test):
+        # on the hub, dev is called validation, and hidden labels of a test split are -1
         rows = found.get(split.replace("dev", "validation"))
         if rows is None:
             continue
-        # on the hub, dev is called validation, and hidden labels of a test split are -1
-        texts = list(zip(*(map(str, rows[name]) for name in task.hub_text or task.text)))
+        missing = {*text_names, label_name} - set(rows.column_names)
+        if missing:
+            raise ValueError(f"{where} {split}: found the columns {', '.join(rows.column_names)}; "
+                             f"{', '.join(sorted(missing))} is missing")
+        columns = [[json_text(value, f"{where} {split}, row {i}, {name}")
+                    for i, value in enumerate(rows[name])] for name in text_names]
         labels = None
         if split not in task.test:
-            column = rows["answer" if task.name == "boolq" else "label"]
-            labels = np.array([float(value) for value in column])
-            values = set(labels.tolist())
-            if task.labels and not values <= set(range(len(task.labels))):
-                raise ValueError(f"{repository} {config} {split}: labels {sorted(values)}, "
-                                 f"expected 0 to {len(task.labels) - 1}")
-        splits[split] = texts, labels
+            labels = np.array([np.nan if value is None else float(value)
+                               for value in rows[label_name]])
+            low, high = (0, len(task.labels) - 1) if task.labels else task.limits
+            if not ((low <= labels) & (labels <= high)).all():  # nan neither
+                raise ValueError(f"{where} {split}: found labels from {labels.min():g} to "
+                                 f"{labels.max():g}, expected {low:g} to {high:g}")
+        splits[split] = list(zip(*columns)), labels
     missing = {"train", *task.dev[:1]} - set(splits) if task.dev else set()
     if missing:
-        raise ValueError(f"{repository} {config}: found the splits {', '.join(found)}, "
-                         f"{', '.join(missing)} is missing")
+        raise ValueError(f"{where}: found the splits {', '.join(found)}, {', '.join(missing)} is "
+                         "missing")
     return splits, []
 
 
@@ -372,12 +497,13 @@ def fingerprint(task, splits):
 
 # ---- metrics -----------------------------------------------------------------
 
-def score(task, labels, predictions):
+def score(task, labels, predictions, names=None):
     """Labels and predictions, both as indices or scores (N,) -> {metric: value}.
 
-    The correlation with a constant, which is undefined, counts as 0.
+    names: which metrics, all possible ones by default. The correlation with a constant, which is
+    undefined, counts as 0.
     """
-    names = task.possible_metrics
+    names = names or task.possible_metrics
     if not task.labels and (np.ptp(predictions) == 0 or np.ptp(labels) == 0):
         return dict.fromkeys(names, 0.0)
     return {name: float(METRICS[name](labels, predictions)) for name in names}
@@ -398,15 +524,21 @@ def majority(task, train_labels):
 def bootstrap(task, labels, predictions, n=1000, seed=0):
     """95 % confidence interval of the main score: percentiles over n resamplings -> [low, high]."""
     # the same draws for every run: intervals of two models differ by their answers alone
-    draws = np.random.default_rng(seed).integers(0, len(labels), (n, len(labels)))
-    y, p = labels[draws], predictions[draws]
-    scores = []
-    for name in task.metrics:
-        if name != "spearman" and len(task.labels) <= 2:
-            scores.append(score_samples(name, y, p))
-        else:  # Spearman needs ranks, three labels another formula
-            scores.append(np.array([score(task, *pair)[name] for pair in zip(y, p)]))
-    return [float(x) for x in np.percentile(np.mean(scores, axis=0), (2.5, 97.5))]
+    rng, scores = np.random.default_rng(seed), []
+    at_once = max(1, 10**7 // len(labels))  # a large dev set a thousand times is gigabytes
+    for begin in range(0, n, at_once):
+        draws = rng.integers(0, len(labels), (min(at_once, n - begin), len(labels)))
+        y, p = labels[draws], predictions[draws]
+        of_metrics = []
+        for name in task.metrics:
+            # Spearman needs ranks; with three labels, Matthews' correlation has another formula
+            if name == "accuracy" or name != "spearman" and len(task.labels) <= 2:
+                of_metrics.append(score_samples(name, y, p))
+            else:
+                of_metrics.append(np.array([score(task, *pair, [name])[name]
+                                            for pair in zip(y, p)]))
+        scores.append(np.mean(of_metrics, axis=0))
+    return [float(x) for x in np.percentile(np.concatenate(scores), (2.5, 97.5))]
 
 
 def score_samples(name, y, p):

@@ -158,14 +158,14 @@ def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
     on_device = machine.take(batch)
 
     def loss(concepts):
-        nats = predicted = 0.0
+        nats = total_weight = 0.0
         parts = [t[:len(concepts)].split(micro_batch) for t in (concepts, tokens, *on_device)]
-        for c, x, inputs, positions, targets, weights in zip(*parts):
+        for c, x, inputs, positions, targets, weights, _ in zip(*parts):
             with autocast(machine.device, dtype):
                 states = model.decode(c, x, positions, model.documents(inputs))
                 nats += model.nats(states, targets, weights).item()
-            predicted += weights.sum().item()
-        return nats / max(predicted, 1)
+            total_weight += weights.sum().item()
+        return nats / max(total_weight, 1e-9)
 
     base = loss(concepts)
     result = dict(loss=base, zeroed=loss(torch.zeros_like(concepts)) - base, shuffled=None,

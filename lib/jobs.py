@@ -21,8 +21,9 @@ def run_python(arguments, log_path, number, jobs):
     if n_gpu > 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(number % min(n_gpu, jobs))
     with open(log_path, "w") as log:
+        # close_fds: what this process has made inheritable stays open, such as a folder's lock
         done = subprocess.run([sys.executable, *arguments], env=environment, stdout=log,
-                              stderr=subprocess.STDOUT)
+                              stderr=subprocess.STDOUT, close_fds=False)
     return done.returncode
 
 

@@ -6,7 +6,8 @@
 
 Each has a reference of a few lines beside it, `NAME_reference`: that is what it computes, and the
 tests compare values and gradients with it. Read the references and skip the rest, unless you work
-on speed (records/speed has the measurements).
+on speed (records/speed has the measurements). Beside them `States`, a tensor that keeps what the
+lexicon knows when positions are selected from it.
 
 Shapes: B rows, T tokens, K predicted positions, V vocabulary, d token width, C concepts, H heads,
 Q queries, N keys, e width of a head, m channels, n positions of a chunk.
@@ -219,3 +220,56 @@ def chunks(start, n, size, K):
         step = min(size, n - done, K - k if K else n)
         yield slice(done, done + step), b, slice(k, k + step)
         done += step
+
+
+# ---- states that remember their row --------------------------------------------
+
+
+class States(torch.Tensor):
+    """The states (B,K,D) that `decode` returns with a lexicon, and what `logits` needs beside them.
+
+    What selects rows or positions, and what changes dtype or device, gives States again. All else
+    gives a plain tensor, which `logits` refuses.
+    """
+    # lexicon_state: (content of the concepts of R rows (R,C,E), gate of each state (...,C))
+    # row: which of the R rows each state is from, int64 (...); None: states[b] are from row b
+    lexicon_state = row = None
+
+    SELECT = (torch.Tensor.__getitem__, torch.Tensor.split, torch.Tensor.chunk,
+              torch.Tensor.index_select, torch.Tensor.flatten)
+    CONVERT = (torch.Tensor.to, torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16,
+               torch.Tensor.double, torch.Tensor.cpu, torch.Tensor.cuda, torch.Tensor.detach,
+               torch.Tensor.clone, torch.Tensor.contiguous)
+
+    @classmethod
+    def of(cls, states, lexicon_state, row=None):
+        states = states.as_subclass(cls)
+        states.lexicon_state, states.row = lexicon_state, row
+        return states
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        """What torch calls for every operation on States."""
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            result, states = func(*args, **kwargs), args[0] if args else None
+            if not isinstance(states, cls) or states.lexicon_state is None:
+                return result
+            (content_RCE, gate), row = states.lexicon_state, states.row
+            if row is None:
+                row = torch.arange(len(states), device=states.device)[:, None]
+                row = row.expand(states.shape[:2])
+            if func in cls.CONVERT:
+                content_RCE, gate, row = (t.to(result.device) for t in (content_RCE, gate, row))
+                return cls.of(result, (content_RCE, gate), None if states.row is None else row)
+            if func not in cls.SELECT:
+                return result
+            parts = (result,) if isinstance(result, torch.Tensor) else result
+            if any(part.shape[-1:] != states.shape[-1:] for part in parts):
+                return result  # not whole states
+            # the same selection of gates and rows
+            gates, rows = (func(t, *args[1:], **kwargs) for t in (gate, row[..., None]))
+            if isinstance(result, torch.Tensor):
+                return cls.of(result, (content_RCE, gates), rows[..., 0])
+            return tuple(cls.of(part, (content_RCE, g), r[..., 0])
+                         for part, g, r in zip(parts, gates, rows))

@@ -68,67 +68,96 @@ def summary_of(runs, task):
         cut=runs[0]["cut"])  # texts longer than max_tokens in each split
 
 
-def cell(task_name, part):
+def official_name(name, entry):
+    """Entry of glue.json -> which of the tasks of lib/glue.py it is of; "" for a user's own.
+
+    Its name does not tell: own folders may be called mrpc or cola_from_mnli.
+    """
+    return entry.get("official", name if name in glue.TASKS else "")
+
+
+def shown_metrics(name, entry):
+    """Metrics of an entry of glue.json that a table shows: as papers do, or an own task's."""
+    official = official_name(name, entry)
+    if not official:
+        return entry["metric"].split(" and ")
+    return SHOWN_METRICS.get(official, ("pearson",) if official == "stsb" else ("accuracy",))
+
+
+def cell(name, part, entry=None):
     """Summary -> a cell of the table, in percent: 82.1 [81.0-83.3], F1 before accuracy.
 
-    Without runs (the majority baseline) there is a median alone.
+    entry: that of the task in glue.json, where `part` is only a part of it. Without runs (the
+    majority baseline) there is a median alone.
     """
-    usual = ("accuracy",) if "accuracy" in part["median"] else ("pearson",)
-    names = SHOWN_METRICS.get(task_name, usual)
     shown = []
-    for name in names:
-        text = f"{100 * part['median'][name]:.1f}"
+    for metric in shown_metrics(name, entry or part):
+        text = f"{100 * part['median'][metric]:.1f}"
         if "runs" in part:
-            text += f" [{100 * part['min'][name]:.1f}-{100 * part['max'][name]:.1f}]"
+            text += f" [{100 * part['min'][metric]:.1f}-{100 * part['max'][metric]:.1f}]"
         shown.append(text)
     return "/".join(shown)
 
 
-def markdown(results, heading):
+def heading(name, entry):
+    """Head of a task's column: CoLA MCC, and for others than GLUE's their name and metrics."""
+    official = official_name(name, entry)
+    if official == name:
+        return HEADINGS[name]
+    if official:  # from the weights of another task
+        return f"{HEADINGS[official]} ({name})"
+    return f"{name} {'/'.join(shown_metrics(name, entry))}"
+
+
+def markdown(results, title):
     """glue.json -> a Markdown table: this model, controls, majority baseline, published scores."""
-    tasks = [name for name in results if results[name]]
-    is_glue = bool(set(tasks) & set(COLUMNS))
-    shown = list(tasks)
+    # a bar would end the cell of a folder's name that holds one
+    columns = {name: heading(name, entry).replace("|", "\\|") for name, entry in results.items()}
+    is_glue = any(name in COLUMNS and official_name(name, entry) == name
+                  for name, entry in results.items())
     if is_glue:  # all columns of the published results
-        shown += [name for name in COLUMNS if name not in tasks]
+        columns |= {name: HEADINGS[name] for name in COLUMNS}
+    order = "; F1 before accuracy where there are two" if is_glue else ""
     # cells are empty where a task was not run or a paper does not give its score
-    lines = [f"# {heading}", "",
-             "Dev sets. Median [smallest-largest] over seeds, of the best epoch by dev score; F1 "
-             "before accuracy where there are two.", "",
-             "| | parameters | split | "
-             + " | ".join(HEADINGS.get(name, name) for name in shown) + " | source |",
-             "|---|---:|---" + "|---:" * len(shown) + "|---|"]
+    lines = [f"# {title}", "",
+             "Dev sets. Median [smallest-largest] over seeds, of the best epoch by dev score"
+             f"{order}.", "",
+             f"| | parameters | split | {' | '.join(columns.values())} | source |",
+             "|---|---:|---" + "|---:" * len(columns) + "|---|"]
 
     def add_row(name, size, split, cells, source=""):
-        texts = " | ".join(cells.get(column, "") for column in shown)
+        texts = " | ".join(cells.get(column, "") for column in columns)
         lines.append(f"| {name} | {size} | {split} | {texts} | {source} |")
 
-    add_row("**this model**", results[tasks[0]]["params"], "dev",
-            {name: cell(name, results[name]) for name in tasks})
-    controls = [control for name in tasks for control in results[name]["controls"]]
+    add_row("**this model**", next(iter(results.values()))["params"], "dev",
+            {name: cell(name, entry) for name, entry in results.items()})
+    controls = [control for entry in results.values() for control in entry["controls"]]
     for control in dict.fromkeys(controls):  # each once, in this order
-        add_row(control, "", "dev", {name: cell(name, results[name]["controls"][control])
-                                     for name in tasks if control in results[name]["controls"]})
+        cells = {name: cell(name, entry["controls"][control], entry)
+                 for name, entry in results.items() if control in entry["controls"]}
+        add_row(control.replace("|", "\\|"), "", "dev", cells)
     add_row("majority answer", "", "dev",
-            {name: cell(name, dict(median=results[name]["majority"])) for name in tasks})
+            {name: cell(name, dict(median=entry["majority"]), entry)
+             for name, entry in results.items()})
     if is_glue:
         for name, size, split, source, scores in PUBLISHED:
             add_row(name, size, split, dict(zip(COLUMNS, scores.split())), source)
     lines.append("")
-    for name in tasks:
-        lines.append(details(name, results[name]))
-        lines += [f"  - {note}" for note in results[name]["notes"]]
+    for name, entry in results.items():
+        lines.append(details(name, entry))
+        lines += [f"  - {note}" for note in entry["notes"]]
     return "\n".join(lines) + "\n"
 
 
-def details(name, result):
+def details(name, entry):
     """One line below the table: what a reader needs to judge the numbers of a task."""
-    low, high = (100 * value for value in result["interval_of_median"])
-    last = {metric: round(100 * value, 1) for metric, value in result["last_median"].items()}
-    return (f"- {name}: learning rate {result['lr']:g}, {len(result['runs'])} seeds; "
-            f"{result['metric']} of the median run, 95 % by bootstrap over examples: {low:.1f} to "
+    low, high = (100 * value for value in entry["interval_of_median"])
+    last = {metric: round(100 * value, 1) for metric, value in entry["last_median"].items()
+            if official_name(name, entry) or metric in shown_metrics(name, entry)}
+    return (f"- {name}: learning rate {entry['lr']:g}, {len(entry['runs'])} seeds; "
+            f"{entry['metric']} of the median run, 95 % by bootstrap over examples: {low:.1f} to "
             f"{high:.1f}; last epoch instead of the best: {last}; constant answers "
-            f"{result['degenerate']}, diverged {result['diverged']}, rows cut {result['cut']}")
+            f"{entry['degenerate']}, diverged {entry['diverged']}, rows cut {entry['cut']}")
 
 
 def write_submission(path, best_runs):

@@ -114,8 +114,11 @@ def find_machine(device="auto", row=0, parallel=False):
 def choose_dtype(name, device):
     """"auto", "bf16", "fp16" or "fp32" -> (one of the last three, the reason, to be printed).
 
-    Raises ValueError for one that does not exist or that the device cannot compute.
+    torch's own names bfloat16, float16 and float32 are taken too. Raises ValueError for a name that
+    does not exist or that the device cannot compute.
     """
+    names_of_torch = {str(dtype).removeprefix("torch."): ours for ours, dtype in DTYPES.items()}
+    name = names_of_torch.get(name, name)
     has_bf16 = False
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -91,7 +91,7 @@ def bad_values(config):
     masking = ("masking_type", "mlm_probability", "concept_window", "span_length_distribution",
                "mask_replace")
     try:
-        check_masking(*(config[name] for name in masking))
+        check_masking(*(config[name] for name in masking), block_size=config["block_size"])
     except ValueError as error:
         problems.append(str(error))
     one_of("arch", *ARCHS)
@@ -107,20 +107,29 @@ def bad_values(config):
     one_of("rows", "block", "document")
     # each comparison is false for nan, which is refused too
     for name in ("batch_size", "micro_batch", "learning_rate", "max_steps", "eval_interval",
-                 "eval_rows", "log_interval"):
+                 "eval_rows", "log_interval", "block_size", "concept_std"):
         if not 0 < config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected more than 0")
     for name in ("min_lr", "health_rows", "warmup_steps", "max_tokens", "max_minutes",
-                 "stop_at_step", "patience", "weight_decay", "grad_clip", "save_minutes"):
+                 "stop_at_step", "patience", "weight_decay", "grad_clip", "save_minutes", "seed",
+                 "vocab_size", "max_length"):
         if not 0 <= config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected 0 or more")
-    for name in ("beta1", "beta2", "decay_fraction"):
+    for name in ("beta1", "beta2", "decay_fraction", "dropout"):
         if not 0 <= config[name] < 1:
             problems.append(f"{name}={config[name]}: expected from 0, below 1")
     if config["lr_schedule"] != "constant" and config["min_lr"] > config["learning_rate"]:
         problems.append(f"min_lr={config['min_lr']} is above learning_rate="
                         f"{config['learning_rate']}, and the schedule goes down from one to the "
                         f"other; --min_lr={config['learning_rate'] / 100:g} does")
+    # A zero too many ends here and not where memory or 64 bits do.
+    if config["max_steps"] > 2**31:
+        problems.append(f"max_steps={config['max_steps']}: expected at most {2**31:,}")
+    for name in ("batch_size", "micro_batch", "n_layer", "n_head", "n_concept", "concept_dim",
+                 "token_dim", "ffn_dim", "n_mixer", "mixer_kernel", "n_decoder", "n_register",
+                 "vocab_size"):
+        if config[name] > 2**24:
+            problems.append(f"{name}={config[name]}: expected at most {2**24:,}")
     return problems
 
 
@@ -289,6 +298,14 @@ def latest_steps(path):
         return 0, 0
 
 
+def data_of(checkpoint):
+    """The folders of a run's data, as they were typed or, from elsewhere, absolute -> str."""
+    typed = checkpoint["settings"]["data_dir"].split(",")
+    absolute = checkpoint.get("data_paths", typed)  # older checkpoints have none
+    return ",".join(name if os.path.exists(name.strip()) else path
+                    for name, path in zip(typed, absolute))
+
+
 def take_weights(model, out_dir, tok, data_dir):
     """Loads the weights of another run; ValueError if they or its tokenizer do not fit."""
     other, other_tok, _ = load_run(out_dir, "cpu")
@@ -354,6 +371,9 @@ def save_or_warn(out_dir, checkpoint, name):
     """
     try:
         save_checkpoint(out_dir, checkpoint, name)
+    except FloatingPointError as error:
+        sys.exit(f"error: step {checkpoint['step']}: {error}; the last good checkpoint stays in "
+                 f"{out_dir}; resume it with a lower --learning_rate")
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         free = shutil.disk_usage(out_dir).free / 2**20
         reason = f"{error}; {free:,.0f} MiB free"
@@ -547,8 +567,9 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     was_training = model.training
     model.eval()
     n_bytes = torch.from_numpy(tok.n_bytes).to(machine.device)
-    # sums over predicted tokens: nats, tokens, hits, bytes, then nats and tokens of each split
-    sums = torch.zeros(4 + 2 * len(SPLITS), dtype=torch.float64)
+    # sums over predicted tokens: weighted nats, weights, nats, tokens, hits, bytes; then weighted
+    # nats, weights and tokens of each split
+    sums = torch.zeros(6 + 3 * len(SPLITS), dtype=torch.float64)
     # process r of n takes rows r, r + n, r + 2n, ...
     my_rows = torch.arange(machine.rank, min(rows, data.n_blocks), machine.world_size)
     for index in my_rows.split(micro_batch):
@@ -556,30 +577,31 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
             break
         ids = torch.as_tensor(data.block(index.numpy()))
         batch = mask_batch(ids, index, masking_type, mlm_probability, tok, seed=EVAL_SEED)
-        inputs, positions, targets, weights = machine.take(batch)
+        inputs, positions, targets, weights, used = machine.take(batch)
         is_real = inputs != tok.pad_id if data.padded else None
         with autocast(machine.device, dtype):
             nats, hits = predict(model, inputs, positions, targets, is_real, tok.vocab_size)
-        nats, hits = nats * weights, hits * weights
-        terms = [nats, weights, hits, n_bytes[targets] * weights]
+        # Losses are weighted; counts, accuracy and bits per byte are about the predicted tokens.
+        terms = [nats * weights, weights, nats * used, used, hits & used, n_bytes[targets] * used]
         if frequency is not None:
             for part in split_masks(inputs, positions, targets, frequency.to(machine.device)):
-                terms += [nats * part, weights * part]
+                terms += [nats * weights * part, weights * part, used & part]
         sums[:len(terms)] += torch.stack([term.sum() for term in terms]).double().cpu()
     model.train(was_training)
-    nats, predicted, hits, text_bytes, *of_splits = machine.all_sum(*sums)
+    weighted, weight, nats, predicted, hits, text_bytes, *of_splits = machine.all_sum(*sums)
     if not predicted:
         raise ValueError("no token of the evaluation rows can be masked: they hold special "
                          "tokens only")
     # the only division, after all sums: no mean of means, which would weigh rows unequally
-    loss = nats / predicted
+    loss = weighted / weight
     bits_per_byte = nats / math.log(2) / max(text_bytes, 1) if tok.has_text else None
     result = dict(loss=loss, accuracy=hits / predicted, perplexity=math.exp(min(loss, 100)),
                   predicted=int(predicted), bits_per_byte=bits_per_byte)
     if frequency is not None:
         result["splits"] = {}
-        for name, nats, tokens in zip(SPLITS, of_splits[::2], of_splits[1::2]):
-            loss = nats / tokens if tokens else None
+        parts = zip(SPLITS, of_splits[::3], of_splits[1::3], of_splits[2::3])
+        for name, weighted, weight, tokens in parts:
+            loss = weighted / weight if weight else None
             result["splits"][name] = dict(loss=loss, share=tokens / predicted)
     return result
 
@@ -718,10 +740,6 @@ def start_wandb(config, step):
     mode = config["wandb"]
     if mode == "off":  # log_to=wandb alone: wandb's own variable says how
         mode = os.environ.get("WANDB_MODE", "online")
-    if mode == "online" and not wandb.login(prompt=False):
-        say("WARNING: wandb has no key here (wandb login, or WANDB_API_KEY); it records into "
-            f"{config['out_dir']}/wandb, and wandb sync uploads that")
-        mode = "offline"
     path = os.path.join(config["out_dir"], "wandb_id")
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
@@ -732,14 +750,20 @@ def start_wandb(config, step):
     arguments = dict(id=run_id, resume="allow", name=os.path.basename(config["out_dir"]),
                      project=os.environ.get("WANDB_PROJECT", "concept-encoder"),
                      dir=config["out_dir"], config=config)
-    try:
-        wandb.init(mode=mode, settings=wandb.Settings(init_timeout=30), **arguments)
-    except Exception as error:
-        if mode != "online":
-            raise
-        say(f"WARNING: wandb cannot be reached ({error}); it records into "
-            f"{config['out_dir']}/wandb, and wandb sync uploads that")
-        wandb.teardown()  # of the failed attempt, which holds the id
+    problem = ""
+    if mode == "online":
+        try:
+            if wandb.login(prompt=False):
+                wandb.init(mode=mode, settings=wandb.Settings(init_timeout=30), **arguments)
+            else:
+                problem = "has no key here (wandb login, or WANDB_API_KEY)"
+        except Exception as error:
+            problem = f"cannot be reached ({error})"
+            wandb.teardown()  # of the failed attempt, which may hold the id
+    if problem:
+        say(f"WARNING: wandb {problem}; it records into {config['out_dir']}/wandb, and wandb sync "
+            "uploads that")
+    if problem or mode != "online":
         wandb.init(mode="offline", **arguments)
 
     def log(record):

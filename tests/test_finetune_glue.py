@@ -1,8 +1,10 @@
 """finetune_glue.py: files are read as they are, scores can be recomputed, no run is lost."""
 
 import csv
+import dataclasses
 import json
 import math
+import os
 import random
 import resource
 import shutil
@@ -13,11 +15,12 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
-from conftest import SHARED, call, refused, result, run
+from conftest import ROOT, SHARED, call, fork, refused, result, run
 
 from data.tokenizer import Tokenizer
 from lib import glue
 from lib.files import FolderLock
+from lib.finetune import Recipe, make_classifier, take_task_weights
 from lib.heads import (
     Classifier,
     cut_lengths,
@@ -27,9 +30,11 @@ from lib.heads import (
     padded,
     predict,
 )
+from lib.jobs import run_python
 from lib.leaderboard import cell, markdown, write_submission
 from lib.machine import find_machine
-from lib.run import build_model
+from lib.run import build_model, load_run
+from model import ConceptConfig
 
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
 SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48",
@@ -74,7 +79,7 @@ def own_task(tmp_path_factory):
         write(root / "mood" / f"{split}.tsv", "\n".join(lines) + "\n")
         lines = ["a\tb\tscore"]
         for (a, a_mood), (b, b_mood) in zip(rows(n), rows(n)):
-            lines.append(f"{a}\t{b}\t{10 * (a_mood == b_mood) + rng.random():.2f}")
+            lines.append(f"{a}\t{b}\t{4.5 if a_mood == b_mood else 1.5}")
         if split != "test":
             write(root / "alike" / f"{split}.tsv", "\n".join(lines) + "\n")
     for split in ("train", "dev"):
@@ -152,6 +157,107 @@ def test_a_file_that_cannot_be_right_is_refused(split, text, parts, tmp_path):
     assert all(part in str(error.value) for part in parts), error.value
 
 
+# ---- a folder of one's own -----------------------------------------------------------
+
+def own_folder(folder, train, ending="tsv", dev=None, **fields):
+    """A task folder with the columns text and label; dev is as train unless it is given."""
+    fields = dict(text=["text"], label="label", labels=["bad", "good"]) | fields
+    write(folder / f"train.{ending}", train)
+    write(folder / f"dev.{ending}", train if dev is None else dev)
+    write(folder / "task.json", json.dumps(fields))
+    return folder
+
+
+def read_own(folder, split="train"):
+    return glue.read_task(glue.find_task(str(folder)), "")[0][split]
+
+
+@pytest.mark.parametrize("line,parts", [
+    ('{"text": null, "label": "bad"}', ("text: found null",)),
+    ('{"text": ["a"], "label": "bad"}', ('text: found ["a"]',)),
+    ('{"text": {"de": "a"}, "label": "bad"}', ("text: found {",)),
+    ('{"text": NaN, "label": "bad"}', ("text: found NaN",)),
+    ('{"text": "a", "label": null}', ("label: found null",)),
+    ('{"text": "a"}', ("found the columns text; expected text, label",)),
+    ('{"text": "a", "label": "bad", "text": "b"}', ("'text' is there twice",)),
+    ('["a", "bad"]', ("expected an object",)),
+    ('{"text": "a", "lab', ("expected an object",)),
+])
+def test_a_json_line_without_its_values_is_refused_by_its_number(line, parts, tmp_path):
+    good = '{"text": "a", "label": "good"}\n'
+    own_folder(tmp_path, good + line + "\n" + good, "jsonl")
+    with pytest.raises(ValueError) as error:
+        read_own(tmp_path)
+    assert all(part in str(error.value) for part in ("train.jsonl, line 2", *parts)), error.value
+
+
+def test_json_numbers_and_booleans_are_read_as_json_spells_them(tmp_path):
+    lines = ['{"text": 5, "label": true, "extra": null}', '{"label": false, "text": "b"}', "", ""]
+    own_folder(tmp_path, "\ufeff" + "\r\n".join(lines), "jsonl", labels=[False, True])
+    texts, labels = read_own(tmp_path)
+    assert texts == [("5",), ("b",)] and labels.tolist() == [1, 0]
+
+
+def test_a_csv_is_read_with_its_quotes_and_a_tsv_without(tmp_path):
+    rows = '\ufeffid, text ,label\r\n1,"a, ""b""\r\nc",good\r\n\r\n2,d\te, bad\r\n'
+    texts, labels = read_own(own_folder(tmp_path / "a", rows, "csv"))
+    assert texts == [('a, "b"\nc',), ("d\te",)] and labels.tolist() == [1, 0]
+    texts, _ = read_own(own_folder(tmp_path / "b", 'text\tlabel\n"a ""b"""\tgood\n\n'))
+    assert texts == [('"a ""b"""',)], "and an empty line at the end is no example"
+
+
+@pytest.mark.parametrize("ending,text,parts", [
+    ("tsv", 'text\tlabel\n"a\nb"\tgood\n', ("line 2: found 1 columns", "line breaks")),
+    ("tsv", "text\tlabel\na\tb\tgood\n", ("line 2: found 3 columns", "tabs")),
+    ("tsv", "text\tlabel\ttext\na\tgood\tb\n", ("two columns called text",)),
+    ("csv", "text,label,label\na,good,bad\n", ("two columns called label",)),
+    ("csv", 'text,label\n"a,good\n', ("is a quote missing?",)),
+    ("tsv", "text,label\na,good\n", ("text,label; expected", "is it tab-separated?")),
+    ("tsv", "text\tlabel\na\t\n", ("line 2: found the label ''",)),
+    ("tsv", "text\nlabel\n", ("found the columns text; expected",)),
+    ("jsonl", "", ("0 lines",)),
+])
+def test_rows_are_refused_and_never_left_out(ending, text, parts, tmp_path):
+    own_folder(tmp_path, text, ending)
+    with pytest.raises(ValueError) as error:
+        read_own(tmp_path)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_a_score_outside_the_limits_is_refused_by_its_line(tmp_path):
+    own_folder(tmp_path, "text\tlabel\na\t5\nb\t5.5\n", labels=[], limits=[0, 5])
+    with pytest.raises(ValueError, match=r"line 3: found the score 5.5, expected 0 to 5"):
+        read_own(tmp_path)
+    own_folder(tmp_path, "text\tlabel\na\tgood\n", labels=[])
+    with pytest.raises(ValueError, match='found the score \'good\'.* without "labels"'):
+        read_own(tmp_path)
+
+
+def test_labels_may_hold_spaces_and_accents_in_either_spelling(tmp_path):
+    rows = "text\tlabel\na\t tre\u0300s bon \nb\tpas bon\n"
+    _, labels = read_own(own_folder(tmp_path, rows, labels=["pas bon", "tr\u00e8s bon "]))
+    assert labels.tolist() == [1, 0]
+
+
+def test_a_message_about_a_label_does_not_list_thousands(tmp_path):
+    own_folder(tmp_path, "text\tlabel\na\tx\n", labels=[f"label {i}" for i in range(5000)])
+    with pytest.raises(ValueError, match="'x'") as error:
+        read_own(tmp_path)
+    assert len(str(error.value)) < 400 and "5,000" in str(error.value)
+
+
+def test_a_split_is_one_file_and_a_missing_one_is_named_without_glue(tmp_path):
+    folder = own_folder(tmp_path / "mrpc", "text\tlabel\na\tgood\n")
+    write(folder / "dev.csv", "text,label\na,good\n")
+    with pytest.raises(ValueError, match=r"found .*dev\.tsv and .*dev\.csv"):
+        read_own(folder)
+    (folder / "dev.csv").unlink()
+    (folder / "dev.tsv").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        read_own(folder)
+    assert f"{folder} holds no dev.tsv" in str(error.value) and "GLUE" not in str(error.value)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"SST-2/train\.tsv is missing"):
         glue.read_task(glue.TASKS["sst2"], str(tmp_path))
@@ -202,7 +308,13 @@ def test_a_task_of_ones_own_must_make_sense(tmp_path):
                    '{"text": ["a"], "label": "b", "limits": 5}',
                    '{"text": ["a"], "label": "b", "epochs": 0}',
                    '{"text": ["a"], "label": "b", "lrs": ["x"]}',
-                   '{"text": ["a"], "label": "b", "labels": [1, 1]}', "[]"):
+                   '{"text": ["a"], "label": "b", "lrs": [5]}',
+                   '{"text": ["a"], "label": "b", "labels": [1, 1]}',
+                   '{"text": ["a"], "label": "b", "labels": ["x ", "x"]}',
+                   '{"text": ["a"], "label": "b", "labels": [null, "x"]}',
+                   '{"text": ["a"], "label": "b", "labels": ["a\\tb", "x"]}',
+                   '{"text": ["a"], "label": "a"}', '{"text": ["a", "a"], "label": "b"}',
+                   '{"text": ["a"], "text": ["c"], "label": "b"}', "[]"):
         write(tmp_path / "task.json", broken)
         with pytest.raises(ValueError, match="task.json"):
             glue.find_task(str(tmp_path))
@@ -242,6 +354,15 @@ def test_the_majority_answer_to_mrpc_scores_what_everyone_reports():
     found = glue.score(task, labels, np.full(len(labels), glue.majority(task, splits["train"][1])))
     assert round(found["accuracy"], 4) == 0.6838 and round(found["f1"], 4) == 0.8122
     assert found["mcc"] == 0
+
+
+def test_the_bootstrap_is_the_same_in_parts_and_with_many_labels():
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(0, 50, (2, 60_000)).astype(float)
+    many = dataclasses.replace(glue.TASKS["sst2"], labels=tuple(map(str, range(50))))
+    draws = np.random.default_rng(0).integers(0, 60_000, (200, 60_000))
+    expected = np.percentile((y[draws] == p[draws]).mean(1), (2.5, 97.5))
+    assert glue.bootstrap(many, y, p, n=200) == expected.tolist()  # computed in two parts
 
 
 def test_the_bootstrap_interval_is_as_wide_as_the_binomial():
@@ -385,7 +506,15 @@ def test_a_full_disk_is_one_message_and_the_same_command_goes_on(trained, own_ta
     shutil.copytree(own_task / "mood", tmp_path / "mood")
     dev = tmp_path / "mood" / "dev.tsv"
     dev.write_text(dev.read_text().replace("bad", "?").replace("good", "bad").replace("?", "good"))
-    done = result(finetune(out, tmp_path / "mood", *args))
+    other = result(finetune(out, tmp_path / "mood", *args))
+    assert other["mood"] == done["mood"], "a folder that ends alike leaves them as they are"
+    (name,) = other.keys() - {"mood"}
+    assert name.endswith("_mood") and other[name]["median"]["accuracy"] < 0.5
+    changed = own_task / "mood" / "dev.tsv"
+    original = changed.read_text()
+    changed.write_text(dev.read_text())
+    done = result(finetune(out, own_task / "mood", *args))
+    changed.write_text(original)
     assert done["mood"]["median"]["accuracy"] < 0.5, "results of other data are not reused"
 
 
@@ -397,6 +526,9 @@ def test_another_task_starts_from_the_weights_of_the_first(tuned, own_task):
                            f"--init_from_task={out}/glue/mood"))
     assert done["mood_from_mood"]["median"]["accuracy"] > 0.9, "one epoch is enough"
     assert "mood" in done, "and what was measured without it is still there"
+    again = torch.load(out / "glue/mood/model.pt", weights_only=True)
+    assert all(torch.equal(again["model"][name], t) for name, t in saved["model"].items())
+    assert (out / "glue/mood_from_mood/model.pt").exists(), "each has a folder of its own"
 
 
 def test_a_constant_answer_is_called_one(trained, own_task):
@@ -442,11 +574,162 @@ def test_memory_that_runs_out_names_a_batch_size_that_fits(trained, own_task, mo
     (["--task=mrpc", "--glue_dir=nowhere", "--lrs=fast"], ("lrs='fast'", "1e-4,3e-4")),
     (["--task=mrpc", "--glue_dir=nowhere", "--lrs=-1e-3"], ("lrs='-1e-3'",)),
     (["--task=mrpc", "--glue_dir=nowhere", "--lrs=1-4"], ("lrs='1-4'",)),
+    (["--task=mrpc", "--glue_dir=nowhere", "--dropout=1"], ("dropout=1",)),
+    (["--task=mrpc", "--glue_dir=nowhere", "--weight_decay=nan"], ("weight_decay=nan",)),
+    (["--task=mrpc", "--glue_dir=nowhere", "--dtype=int8"], ("dtype='int8'",)),
     (["--task=mrpc", "--init_from_task=nowhere"], ("no model.pt there", "--task=mnli")),
     (["--task=mrpc", "--learning_rate=1"], ("unknown setting 'learning_rate'",)),
 ])
 def test_bad_settings_are_refused(arguments, parts, trained):
     refused(call("finetune_glue.py", f"--out_dir={trained}", *arguments, ok=False), *parts)
+
+
+@pytest.fixture(scope="module")
+def alike_names(trained, own_task, tmp_path_factory):
+    """One command on three tasks and two controls of which several end alike -> its folders."""
+    root = tmp_path_factory.mktemp("names")
+    for folder in ("o/run", "o/c1/run", "o/c2/run"):
+        shutil.copytree(trained, root / folder, ignore=shutil.ignore_patterns("glue*"))
+    tasks = [root / "a/mood", root / "b/mood", root / "x/mrpc"]
+    for number, folder in enumerate(tasks):
+        shutil.copytree(own_task / "mood", folder)
+        write(folder / "dev.tsv", f"line\tverdict\n{number} warm\tgood\n{number} dull\tbad\n")
+    args = ["finetune_glue.py", f"--out_dir={root}/o/run", *SMALL, "--epochs=1", "--seeds=1",
+            f"--task={','.join(map(str, tasks))}", f"--controls={root}/o/c1/run,{root}/o/c2/run"]
+    return root, args, call(*args).stdout
+
+
+def test_tasks_and_controls_that_end_alike_keep_their_own_results(alike_names):
+    root, args, said = alike_names
+    found = json.loads((root / "o/run/glue.json").read_text())
+    folders = {name: entry["folder"] for name, entry in found.items()}
+    assert folders == {"mood": f"{root}/a/mood", "b_mood": f"{root}/b/mood",
+                       "x_mrpc": f"{root}/x/mrpc"}
+    assert f"{root}/b/mood is called b_mood" in said
+    for name, entry in found.items():
+        assert set(entry["controls"]) == {"run", "c2_run"}
+        predicted = sorted(path.name for path in (root / "o/run/glue" / name).glob("*.dev.tsv"))
+        assert [path.split("_lr")[0] for path in predicted] == ["c2_run", "pretrained", "run"]
+    # another command, with the second ones alone, knows them again and repeats nothing
+    table = (root / "o/run/glue.md").read_text()
+    args = [arg.replace(f"{root}/a/mood,", "").replace(f"{root}/o/c1/run,", "") for arg in args]
+    assert "after epoch" not in call(*args).stdout
+    assert "c2_run" in (root / "o/run/glue.md").read_text() and "c2_run" in table
+
+
+def test_a_folder_of_ones_own_is_never_compared_or_submitted_as_glue(alike_names):
+    root, args, said = alike_names
+    table = (root / "o/run/glue.md").read_text()
+    assert not any(word in said + table for word in ("GLUE", "BERT", "submission", "mcc", "MCC"))
+    assert not (root / "o/run/glue_submission.zip").exists()
+    last = json.loads(said.splitlines()[-1])
+    assert list(last["x_mrpc"]["median"]) == ["accuracy"]
+
+
+def test_a_folder_of_ones_own_is_three_runs_unless_more_are_asked_for(trained, own_task):
+    done = call("finetune_glue.py", f"--out_dir={trained}", f"--task={own_task}/same", "--epochs=1",
+                "--device=cpu")
+    assert "same: 3 runs of up to 1 epochs on 16 examples" in done.stdout
+    found = json.loads((trained / "glue.json").read_text())["same"]
+    assert len(found["runs"]) == 3 and found["lr"] == 3e-4 and "--grid_seeds=3" in done.stdout
+    assert {(task.seeds, task.grid_seeds) for task in glue.TASKS.values()} == {(5, 3)}
+
+
+def test_a_missing_run_is_named_before_anything_else(tmp_path):
+    for more in ((), ("--task=typo",), ("--lrs=fast",), ("--init_from_task=nowhere",)):
+        done = call("finetune_glue.py", f"--out_dir={tmp_path}/typo", *more, ok=False)
+        refused(done, "typo holds no checkpoint")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_given_by_its_checkpoint_has_its_results_beside_it(trained, own_task, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
+    args = ["--seeds=1", "--epochs=1", "--lrs=1e-3", f"--controls={out}/ckpt.pt, untrained"]
+    done = result(finetune(out / "best.pt", own_task / "mood", *args))
+    found = json.loads((out / "glue.json").read_text())
+    assert list(found) == list(done) == ["mood"]
+    assert set(found["mood"]["controls"]) == {"ckpt.pt", "untrained"}
+
+
+def test_a_task_without_training_data_is_refused_by_itself(trained, tmp_path):
+    write(tmp_path / "AX/test.tsv", "index\tsentence1\tsentence2\n0\ta\tb\n")
+    refused(finetune(trained, "ax", f"--glue_dir={tmp_path}", ok=False), "--task=mnli answers it")
+
+
+@pytest.mark.parametrize("name,content", [
+    ("glue.md", "my notes"), ("glue_submission.zip", "mine"), ("glue.json", '{"mine": 1}'),
+    ("glue.json", '{"mine": {"median": {"accuracy": 1}}}'), ("glue/mood/model.pt", "mine"),
+    ("glue/names.json", "[]")])
+def test_files_that_are_not_of_this_command_stay(name, content, trained, own_task, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
+    write(out / name, content)
+    refused(finetune(out, own_task / "mood", "--seeds=1", ok=False), name)
+    assert (out / name).read_text() == content
+    assert not list(out.rglob("*_seed1*")), "before any work"
+
+
+def test_equal_rates_and_tasks_run_once_and_near_ones_apart(trained, own_task, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
+    args = ["--seeds=1", "--grid_seeds=1", "--epochs=1", "--lrs=1e-3,1e-3,0.00100000001"]
+    done = finetune(out, f"{own_task}/mood,{own_task}/mood/", *args)
+    assert done.stdout.count("after epoch") == 3, "two of the grid, one that is reported"
+    assert len(list(out.rglob("*_seed101.json"))) == 2
+
+
+def test_an_output_that_is_gone_does_not_end_it(tuned, tmp_path):
+    out, args, _ = tuned
+    (out / "glue.md").unlink()
+    errors = write(tmp_path / "errors", "")
+    process = fork(ROOT, list(map(str, args)), "/dev/full", errors)
+    process.join(100)
+    assert process.exitcode == 0, errors.read_text()
+    assert "majority answer" in (out / "glue.md").read_text(), "it went on to its end"
+
+
+def test_processes_of_a_killed_command_hold_its_lock(tmp_path):
+    with FolderLock(tmp_path / "out") as lock:
+        os.set_inheritable(lock.descriptor, True)
+        code = f"import os; os.fstat({lock.descriptor})"  # fails where it is closed
+        assert run_python(["-c", code], tmp_path / "log", 0, 2) == 0
+    assert "os.set_inheritable(lock.descriptor, True)" in (ROOT / "finetune_glue.py").read_text()
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(trained, own_task, monkeypatch):
+    def stops(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Classifier, "forward", stops)
+    done = finetune(trained, own_task / "mood", "--seeds=1", "--lrs=1e-5", ok=False)
+    refused(done, "stopped; what was finished is kept")
+
+
+def test_weights_of_a_task_from_before_a_setting_was_there_still_start_another(tuned, own_task,
+                                                                                tmp_path):
+    out, _, _ = tuned
+    saved = torch.load(out / "glue/mood/model.pt", weights_only=True)
+    model, tok, _ = load_run(str(out), "cpu")
+    classifier = make_classifier(model, tok, glue.find_task(str(own_task / "mood")),
+                                 Recipe(2, 1, 8, 48), seed=0)
+    added_since = [field.name for field in dataclasses.fields(ConceptConfig)
+                   if saved["model_settings"][field.name] == field.default]
+    assert len(added_since) > 3
+    for name in added_since:
+        del saved["model_settings"][name]
+    torch.save(saved, tmp_path / "model.pt")
+    take_task_weights(classifier, str(tmp_path), tok)
+    assert torch.equal(classifier.encoder.concepts, saved["model"]["concepts"])
+    settings = saved["model_settings"]
+    for broken, part in ((dict(model_settings=settings | dict(n_concept=4)), "n_concept: 4 there"),
+                         (dict(model_settings=settings | dict(new=1)), "new: 1 there, None here"),
+                         (dict(model_settings=settings | dict(arch="old")), "arch='old'"),
+                         (dict(tokenizer_fingerprint="other"), "the tokenizer"),
+                         (dict(model={}), "written with another model.py"),
+                         (None, "was not written by fine-tuning: it has no head")):
+        torch.save(saved | broken if broken else dict(model={}), tmp_path / "model.pt")
+        with pytest.raises(ValueError, match=part):
+            take_task_weights(classifier, str(tmp_path), tok)
 
 
 def test_two_runs_in_one_folder_are_refused(trained, own_task):
@@ -490,6 +773,24 @@ def test_the_submission_has_eleven_files_as_the_server_wants_them(tmp_path):
     assert files["CoLA.tsv"][1:] == ["0\t0", "1\t1"]
     assert files["RTE.tsv"][1:] == ["0\tentailment", "1\tnot_entailment"]
     assert files["MNLI-mm.tsv"][1:] == files["AX.tsv"][1:] == ["0\tentailment", "1\tneutral"]
+
+
+def test_the_name_of_a_folder_does_not_make_it_a_task_of_glue():
+    part = dict(median=dict(accuracy=0.7, mcc=0.2, f1=0.8), params="3.0M",
+                majority=dict(accuracy=0.6, mcc=0, f1=0),
+                controls={}, runs=[{}], min=dict(accuracy=0.6, mcc=0.1, f1=0.7),
+                max=dict(accuracy=0.7, mcc=0.3, f1=0.9), interval_of_median=[0, 1],
+                last_median=dict(accuracy=0.7, mcc=0.2, f1=0.7), lr=1e-3, metric="f1",
+                degenerate=0, diverged=0, cut={}, notes=[])
+    own = markdown(dict(cola_from_mnli=part | dict(official="")), "a model")
+    assert "cola_from_mnli f1" in own and "80.0 [70.0-90.0]" in own and "BERT" not in own
+    barred = markdown({"a|b": part | dict(official="", controls={"c|d": part})}, "a model")
+    assert "| a\\|b f1 |" in barred and "| c\\|d |" in barred
+    own = markdown(dict(mrpc=part | dict(official="")), "a model")  # from before names were kept
+    assert "mrpc f1" in own and "BERT" not in own and "mcc" not in own
+    official = markdown(dict(cola_from_mnli=part | dict(official="cola")), "a model")
+    assert "CoLA MCC (cola_from_mnli)" in official and "20.0 [10.0-30.0]" in official
+    assert "BERT" not in official
 
 
 def test_the_table_says_f1_before_accuracy_and_names_its_sources():

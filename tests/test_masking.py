@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+import masking
 from data.tokenizer import Tokenizer
 from masking import (
     MASKING_TYPES,
+    check_masking,
     mask_batch,
     masking_types,
-    slots,
     span_law,
     word_flags,
     word_starts,
@@ -45,7 +46,7 @@ def rows(B, T, seed=0, eot=0.01, starts=0.7):
 def masked(batch, T):
     """(B, T) bool of predicted positions; also checks that no position is predicted twice."""
     hit = torch.zeros(len(batch.positions), T, dtype=torch.int64)
-    hit.scatter_add_(1, batch.positions, batch.weights.long())
+    hit.scatter_add_(1, batch.positions, batch.used.long())
     assert hit.max() <= 1
     return hit.bool()
 
@@ -84,10 +85,11 @@ def test_the_budget_is_met(tok, masking_type, p):
 def test_inputs_targets_and_weights_fit_together(tok, masking_type):
     ids = rows(64, 200)
     batch = mask_batch(ids, torch.arange(64), masking_type, 0.3, tok)
-    inputs, positions, targets, weights = batch
+    inputs, positions, targets, weights, used = batch
     hit = masked(batch, 200)
-    assert positions.shape == targets.shape == weights.shape == (64, slots(200, masking_type, 0.3))
-    assert ((weights == 0) | (weights == 1)).all()
+    assert positions.shape == targets.shape == weights.shape == used.shape
+    assert used.dtype == torch.bool and weights.dtype == torch.float32
+    assert torch.equal(weights, used.float()), "these strategies weigh all predictions alike"
     assert (inputs[hit] == MASK).all(), "predicted tokens are hidden"
     assert (inputs[~hit] == ids[~hit]).all(), "other tokens are not"
     assert (targets == ids.gather(1, positions)).all()
@@ -259,3 +261,196 @@ def test_words_are_not_hidden_where_only_ids_are_known():
     for masking_type in MASKING_TYPES[1:]:
         with pytest.raises(ValueError, match="knows ids only.*--masking_type=token"):
             mask_batch(ids, torch.arange(2), masking_type, 0.3, tok)
+
+
+# ---- wide groups, long words, short rows ----------------------------------------
+
+
+class Letters(Toy):
+    """A stand-in for a byte tokenizer: as Toy, with one byte a token."""
+    n_bytes = np.where(np.arange(V) < 95, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def letters(tok):
+    return Letters(**vars(tok))
+
+
+def rows_of_words(B, T, shortest, longest, eot=0.0, seed=0):
+    """Rows of words of shortest to longest tokens."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(shortest, longest + 1, B * T)
+    starts = np.zeros(B * T + longest, bool)
+    starts[np.cumsum(lengths)[np.cumsum(lengths) < B * T]] = True
+    starts = starts[:B * T].reshape(B, T)
+    ids = np.where(starts, rng.integers(10, 50, (B, T)), rng.integers(50, 95, (B, T)))
+    return torch.from_numpy(np.where(rng.random((B, T)) < eot, EOT, ids))
+
+
+WIDE = [("concepts", dict(concept_window=window)) for window in (1, 3, 10, 15, 20)] + [
+    ("span", dict(span_length_distribution=law))
+    for law in ("poisson(3)", "poisson(10)", "geometric(.05,100)", "geometric(0.2,10)")]
+wide = pytest.mark.parametrize("masking_type, settings", WIDE,
+                               ids=[f"{m} {next(iter(s.values()))}" for m, s in WIDE])
+
+
+def check_share(ids, masking_type, p, tok, settings, tolerance=0.02):
+    """The share of the maskable tokens that is predicted is p; no row goes without. -> batch."""
+    batch = mask_batch(ids, torch.arange(len(ids)), masking_type, p, tok, **settings)
+    maskable = torch.from_numpy(~tok.is_special)[ids]
+    count = batch.used.sum(1).double()
+    share, error = count.sum() / maskable.sum(), count.std() * len(ids)**0.5 / maskable.sum()
+    # the tolerance, and the chance of the draw on top of it
+    assert abs(share - p) < tolerance * p + 3 * error, f"share {share:.4f}, expected {p}"
+    assert (batch.inputs.eq(tok.mask_id).sum(1) - ids.eq(tok.mask_id).sum(1) == count).all()
+    return batch
+
+
+@wide
+def test_wide_groups_reach_their_share_and_leave_no_row_empty(tok, masking_type, settings):
+    for starts in (0.7, 1.0):
+        batch = check_share(rows(4000, 128, starts=starts), masking_type, 0.15, tok, settings, 0.01)
+        assert batch.used.any(1).all()
+
+
+@wide
+@pytest.mark.parametrize("T", [16, 64, 512, 2048])
+def test_every_rate_and_row_length_reaches_its_share(tok, masking_type, settings, T):
+    for p in (0.05, 0.15, 0.3, 0.5, 0.8):
+        check_share(rows(2**16 // T, T), masking_type, p, tok, settings)
+
+
+@pytest.mark.parametrize("masking_type, settings", [("whole_word", {}), *WIDE[1::2]], ids=str)
+def test_long_words_of_a_byte_tokenizer_reach_their_share(letters, masking_type, settings):
+    for words_of, T in (((20, 23), 128), ((2, 9), 128), ((20, 23), 512), ((1, 25), 1024)):
+        ids = rows_of_words(2**18 // T, T, *words_of)
+        batch = check_share(ids, masking_type, 0.15, letters, settings)
+        if words_of[1] <= 0.15 * T:
+            assert batch.used.any(1).all(), "a row is empty only if no word fits its budget"
+
+
+def test_words_of_the_real_byte_tokenizer_reach_their_share():
+    tok = Tokenizer.load("byte")
+    text = " ".join("abcdefghijklmnopqrstuvw"[:n] for n in (22, 20, 19, 21) * 4000)
+    ids = torch.from_numpy(tok.encode([text])[0].astype(np.int64))
+    ids = ids[:len(ids) // 128 * 128].view(-1, 128)
+    for masking_type in MASKING_TYPES:
+        check_share(ids, masking_type, 0.15, tok, {})
+
+
+@wide
+def test_rows_of_many_documents_reach_their_share(tok, masking_type, settings):
+    check_share(rows(2000, 128, eot=0.2), masking_type, 0.15, tok, settings)
+
+
+def test_groups_longer_than_the_budget_are_cut_between_words(tok):
+    """Of 41 neighbouring words about as many as the budget are hidden, side by side."""
+    ids = rows(1000, 128, starts=0.5)
+    batch = mask_batch(ids, torch.arange(1000), "concepts", 0.15, tok, concept_window=20)
+    hit = masked(batch, 128).numpy()
+    runs = 0
+    for word, h in zip(words(ids, tok), hit):
+        runs += (np.diff(h.astype(int), prepend=0) == 1).sum()
+        for w in range(word.max() + 1):
+            assert h[word == w].all() or not h[word == w].any()
+    assert hit.sum() / runs > 8, "neighbours are hidden together"
+
+
+def test_wide_groups_favour_no_position(tok):
+    B, T = 20000, 48
+    ids = rows(1, T, seed=3, eot=0).repeat(B, 1)
+    for settings in (dict(concept_window=10), dict(concept_window=22)):
+        hit = masked(mask_batch(ids, torch.arange(B), "concepts", 0.2, tok, **settings), T)
+        assert (hit.double().mean(0) - 0.2).abs().max() < 5 * math.sqrt(0.2 * 0.8 / B)
+
+
+# Sums over positions and targets before strategies named their own number of slots.
+KNOWN = {
+    ("token", 128): (1222, 2535541),
+    ("token", 512): (4873, 40886177),
+    ("whole_word", 128): (1214, 2442435),
+    ("whole_word", 512): (4872, 40756572),
+    ("concepts", 128): (1193, 2233818),
+    ("concepts", 512): (4864, 42016961),
+    ("span", 128): (1237, 2641901),
+    ("span", 512): (4847, 39376891),
+}
+
+
+@pytest.mark.parametrize("masking_type, T", list(KNOWN), ids=str)
+def test_masks_of_a_seed_and_sample_stay_what_they_were(tok, masking_type, T):
+    """Evaluations of older versions compare with those of this one."""
+    ids = rows(64, T, seed=11)
+    batch = mask_batch(ids, torch.arange(100, 164), masking_type, 0.15, tok, seed=1234)
+    hit = masked(batch, T)
+    place = torch.arange(1, T + 1) * torch.arange(1, 65)[:, None]
+    assert (int(hit.sum()), int((hit * place).sum())) == KNOWN[masking_type, T]
+
+
+def test_the_same_settings_have_the_same_number_of_slots_in_every_batch(tok):
+    for masking_type, settings in [("token", {}), ("whole_word", {}), *WIDE]:
+        shapes = {mask_batch(rows(n, 128, seed=n, starts=starts), torch.arange(n), masking_type,
+                             0.15, tok, **settings).used.shape[1]
+                  for n in (1, 5, 40) for starts in (0.3, 1.0)}
+        assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("T, p, most", [(128, 0.15, 48), (512, 0.15, 104), (2048, 0.15, 336),
+                                        (512, 0.3, 184)])
+def test_usual_settings_need_few_slots(tok, T, p, most):
+    """Slots cost FLOPs of the decoder."""
+    for masking_type in MASKING_TYPES:
+        batch = mask_batch(rows(2, T), torch.arange(2), masking_type, p, tok)
+        assert batch.used.shape[1] <= most
+
+
+@pytest.mark.parametrize("masking_type, settings", [("token", {}), ("whole_word", {}), *WIDE[1:]],
+                         ids=str)
+def test_rows_of_any_kind_are_masked_or_left_alone(tok, letters, masking_type, settings):
+    kinds = [[EOT] * 16, [20], [60], [20] + [60] * 200, [60] * 200, [EOT, 20] * 30, [20] * 2,
+             [20, 60, 60, EOT], [5] * 40]
+    for kind in kinds:
+        ids, special = torch.tensor([kind] * 3), torch.tensor(kind) >= 95
+        for p in (1e-9, 0.01, 0.5, 0.99, 1 - 1e-9):
+            for tokenizer in (tok, letters):
+                batch = mask_batch(ids, torch.arange(3), masking_type, p, tokenizer, **settings)
+                hit = masked(batch, len(kind))
+                assert not hit[:, special].any()
+                assert (batch.inputs[~hit] == ids[~hit]).all() and (batch.inputs[hit] == MASK).all()
+    empty = mask_batch(ids[:0], torch.arange(0), masking_type, 0.15, tok, **settings)
+    assert empty.inputs.shape == (0, 40) and empty.used.shape[0] == 0, "a batch without rows"
+
+
+@pytest.mark.parametrize("wrong, advice", [
+    (dict(masking_type="concepts", concept_window=16, block_size=32), "at most 15"),
+    (dict(masking_type="concepts", concept_window=16, mlm_probability=0.6, block_size=32),
+     "at most 15"),
+    (dict(masking_type="concepts", concept_window=1, mlm_probability=0.4, block_size=3),
+     "masking_type=whole_word"),
+    (dict(masking_type="token", mlm_probability=0.01, block_size=64), "expected 0.016 or more")])
+def test_settings_that_rows_are_too_short_for_are_refused_before_training(wrong, advice):
+    settings = dict(mlm_probability=0.15) | wrong
+    with pytest.raises(ValueError, match=advice):
+        check_masking(**settings)
+    if advice == "at most 15":
+        check_masking(**settings | dict(concept_window=15))
+
+
+# ---- adding a strategy ------------------------------------------------------------
+
+
+def test_a_strategy_is_one_function_and_one_entry_and_may_weigh_its_predictions(tok, monkeypatch):
+    """K follows from what it returns, and weights change neither masks nor counts."""
+    def group_pairs(flags_BT, bits, settings):
+        groups = masking.group_tokens(flags_BT, bits, settings)
+        weight_BT = torch.arange(1.0, flags_BT.shape[1] + 1).expand(flags_BT.shape)
+        return groups._replace(group_BT=groups.group_BT // 2, weight_BT=weight_BT, overhang=9)
+
+    monkeypatch.setitem(masking.STRATEGIES, "pairs", group_pairs)
+    ids = rows(500, 128, eot=0)
+    batch = check_share(ids, "pairs", 0.15, tok, {}, 0.01)
+    assert batch.used.shape[1] == 32
+    expected = torch.where(batch.used, batch.positions + 1.0, 0.0)
+    assert torch.equal(batch.weights, expected)
+    with pytest.raises(ValueError, match="pairs"):
+        check_masking("pears", 0.15)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from configurator import read_settings
 from lib.baselines import Transformer, TransformerConfig
 from lib.health import attention_weights
 from model import Attention, ConceptConfig, ConceptEncoder, OwnedAttention, attend
@@ -279,6 +280,18 @@ def test_hide_masked_makes_masked_tokens_unreadable(bottleneck):
         assert torch.allclose(concepts, model.encode(ids)[0], atol=1e-6)
 
 
+def test_defaults_of_train_are_those_of_the_models():
+    """Each default has one value, so that a model made in Python is the one train.py makes."""
+    settings = {name: default for name, (default, _) in read_settings(ROOT / "train.py").items()}
+    made = small(mask_id=MASK).cfg
+    assert made.hide_masked == settings["hide_masked"] and not ConceptConfig().hide_masked
+    recipe = {"vocab_size", "block_size", "hide_masked"}  # taken from the data or explained above
+    for config in (ConceptConfig, TransformerConfig):
+        shape = {f.name: f.default for f in fields(config) if f.name in settings.keys() - recipe}
+        differ = {n: (v, settings[n]) for n, v in shape.items() if v != settings[n]}
+        assert not differ
+
+
 # ---- arithmetic -------------------------------------------------------------------
 
 
@@ -410,13 +423,13 @@ def test_learns_a_repeated_token_from_afar(kind):
     model = small(**kind, block_size=32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     g = torch.Generator().manual_seed(0)
-    for _ in range(150):
-        word = torch.randint(0, 40, (32, 1), generator=g)
-        ids = torch.full((32, 32), 50).scatter(
-            1, torch.tensor([[0, 2, 5]]).expand(32, -1), word.expand(-1, 3)
+    for _ in range(120):
+        word = torch.randint(0, 40, (16, 1), generator=g)
+        ids = torch.full((16, 32), 50).scatter(
+            1, torch.tensor([[0, 2, 5]]).expand(16, -1), word.expand(-1, 3)
         )
         ids[:, 30] = MASK
-        loss = model(ids, torch.full((32, 1), 30), word, torch.ones(32, 1))
+        loss = model(ids, torch.full((16, 1), 30), word, torch.ones(16, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -456,7 +469,7 @@ def test_the_gate_is_largest_for_the_concept_whose_context_matches():
     ids[0, 5:10] = torch.tensor([61, 62, 63, 64, 65])
     ids[0, 20:25] = torch.tensor([61, 62, MASK, 64, 65])
     concepts, tokens = model.encode(ids)
-    (_, gate_11C) = model.decode(concepts, tokens, torch.tensor([[22]])).lexicon_state
+    _, gate_11C = model.decode(concepts, tokens, torch.tensor([[22]])).lexicon_state
     assert gate_11C[0, 0].argmax() == 63 % 32
 
 
@@ -465,8 +478,39 @@ def test_logits_of_a_lexicon_never_forget_the_concepts():
     model, (ids, positions, *_) = small(), batch()
     states = model.decode(*model.encode(ids), positions)
     assert model.logits(states).shape == (3, 5, V)
-    with pytest.raises(ValueError, match="as decode returned them"):
-        model.logits(states * 1)
+    for lost in (states * 1, torch.zeros(3, 5, 64), torch.cat((states, states))):
+        with pytest.raises(ValueError, match="as decode returned them"):
+            model.logits(lost)
+    for part in (states[..., :8], states[0, 0, 0], states.split(8, -1)[0]):
+        assert type(part) is torch.Tensor, "parts of a state are no states"
+
+
+@pytest.mark.parametrize("variant", [dict(bottleneck="open"), dict(bottleneck="strict"),
+                                     dict(arch="transformer")], ids=str)
+@pytest.mark.parametrize("select", [
+    lambda t: t[:, :1], lambda t: t[1:], lambda t: t[2], lambda t: t[1, 3], lambda t: t[:, -1],
+    lambda t: t[[2, 0]][:, [4, 1]], lambda t: t[torch.arange(15).view(3, 5) % 2 > 0],
+    lambda t: t[:, :0], lambda t: t[None], lambda t: t.split(2, 1)[2], lambda t: t.chunk(2)[1],
+    lambda t: t.index_select(1, torch.tensor([3, 3])), lambda t: t.flatten(0, 1)])
+def test_logits_of_selected_states_are_the_selected_logits(variant, select):
+    model, (ids, positions, *_) = small(**variant), batch()
+    states = model.decode(*model.encode(ids), positions)
+    logits = model.logits(states)
+    assert torch.allclose(model.logits(select(states)), select(logits), atol=1e-5)
+
+
+def test_cast_and_detached_states_keep_their_logits_and_selected_ones_their_loss():
+    model, (ids, positions, targets, weights) = small(), batch()
+    states = model.decode(*model.encode(ids), positions)
+    logits = model.logits(states)
+    for same in (states.double().float(), states.to("cpu"), states.detach().clone(),
+                 states[:, :].to(torch.float64).to(torch.float32)):
+        assert torch.allclose(model.logits(same), logits, atol=1e-5)
+    part = model.nats(states[:, 1:3], targets[:, 1:3], weights[:, 1:3])
+    weights[:, [0, 3, 4]] = 0
+    assert part.item() == pytest.approx(model.nats(states, targets, weights).item(), rel=1e-5)
+    part.backward()
+    assert model.lexicon.gate.grad.any() and model.concepts.grad.any()
 
 
 def test_owned_heads_read_owned_words_only():

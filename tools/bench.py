@@ -16,7 +16,7 @@ Writes out_dir/{bench.json, bench.png}. The last line on stdout is JSON:
 """
 
 # ---- settings ---------------------------------------------------------------
-peers = 0  # 1: also transformers' models, and its whole-word collator beside our masking
+peers = False  # also transformers' models, and its whole-word collator beside our masking
 models = ""  # of strict, open, transformer, hf_bert, hf_modernbert, hf_perceiver; empty: all
 lengths = "128,512,2048,8192,32768"  # tokens a row, T, several with commas between
 tokens = 4096  # tokens a training step; rows longer than this come one at a time
@@ -25,8 +25,8 @@ repeats = 3  # timed repeats of each model, after one to warm up; until they hav
 longest_step = 60.0  # seconds; a model with a slower step is left out from that length on
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
-compile = "false"  # true: torch.compile
-profile = 0  # 1: instead, the ten slowest operations at the first length, and out_dir/trace_*.json
+compile = False  # torch.compile
+profile = False  # instead, the ten slowest operations at the first length, and out_dir/trace_*.json
 data_dir = "data/pydocs"  # prepared data for the batch and masking figures
 out_dir = "out/bench"  # bench.json, bench.png and traces go here
 # -----------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class Bench:
         torch.manual_seed(0)
         self.ours = name in OURS
         self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
-        self.run = torch.compile(self.model) if compile == "true" else self.model
+        self.run = torch.compile(self.model) if compile else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.make_batch(n_rows=max(1, tokens // T))
 
@@ -82,7 +82,7 @@ class Bench:
         """Ours take the predicted positions and their targets, transformers' models labels."""
         # Random ids do: time and memory depend on shapes alone. Those below 999 are special ids
         # and placeholders in BERT's vocabulary.
-        self.n_slots = slots(self.T, "token", mlm_probability)
+        self.n_slots = slots(self.T, mlm_probability)
         ids = torch.randint(999, VOCABULARY, (n_rows, self.T))
         positions = torch.rand(n_rows, self.T).argsort(1)[:, :self.n_slots].sort(1).values
         targets, weights = ids.gather(1, positions), torch.ones(n_rows, self.n_slots)

@@ -34,8 +34,8 @@ control_dir = ""  # a run with arch=transformer, same tokenizer: its token state
 sts = ""  # STS-B's dev.tsv or test.tsv; 1: glue/STS-B/dev.tsv; empty: no similarity
 pll = ""  # texts to score, one a line or .jsonl with a field "text" (see pll.py); empty: none
 pll_texts = 200  # how many of these, from the first on
-profile = 0  # 1: latency at batch size 1, throughput and memory of this machine
-report = 0  # 1: write out_dir/report.html, one page to look at
+profile = False  # latency at batch size 1, throughput and memory of this machine
+report = False  # write out_dir/report.html, one page to look at
 micro_batch = 32  # rows a forward pass
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
@@ -45,7 +45,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from configurator import configure, read_settings
+from configurator import as_bool, configure, read_settings
 
 config = configure(globals())
 
@@ -104,11 +104,8 @@ def check_settings():
     if rows < 1 or micro_batch < 1 or health_rows < 0 or pll_texts < 1:
         raise ValueError(f"rows={rows}, micro_batch={micro_batch}, health_rows={health_rows}, "
                          f"pll_texts={pll_texts}: expected more than 0")
-    for name in ("report", "profile"):
-        if config[name] not in (0, 1):
-            raise ValueError(f"{name}={config[name]}: expected 0 or 1")
     if report and not health_rows:
-        raise ValueError("report=1 draws the concepts; it needs health_rows above 0")
+        raise ValueError("report=true draws the concepts; it needs health_rows above 0")
     if control_dir and not health_rows and not sts:
         raise ValueError(f"control_dir={control_dir} is a control for health_rows and sts; one of "
                          "them has to be on")
@@ -155,8 +152,8 @@ def load_control(tok, T, machine):
 
 
 def find_sts():
-    """The setting sts -> path; "1" looks where GLUE's files usually lie."""
-    if sts != "1":
+    """The setting sts -> path; 1, or true, looks where GLUE's files usually lie."""
+    if not as_bool(sts):
         return os.path.normpath(sts)
     places = [os.path.join(folder, "glue", "STS-B", "dev.tsv")
               for folder in (".", ROOT, os.path.join(ROOT, "data"))]
@@ -397,7 +394,7 @@ def heat_map(run, row):
         # n_vocab: the table is larger than the vocabulary, and ids beyond it have no text
         best = model.logits(states)[0, :, :tok.n_vocab].argmax(-1).tolist()
     guesses = {int(place): tok.decode([id])
-               for place, id, used in zip(batch.positions[0], best, batch.weights[0]) if used}
+               for place, id, used in zip(batch.positions[0], best, batch.used[0]) if used}
     last_layer = weights[-1].mean(1)[0]  # mean over heads, (C, T)
     return dict(tokens=[tok.decode([int(id)]) for id in row],
                 masked=[place in guesses for place in range(len(row))],

@@ -16,9 +16,9 @@ The last line on stdout is JSON.
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt) and tokenizer/
 to = "exported"  # folder to write; an earlier export is replaced, anything else there is an error
 task_dir = ""  # folder with a fine-tuned model.pt, such as out/demo/glue/mrpc; empty: pretrained
-onnx = 0  # 1: also model.onnx, for any number and length of rows
+onnx = False  # also model.onnx, for any number and length of rows
 push = ""  # USER/REPO on the Hugging Face Hub; the token is from HF_TOKEN or `hf auth login`
-private = 0  # 1: a repository that --push makes is private
+private = False  # a repository that --push makes is private
 # -----------------------------------------------------------------------------
 import os
 import sys
@@ -566,7 +566,7 @@ def remove_export(folder):
 def upload(folder):
     """Pushes the folder that was checked. -> address of the repository on the hub."""
     api = huggingface_hub.HfApi()
-    address = api.create_repo(push, private=bool(private), exist_ok=True)
+    address = api.create_repo(push, private=private, exist_ok=True)
     api.upload_folder(repo_id=push, folder_path=folder, commit_message="Export",
                       delete_patterns=[*sorted(FILES), "concept_encoders_*.py"])
     return str(address)

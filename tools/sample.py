@@ -16,6 +16,7 @@ it is killed, the same command continues where it was and gives the same bytes.
 # ---- settings -----------------------------------------------------------------
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt) and tokenizer/
 text = ""  # text with one or more [MASK]; empty: one text a line from standard input
+checkpoint = "auto"  # auto | best | last | PATH; auto: the best, or a newer one not yet evaluated
 top = 5  # candidates to show for each mask
 embed = ""  # embed this file instead: a text a line, or .jsonl with a field "text"
 to = "embeddings.npy"  # where embeddings go; np.load(to, mmap_mode="r") reads them
@@ -33,15 +34,13 @@ from configurator import configure, read_settings
 
 config = configure(globals())
 
-import json
-
 # Before torch is imported: by default its CPU library keeps compiled kernels for 1,024 shapes,
 # which are a GB here, where most shapes of batches occur once.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
-import torch
-
-from lib.embed import batches, choose_pooling, embed_file, embed_rows, rows_of, sha256_of
+from lib.embed import choose_pooling, embed_file, embed_rows, rows_of, sha256_of
+from lib.files import print_result
+from lib.fill import fill_texts
 from lib.machine import DTYPES, choose_dtype, find_machine
 from lib.run import load_run, user_mistakes
 
@@ -78,67 +77,14 @@ def read_masked_texts():
     return lines
 
 
-def encode_masked(text, tok, longest):
-    """Text with [MASK] -> ids between two end-of-document marks, as in training. ValueError if bad.
-
-    The space before a [MASK] is left out, because the token of a word includes the space before it.
-    """
-    pieces = text.split("[MASK]")
-    if len(pieces) == 1:
-        raise ValueError(f"no [MASK] in {text!r}; mark what to fill in, as in "
-                         "'The capital of France is [MASK].'")
-    if tok.name != "byte":
-        pieces[:-1] = [piece.removesuffix(" ") for piece in pieces[:-1]]
-    ids = [tok.eot_id]
-    for part in tok.encode(pieces):
-        ids += [*part.tolist(), tok.mask_id]
-    ids[-1] = tok.eot_id  # no mask follows the last piece
-    if len(ids) > longest:
-        raise ValueError(f"{text[:40]!r}... has {len(ids)} tokens, the model reads {longest}; "
-                         "shorten it")
-    return ids
-
-
-@torch.inference_mode()
-def fill(model, tok, ids):
-    """ids (B, T) -> for each row (filled text, for each mask a list of (token text, p))."""
-    is_mask = ids == tok.mask_id
-    n_masks = is_mask.sum(1).tolist()
-    # Masked positions first, in their order; rows with fewer masks also decode other positions.
-    positions = is_mask.int().argsort(dim=1, descending=True, stable=True)[:, :max(n_masks)]
-    concepts, tokens = model.encode(ids)
-    states = model.decode(concepts, tokens, positions, model.documents(ids))
-    logits = model.logits(states).float()
-    ordinary = torch.from_numpy((~tok.is_special).nonzero()[0]).to(ids.device)
-    p_BKN, index = logits[..., ordinary].softmax(-1).topk(min(top, len(ordinary)), dim=-1)
-
-    results = []
-    for row, n, places, best, p_row in zip(
-            ids.cpu(), n_masks, positions.cpu(), ordinary[index].cpu(), p_BKN.tolist()):
-        row[places[:n]] = best[:n, 0]
-        masks = []
-        for candidates, p_mask in zip(best[:n].tolist(), p_row):
-            masks.append([(tok.decode([i]), p) for i, p in zip(candidates, p_mask)])
-        results.append((tok.decode(row[1:-1].tolist()).strip(), masks))
-    return results
-
-
-def fill_texts(texts, rows):
-    """Fills the masks of all texts, prints them -> for each a dict of text, filled and masks."""
-    filled = {}
-    for index in batches(model, rows, batch_tokens):
-        ids = torch.tensor([rows[i] for i in index], device=machine.device)
-        filled |= zip(index, fill(model, tok, ids))
-    results = []
-    for i, line in enumerate(texts):
-        whole, masks = filled[i]
-        print(f"{line}\n  {whole}")
-        result = dict(text=line, filled=whole, masks=[])
-        for candidates in masks:
-            shown = [f"{token.strip() or token!r} {p:.1%}" for token, p in candidates]
+def fill_and_print(texts):
+    """Fills the masks of all texts and prints them -> for each a dict of text, filled and masks."""
+    results = fill_texts(model, tok, texts, top, batch_tokens, machine.device)
+    for result in results:
+        print(f"{result['text']}\n  {result['filled']}")
+        for candidates in result["masks"]:
+            shown = [f"{c['token'].strip() or c['token']!r} {c['p']:.1%}" for c in candidates]
             print("    " + "  ".join(shown))
-            result["masks"].append([dict(token=t, p=round(p, 5)) for t, p in candidates])
-        results.append(result)
     return results
 
 
@@ -154,7 +100,7 @@ def embed_texts():
         return found[name].numpy(), cut
 
     # dtype, device and batch_tokens change the rounding, so they belong to the identity too.
-    identity = dict(weights_sha256=sha256_of(checkpoint["model"]), tokenizer=tok.fingerprint,
+    identity = dict(weights_sha256=sha256_of(loaded["model"]), tokenizer=tok.fingerprint,
                     pooling=setting, dtype=dtype, device=machine.device.type,
                     batch_tokens=batch_tokens)
     state = embed_file(embed, to, vectors, identity)
@@ -172,16 +118,13 @@ with user_mistakes():
     check_settings()
     machine = find_machine(device)
     dtype, _ = choose_dtype(dtype, machine.device)
-    model, tok, checkpoint = load_run(out_dir, machine.device)
+    model, tok, loaded = load_run(out_dir, machine.device, checkpoint)
     model.freeze(DTYPES[dtype])
     if embed:
         try:
-            print(json.dumps(embed_texts()))
+            print_result(embed_texts())
         except KeyboardInterrupt:
             sys.exit("stopped; the same command goes on where it was")
         sys.exit()
-    texts = read_masked_texts()
-    rows = [encode_masked(line, tok, model.cfg.longest) for line in texts]
-
-results = fill_texts(texts, rows)
-print(json.dumps(results[0] if text else results))
+    results = fill_and_print(read_masked_texts())
+print_result(results[0] if text else results)

@@ -17,7 +17,7 @@ arms = ""  # one arm a line: NAME and its own arguments; # starts a comment
 seeds = "1,2,3"  # seeds of each arm, with commas between
 flops = 0.0  # training FLOPs of a run, by the model's own formula; 0: the budget in base
 out_dir = "out/sweep"  # runs go to folders in here
-evaluate = 0  # 1: eval.py on each run, its losses under every masking as further columns
+evaluate = False  # eval.py on each run, its losses under every masking as further columns
 jobs = 1  # runs at a time; each gets its share of the CPU threads, and a GPU where there are any
 # -----------------------------------------------------------------------------
 import os

@@ -150,10 +150,11 @@ def test_padding_is_neither_read_nor_predicted(arch, sources):
     lengths = (ids != tok.pad_id).sum(1)
     assert lengths.min() < T - 8, "some rows must be padded for this test"
     batch = mask_batch(ids, torch.arange(len(ids)), "whole_word", 0.3, tok)
-    predicted = batch.targets[batch.weights > 0]
+    predicted = batch.targets[batch.used]
     assert not torch.from_numpy(tok.is_special)[predicted].any()
     for row in lengths.argsort()[:3].tolist():
-        n, (inputs, positions, targets, weights) = lengths[row], (t[row : row + 1] for t in batch)
+        n = lengths[row]
+        inputs, positions, targets, weights, _ = (t[row : row + 1] for t in batch)
         alone = model(inputs[:, :n], positions, targets, weights)
         for filler in (tok.pad_id, 65):
             padded = torch.where(torch.arange(T) < n, inputs, filler)

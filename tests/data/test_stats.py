@@ -65,7 +65,7 @@ def functions_of_stats(made, monkeypatch):
     """Runs data/stats.py without vocabularies -> its globals."""
     monkeypatch.setattr("sys.argv", ["stats.py", f"--data_dir={made}/bins", "--vocabularies=",
                                      f"--out_dir={made}/no"])
-    return runpy.run_path(str(ROOT / "data/stats.py"))
+    return runpy.run_path(str(ROOT / "data/stats.py"), run_name="__main__")
 
 
 def test_a_chunk_may_end_anywhere(made, stats, monkeypatch):

@@ -14,10 +14,10 @@ from test_model import MASK, VARIANTS, batch, small
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
-from lib import health
+from lib import health, run
 from lib.machine import find_machine
 from lib.run import SPLITS, evaluate, split_masks
-from masking import MaskedBatch
+from masking import MaskedBatch, mask_batch
 from model import OwnedAttention
 
 CPU = find_machine("cpu")
@@ -130,10 +130,9 @@ def test_top_tokens_are_those_read_more_than_their_frequency():
 # ---- use by the decoder --------------------------------------------------------------
 
 def test_channel_use_is_what_recomputing_the_loss_gives():
-    model, masked = small(n_concept=4), batch(B=6)
-    use = health.channel_use(model, MaskedBatch(*masked), CPU, "fp32", micro_batch=4,
-                             one_by_one=True)
-    ids, positions, targets, weights = masked
+    model, (ids, positions, targets, weights) = small(n_concept=4), batch(B=6)
+    masked = MaskedBatch(ids, positions, targets, weights * 0.01, weights > 0)  # scale: no matter
+    use = health.channel_use(model, masked, CPU, "fp32", micro_batch=4, one_by_one=True)
     with torch.no_grad():
         concepts, tokens = model.encode(ids)
 
@@ -151,7 +150,34 @@ def test_channel_use_is_what_recomputing_the_loss_gives():
 
 
 def test_shuffling_one_row_is_impossible_not_zero():
-    assert health.channel_use(small(), MaskedBatch(*batch(B=1)), CPU, "fp32")["shuffled"] is None
+    ids, positions, targets, weights = batch(B=1)
+    masked = MaskedBatch(ids, positions, targets, weights, weights > 0)
+    assert health.channel_use(small(), masked, CPU, "fp32")["shuffled"] is None
+
+
+def test_weights_change_the_loss_and_no_count(data_dir, monkeypatch):
+    """Accuracy, predicted tokens and bits per byte are about all predictions alike."""
+    tok = Tokenizer.load(str(data_dir / "tokenizer"))
+    model = small(vocab_size=tok.vocab_size, mask_id=tok.mask_id)
+    data = TokenData(str(data_dir), "val", 32, 0)
+    frequency = torch.full((tok.vocab_size,), 1 / tok.vocab_size)
+
+    def measured(weigh):
+        def weighed(*args, **kwargs):
+            batch = mask_batch(*args, **kwargs)
+            return batch._replace(weights=weigh(batch))
+        monkeypatch.setattr(run, "mask_batch", weighed)
+        return evaluate(model, data, tok, CPU, "fp32", rows=8, micro_batch=3, frequency=frequency)
+
+    plain, tiny = measured(lambda b: b.weights), measured(lambda b: b.weights * 1e-3)
+    other = measured(lambda b: b.weights * (1 + b.positions % 7))
+    assert tiny["loss"] == pytest.approx(plain["loss"], rel=1e-5), "only ratios of weights matter"
+    assert other["loss"] != pytest.approx(plain["loss"], rel=1e-5)
+    for found in (tiny, other):
+        for key in ("accuracy", "predicted", "bits_per_byte"):
+            assert found[key] == pytest.approx(plain[key], rel=1e-6)
+        shares = [found["splits"][name]["share"] for name in SPLITS]
+        assert shares == [plain["splits"][name]["share"] for name in SPLITS]
 
 
 # ---- where the loss is -----------------------------------------------------------------
@@ -296,4 +322,4 @@ def test_zero_shot_similarity_reads_glue_and_agrees_with_numpy(runs, tmp_path):
         (tmp_path / "dev.tsv").write_bytes(broken)
         done = evaluate_run(f"{runs}/concept", sts, ok=False)
         refused(done, "dev.tsv:", "expected GLUE's STS-B")
-    refused(evaluate_run(f"{runs}/concept", "--report=7", ok=False), "expected 0 or 1")
+    refused(evaluate_run(f"{runs}/concept", "--report=7", ok=False), "expected true or false")

@@ -34,6 +34,13 @@ def test_a_gpu_without_bf16_gets_fp16_and_says_so(monkeypatch):
 
 def test_a_data_type_that_is_none_or_needs_a_gpu_is_refused():
     with pytest.raises(ValueError, match="expected auto, bf16, fp16, fp32"):
-        choose_dtype("float16", CPU)
+        choose_dtype("float8", CPU)
     with pytest.raises(ValueError, match="needs a CUDA GPU; use --dtype=bf16"):
         choose_dtype("fp16", CPU)
+
+
+def test_the_names_of_torch_are_taken_too():
+    for ours, torchs in (("bf16", "bfloat16"), ("fp32", "float32")):
+        assert choose_dtype(torchs, CPU) == choose_dtype(ours, CPU) == (ours, "as asked")
+    with pytest.raises(ValueError, match="dtype=fp16 needs a CUDA GPU"):
+        choose_dtype("float16", CPU)

@@ -248,7 +248,7 @@ def test_mistakes_end_in_one_message(runs, data_dir, tmp_path):
     for args, parts in (
             (["--pll=no/such.txt"], ["no/such.txt", "a text a line"]),
             (["--pll_texts=5"], ["name it with --pll=FILE"]),
-            (["--profile=2"], ["profile=2", "0 or 1"]),
+            (["--profile=2"], ["profile = '2'", "true or false"]),
             ([f"--data_dir={data_dir},{data_dir}"], ["different folders"]),
             (["--data_dir=a,"], ["different folders"]),
             (["--split=test"], ["'test'", "expected one of train, val"]),
