@@ -20,6 +20,7 @@ for lists of texts in Python.
 
 # ---- settings ---------------------------------------------------------------
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt) and tokenizer/; results go there too
+checkpoint = "auto"  # auto | best | last | PATH; auto: the best, or a newer one not yet evaluated
 task = "mrpc"  # cola sst2 mrpc stsb qqp mnli qnli rte wnli ax boolq smallbench all FOLDER; commas
 glue_dir = ""  # folders of GLUE's official files; empty: from the hub
 hub = "nyu-mll/glue"  # where the `datasets` library finds GLUE, or a folder laid out like it
@@ -114,9 +115,11 @@ def seeds_of(task):
 @functools.cache
 def loaded(init):
     """The training run that an init refers to -> (model on the CPU, tokenizer, its tokens)."""
-    folder = out_dir if init in ("pretrained", "untrained") else init
-    model, tok, checkpoint = load_run(folder, "cpu")
-    return model, tok, checkpoint["tokens"]
+    if init in ("pretrained", "untrained"):
+        model, tok, found = load_run(out_dir, "cpu", checkpoint)
+    else:
+        model, tok, found = load_run(init, "cpu")
+    return model, tok, found["tokens"]
 
 
 @functools.cache

@@ -303,7 +303,7 @@ elif machine.is_main:
     run.rewind_log(out_dir, step if resumed else -1)
     run.write_config(out_dir, config, git, tok)
     run.warn_of_small_disk(out_dir, model.num_params())
-    trackers = run.start_trackers(config, step)
+    trackers = run.start_trackers(log_to, wandb, config, step)
 
 # ---- the parts of a step ------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import sys
 
@@ -43,10 +44,72 @@ def remove_file(path):
         os.remove(path)
 
 
+def to_json(value, indent=None):
+    """`value` as JSON text. NaN and infinity become null: JSON has no such numbers."""
+    return json.dumps(without_nan(value), indent=indent, allow_nan=False)
+
+
+def without_nan(value):
+    """The same with None for each NaN and infinity, in dicts, lists and tuples at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def write_json(path, value):
     """Replaces `path` by `value` as JSON, on disk when it returns."""
-    text = json.dumps(value, indent=1) + "\n"
+    text = to_json(value, indent=1) + "\n"
     replace_file(path, lambda file: file.write(text.encode()))
+
+
+def read_object(path, keys=()):
+    """The JSON object in a file; {} where there is no file.
+
+    Raises ValueError for other content, and for an object without one of the keys.
+    """
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (ValueError, RecursionError) as error:
+        found = error
+    if not isinstance(found, dict) or not set(keys) <= set(found):
+        expected = f" with {', '.join(keys)}" if keys else ""
+        raise ValueError(f"{path}: found {str(found)[:60]!r}, expected a JSON object{expected}; "
+                         "move it away, or run again what wrote it")
+    return found
+
+
+def check_outputs(folder, marks):
+    """Raises ValueError if a file that is about to be replaced is somebody else's.
+
+    marks: {name of a file in `folder`: what each such file of this command holds, in ASCII}.
+    """
+    for name, mark in marks.items():
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            with open(path, "rb") as file:
+                if mark.encode() not in file.read():
+                    raise ValueError(f"{path} was not written by this command, or is damaged, and "
+                                     "would be replaced; move it away")
+
+
+def say(*words):
+    """Prints a line at once; where stdout can no longer be written, goes on without.
+
+    A run must not end because its output was piped into `head`, its disk is full or its terminal
+    was closed: log.jsonl and the checkpoints have all that matters.
+    """
+    try:
+        print(*words, flush=True)
+    except OSError:
+        # Python flushes what is left once more at the end, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_result(result):
@@ -55,14 +118,14 @@ def print_result(result):
     On a terminal a long one is cut to the keys that hold a single value: a screen full of JSON
     helps nobody there, and what it says has been printed before.
     """
-    text = json.dumps(result)
+    text = to_json(result)
     if sys.stdout.isatty() and len(text) > 400:
         items = result.items() if isinstance(result, dict) else ()
         short = {key: value for key, value in items if not isinstance(value, (dict, list))}
         if not short:
             return
-        text = json.dumps(short)
-    print(text, flush=True)
+        text = to_json(short)
+    say(text)
 
 
 def file_hash(path):

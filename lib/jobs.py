@@ -6,6 +6,17 @@ import sys
 
 import torch
 
+running = set()  # processes of run_python
+stopping = False  # after stop_all()
+
+
+def stop_all():
+    """SIGTERM to all processes of run_python, also to those that it is just starting."""
+    global stopping
+    stopping = True
+    for process in list(running):
+        process.terminate()
+
 
 def run_python(arguments, log_path, number, jobs):
     """Runs `python ARGUMENTS...` to its end -> exit code. Its output and errors replace log_path.
@@ -19,12 +30,20 @@ def run_python(arguments, log_path, number, jobs):
     # A process sees one GPU only, and calls it cuda:0 whichever it is.
     n_gpu = torch.cuda.device_count()
     if n_gpu > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(number % min(n_gpu, jobs))
+        # Of those that the user leaves visible, which may be others than the first.
+        names = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n_gpu)))
+        environment["CUDA_VISIBLE_DEVICES"] = names.split(",")[number % min(n_gpu, jobs)].strip()
     with open(log_path, "w") as log:
         # close_fds: what this process has made inheritable stays open, such as a folder's lock
-        done = subprocess.run([sys.executable, *arguments], env=environment, stdout=log,
-                              stderr=subprocess.STDOUT, close_fds=False)
-    return done.returncode
+        process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log,
+                                   stderr=subprocess.STDOUT, close_fds=False)
+        running.add(process)
+        if stopping:
+            process.terminate()
+        try:
+            return process.wait()
+        finally:
+            running.discard(process)
 
 
 def last_line(path):

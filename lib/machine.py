@@ -13,20 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from lib.files import say
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def say(*words):
-    """Prints a line at once; where stdout can no longer be written, goes on without.
-
-    A run must not end because its output was piped into `head`, its disk is full or its terminal
-    was closed: log.jsonl and the checkpoints have all that matters.
-    """
-    try:
-        print(*words, flush=True)
-    except OSError:
-        # Python flushes what is left once more at the end, which must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ---- device and processes -----------------------------------------------------------------------

@@ -99,7 +99,7 @@ def bad_values(config):
     one_of("optimizer", "adamw", "muon")
     one_of("lr_schedule", "cosine", "linear", "wsd", "constant")
     one_of("wandb", "online", "offline", "off")
-    for name in trackers_of(config):
+    for name in trackers_of(config["log_to"], config["wandb"]):
         if name not in TRACKERS:
             problems.append(f"log_to={config['log_to']!r}: expected {' or '.join(TRACKERS)}, or "
                             "both with a comma")
@@ -707,20 +707,22 @@ def warn_of_small_disk(out_dir, num_params):
             f"{needed / 2**30:.1f}")
 
 
-def trackers_of(config):
-    """Names in the settings log_to and wandb -> list; wandb=offline is short for both."""
-    names = [name.strip() for name in config["log_to"].split(",") if name.strip()]
-    return names + ["wandb"] * (config["wandb"] != "off" and "wandb" not in names)
+def trackers_of(log_to, wandb):
+    """Names of the trackers that these settings ask for -> list; wandb=online asks for wandb."""
+    names = [name.strip() for name in log_to.split(",") if name.strip()]
+    if wandb != "off" and "wandb" not in names:
+        names.append("wandb")
+    return names
 
 
-def start_trackers(config, step):
+def start_trackers(log_to, wandb, config, step):
     """Starts wandb and tensorboard where they are asked for -> {name: function of a record}.
 
     One that does not start is left out with a warning: log.jsonl has the same numbers, and a run
     must not depend on a server. step: where the run begins.
     """
     started = {}
-    for name in trackers_of(config):
+    for name in trackers_of(log_to, wandb):
         try:
             started[name] = TRACKERS[name](config, step)
         except Exception as error:  # not installed, no network, no permission: each its own kind

@@ -419,12 +419,13 @@ def test_a_typo_ends_in_one_message_without_traceback():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_setting_is_read(script):
-    """Each setting occurs again as a name in its script, is a setting of the model, or is read by
-    data/hub.py, to which the scripts of the hub's data sets give all their settings.
+    """Each setting occurs again in its script, as a name or as a key of `config`, is a setting of
+    the model, or is read by data/hub.py, to which the scripts of the hub's data sets give all.
     """
-    tree = ast.parse(script.read_text())
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    nodes = list(ast.walk(ast.parse(script.read_text())))
+    read = {node.id for node in nodes
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    read |= {node.value for node in nodes if isinstance(node, ast.Constant)}
     model_fields = set()
     if "model_settings(" in script.read_text():
         model_fields = set().union(*map(fields_of, ARCHS))

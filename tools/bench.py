@@ -40,7 +40,6 @@ from configurator import configure
 config = configure(globals())
 
 import importlib.util
-import json
 import multiprocessing
 import statistics
 import time
@@ -50,8 +49,15 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
-from lib.files import write_json
-from lib.machine import DTYPES, autocast, choose_dtype, find_machine, matmul_peak, resident_gib
+from lib.files import check_outputs, print_result, say, write_json
+from lib.machine import (
+    DTYPES,
+    autocast,
+    choose_dtype,
+    find_machine,
+    matmul_peak,
+    resident_gib,
+)
 from lib.run import user_mistakes
 from masking import slots
 from tools.peers import OURS, PEERS, VOCABULARY, bench_data
@@ -193,8 +199,12 @@ CPU_ATTENTION = {
 }
 
 
-def serve(pipe, name, T):
-    """What the process runs: builds the model and calls its methods, until it is stopped."""
+def serve(pipe, settings, name, T):
+    """What the process runs: builds the model and calls its methods, until it is stopped.
+
+    settings: those of this command, which the process has not read from the command line.
+    """
+    globals().update(settings)
     try:
         bench = Bench(name, T)
         while True:
@@ -216,7 +226,8 @@ class Worker:
 
     def __init__(self, name, T):
         self.pipe, other = self.processes.Pipe()
-        self.process = self.processes.Process(target=serve, args=(other, name, T), daemon=True)
+        self.process = self.processes.Process(target=serve, args=(other, config, name, T),
+                                              daemon=True)
         self.process.start()
         other.close()  # or the death of the process would not be noticed
 
@@ -332,15 +343,15 @@ def bench_lengths(names, machine, dtype_name, peak):
         peak = max(peak, matmul_peak(machine.device, dtype_name, seconds=2))
         result, left_out = bench_length(T, names, expected, peak)
         report[str(T)] = result
-        print(f"training step, {n_rows} rows of {T} tokens, {mlm_probability:.0%} predicted")
+        say(f"training step, {n_rows} rows of {T} tokens, {mlm_probability:.0%} predicted")
         for name, r in result.items():
             known.setdefault(name, []).append((T, 1 / r["tokens_per_s"]))
             fill = f"{r['fill_ms']:9,.1f} ms to fill a mask" if "fill_ms" in r else ""
-            print(f"  {name:<14}{r['params']:>12,} parameters{r['tokens_per_s']:>9,} tokens/s"
-                  f"{r['step_ms']:>10,.0f} ms{r['peak_mb']:>8,} MB   {r['gemm_share']:.0%} of peak"
-                  f"{fill}", flush=True)
+            say(f"  {name:<14}{r['params']:>12,} parameters{r['tokens_per_s']:>9,} tokens/s"
+                f"{r['step_ms']:>10,.0f} ms{r['peak_mb']:>8,} MB   {r['gemm_share']:.0%} of peak"
+                f"{fill}")
         for name, why in left_out.items():
-            print(f"  {name:<14}left out from here on: {why}", flush=True)
+            say(f"  {name:<14}left out from here on: {why}")
         names = list(result)
     return report
 
@@ -388,6 +399,7 @@ def draw(report, path):
     title = f"training step, {tokens} tokens or one row, equal parameters"
     figure.suptitle(title, fontsize=10)
     figure.savefig(path)
+    plt.close(figure)
 
 
 def chosen_models():
@@ -403,8 +415,8 @@ def chosen_models():
         hint = "" if peers else "; transformers' models need --peers=1"
         raise ValueError(f"models={models!r}: expected some of {', '.join(names)}{hint}")
     if peers and importlib.util.find_spec("transformers") is None:
-        print("transformers is not installed, so its models are left out: "
-              "pip install -r requirements-extra.txt")
+        say("transformers is not installed, so its models are left out: "
+            "pip install -r requirements-extra.txt")
         names = list(OURS)
     return [name for name in names if name in wanted]
 
@@ -416,25 +428,25 @@ def main():
         names = chosen_models()
         data = TokenData(data_dir, "train", 512, 0)
         tok = Tokenizer.load(os.path.join(data_dir, "tokenizer"))
+        check_outputs(out_dir, {"bench.json": '"ratios":', "bench.png": "Matplotlib"})
         os.makedirs(out_dir, exist_ok=True)
     load_in_server(names)
     peak = matmul_peak(machine.device, dtype_name, seconds=2)
-    print(f"torch {torch.__version__}, {machine.device}, {torch.get_num_threads()} threads, "
-          f"{dtype_name} ({reason}), matmul peak {peak / 1e12:.2f} TFLOP/s, compile {compile}\n",
-          flush=True)
+    say(f"torch {torch.__version__}, {machine.device}, {torch.get_num_threads()} threads, "
+        f"{dtype_name} ({reason}), matmul peak {peak / 1e12:.2f} TFLOP/s, compile {compile}\n")
     if profile:
         for name in names:
             worker = Worker(name, int(lengths.split(",")[0]))
-            print(f"{name}\n{worker.ask('profiled')}", flush=True)
+            say(f"{name}\n{worker.ask('profiled')}")
             worker.stop()
         return
     report = bench_lengths(names, machine, dtype_name, peak)
     ratios = compare(report)
     draw(report, os.path.join(out_dir, "bench.png"))
     rates = bench_data(data, tok, mlm_probability, peers, 10 * repeats)
-    print("\nbatches and masks, 64 rows of 512 tokens, one thread, million tokens/s")
+    say("\nbatches and masks, 64 rows of 512 tokens, one thread, million tokens/s")
     for what, rate in rates.items():
-        print(f"  {what.removesuffix('_mtok_per_s'):<24}{rate:>10,.1f}")
+        say(f"  {what.removesuffix('_mtok_per_s'):<24}{rate:>10,.1f}")
     collator = rates.get("hf_whole_word_collator_mtok_per_s")
     if collator:
         ratio = rates["whole_word_mtok_per_s"] / collator
@@ -442,8 +454,8 @@ def main():
     # Under names that are no lengths, beside the figures of each length.
     report |= dict(data=rates, ratios=ratios)
     write_json(os.path.join(out_dir, "bench.json"), report)
-    print("\n" + "\n".join(f"{value:>10}  {what}" for what, value in ratios.items()))
-    print(json.dumps(report))
+    say("\n" + "\n".join(f"{value:>10}  {what}" for what, value in ratios.items()))
+    print_result(report)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,14 @@
     python tools/eval.py --out_dir=out/demo --pll=sentences.txt
                                                            pseudo-log-likelihood, any vocabulary
     python tools/eval.py --out_dir=out/demo --profile=1    latency, throughput, memory
+    python tools/eval.py --compare=out/demo,out/other,out/transformer
+                                                           runs of any architecture side by side
 
 Prints loss, accuracy, perplexity and bits per byte for each masking strategy, splits the loss by
 copies in the row and by frequency, and compares the concepts with those of the same network
 untrained. Writes into out_dir: eval.json, everything measured; metrics.json, the same fields for
-every run; summary.md, a page of them; curves.png.
+every run; summary.md, a page of them; curves.png. With compare: compare.json, compare.md and
+compare.png, into the folder of the first run.
 
 The masks depend on the number of a row in the data set and on nothing else, so all models predict
 the same tokens from the same rest. Numbers of two models can be compared if tokenizer, split, rows,
@@ -24,6 +27,8 @@ the cost of the masked text given the visible text. Models with different tokeni
 
 # ---- settings ---------------------------------------------------------------
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt), tokenizer/, log.jsonl
+checkpoint = "auto"  # auto | best | last | PATH; auto: the best, or a newer one not yet evaluated
+compare = ""  # runs with commas between: losses, curves, concepts and settings side by side
 data_dir = ""  # prepared data, several with commas between; empty: what the run was trained on
 split = "val"  # val | train | test where the data set has one
 rows = 512  # rows of block_size tokens to measure on
@@ -49,8 +54,10 @@ from configurator import as_bool, configure, read_settings
 
 config = configure(globals())
 
+import contextlib
 import csv
-import json
+import io
+import signal
 from typing import NamedTuple
 
 import scipy.stats
@@ -61,10 +68,12 @@ from data.reader import TokenData, folders
 from data.tokenizer import Tokenizer
 from lib import health
 from lib.embed import NAMES, choose_pooling, embed_rows, rows_of
-from lib.files import write_json
+from lib.files import check_outputs, print_result, read_object, say, write_json
 from lib.machine import Machine, autocast, choose_dtype, find_machine
 from lib.run import (
     build_model,
+    checkpoint_paths,
+    data_of,
     draw_curves,
     evaluate,
     load_run,
@@ -73,16 +82,22 @@ from lib.run import (
     user_mistakes,
 )
 from masking import check_masking, mask_batch, masking_types
+from tools.compare import as_text, check_comparable, runs_to_compare, write_comparison
 from tools.measures import CONCEPTS, LATENCY_LENGTHS, LOSS_FIELDS, LOSSES, shown
 from tools.metrics import collect, measure_speed, page, read_glue, write_page
 from tools.pll import pseudo_log_likelihood
 from tools.report import write_report
 
+# Files that are replaced, with what each holds if it is from this command.
+OUTPUTS = {"eval.json": '"unigram_entropy":', "metrics.json": '"experiment_name":',
+           "summary.md": "Losses and entropies are nats a predicted token",
+           "report.html": "tools/report.py fills", "curves.png": "Matplotlib"}
 HEAT_MAPS, HEAT_MAP_TOKENS = 6, 96  # rows drawn in the report, and how many tokens of each
 
 
 class Run(NamedTuple):
     """A training run that has been loaded, and what to measure it on."""
+    path: str  # its folder, or a checkpoint in it
     model: torch.nn.Module
     tok: Tokenizer
     checkpoint: dict
@@ -90,10 +105,18 @@ class Run(NamedTuple):
     dtype: str
     T: int  # tokens a row
     sets: dict  # folder: TokenData of the split
-    sts_file: str  # STS-B; empty: not measured
-    pairs: list | None  # its sentences, sentences, scores
-    glue: dict  # medians of fine-tuned tasks; empty: none yet
-    control: torch.nn.Module | None  # a Transformer
+    sts_file: str = ""  # STS-B; empty: not measured
+    pairs: list | None = None  # its sentences, sentences, scores
+    glue: dict = {}  # medians of fine-tuned tasks; empty: none yet
+    control: torch.nn.Module | None = None  # a Transformer
+
+    @property
+    def folder(self):
+        return checkpoint_paths(self.path)[0]
+
+    def say(self, *words):
+        """Prints once, not once per process."""
+        self.machine.say(*words)
 
 
 # ---- settings, load the run ---------------------------------------------------
@@ -104,6 +127,12 @@ def check_settings():
     if rows < 1 or micro_batch < 1 or health_rows < 0 or pll_texts < 1:
         raise ValueError(f"rows={rows}, micro_batch={micro_batch}, health_rows={health_rows}, "
                          f"pll_texts={pll_texts}: expected more than 0")
+    if compare:
+        alone = [name for name in ("report", "profile", "control_dir", "sts", "pll")
+                 if config[name]]
+        if alone:
+            raise ValueError(f"compare={compare} measures losses and concepts; {', '.join(alone)} "
+                             "is of one run: leave out compare")
     if report and not health_rows:
         raise ValueError("report=true draws the concepts; it needs health_rows above 0")
     if control_dir and not health_rows and not sts:
@@ -120,25 +149,43 @@ def load():
     """Everything that can fail because of a setting, before hours of work. -> Run."""
     machine = find_machine(device, parallel=True)
     precision, reason = choose_dtype(dtype, machine.device)
-    model, tok, checkpoint = load_run(out_dir, machine.device)
-    T = block_size or model.cfg.block_size
-    if not 0 < T <= model.cfg.longest:
-        raise ValueError(f"block_size={block_size}: {out_dir} reads rows of 1 to "
-                         f"{model.cfg.longest} tokens")
-    names = folders(data_dir or checkpoint["settings"]["data_dir"])
+    model, tok, loaded = load_run(out_dir, machine.device, checkpoint)
+    folder, *_ = checkpoint_paths(out_dir)
+    check_outputs(folder, OUTPUTS)
+    read_object(os.path.join(folder, "config.json"))  # as long as a damaged one costs nothing
+    T = row_length({out_dir: model.cfg})
+    names = folders(data_dir or data_of(loaded))
+    sets = load_sets(names, T, tok, out_dir)
+    sts_file = find_sts() if sts else ""
+    pairs = read_sts(sts_file) if sts else None
+    glue = read_glue(folder)
+    control = load_control(tok, T, machine) if control_dir else None
+    run = Run(out_dir, model, tok, loaded, machine, precision, T, sets, sts_file, pairs, glue,
+              control)
+    run.say(f"{out_dir} after {loaded['tokens']:,} tokens, {model.num_params():,} "
+            f"parameters, {precision} ({reason})")
+    return run
+
+
+def row_length(configs):
+    """Tokens a row that all models read: {run: its config} -> the setting, or as in training."""
+    T = block_size or min(cfg.block_size for cfg in configs.values())
+    for path, cfg in configs.items():
+        if not 0 < T <= cfg.longest:
+            raise ValueError(f"block_size={block_size}: {path} reads rows of 1 to {cfg.longest} "
+                             "tokens")
+    return T
+
+
+def load_sets(names, T, tok, path):
+    """Prepared folders -> {name: TokenData}. Raises ValueError for one of another tokenizer."""
     sets = {name: TokenData(name, split, T, 0) for name in names}
     for name, data in sets.items():
         if data.meta["fingerprint"] != tok.fingerprint:
             raise ValueError(
-                f"{name} was prepared with another tokenizer than {out_dir} was trained with; "
-                f"prepare it again with --tokenizer={out_dir}/tokenizer")
-    sts_file = find_sts() if sts else ""
-    pairs = read_sts(sts_file) if sts else None
-    glue = read_glue(out_dir)
-    control = load_control(tok, T, machine) if control_dir else None
-    machine.say(f"{out_dir} after {checkpoint['tokens']:,} tokens, {model.num_params():,} "
-                f"parameters, {precision} ({reason})")
-    return Run(model, tok, checkpoint, machine, precision, T, sets, sts_file, pairs, glue, control)
+                f"{name} was prepared with another tokenizer than {path} was trained with; prepare "
+                f"it again with --tokenizer={checkpoint_paths(path)[0]}/tokenizer")
+    return sets
 
 
 def load_control(tok, T, machine):
@@ -172,15 +219,27 @@ def read_sts(path):
     """
     expected = ("expected GLUE's STS-B: tab-separated UTF-8 with the columns sentence1, sentence2 "
                 "and score (0 to 5)")
+    wanted = ("sentence1", "sentence2", "score")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        pairs = [(line["sentence1"], line["sentence2"], float(line["score"])) for line in lines
-                 if line.get("sentence1") and line.get("sentence2") and line.get("score")]
-    except ValueError as error:  # not UTF-8, or a score that is not a number
+            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            found = [(reader.line_num, *(line.get(name) for name in wanted)) for line in reader]
+        if any((reader.fieldnames or []).count(name) != 1 for name in wanted):
+            raise ValueError(f"found the columns {', '.join(reader.fieldnames or [])}")
+        pairs = []
+        for number, first, second, score in found:
+            if not (first and second and score):
+                raise ValueError(f"line {number} has no sentence or no score")
+            if not 0 <= float(score) <= 5:  # false for nan
+                raise ValueError(f"line {number}: the score is {score}")
+            pairs.append((first, second, float(score)))
+    except (ValueError, csv.Error) as error:  # not UTF-8, or a score that is not a number
         raise ValueError(f"sts={path}: {error}; {expected}") from None
     if len(pairs) < 3:  # fewer have no correlation
         raise ValueError(f"sts={path}: found {len(pairs)} scored pairs; {expected}")
+    if len({score for _, _, score in pairs}) == 1:
+        raise ValueError(f"sts={path}: all {len(pairs)} scores are {pairs[0][2]:g}, and nothing "
+                         f"correlates with a constant; {expected}")
     return [list(column) for column in zip(*pairs)]
 
 
@@ -188,7 +247,7 @@ def read_sts(path):
 
 def profile_speed(run):
     """Latency, throughput and memory -> fields of the section "speed"."""
-    say = run.machine.say
+    say = run.say
     speed = measure_speed(run.model, run.tok, run.machine, run.dtype, run.T, micro_batch)
     title = (f"{run.dtype} on {run.machine.device}, {torch.get_num_threads()} threads, "
              "not compiled")
@@ -222,9 +281,12 @@ def width_of(measure):
     return max(8, len(measure.heading) + 2)
 
 
-def measure_losses(run, name, data):
-    """Every masking on one data set -> {masking: result of evaluate(), "unigram_entropy"}."""
-    say, n_rows = run.machine.say, min(rows, data.n_blocks)
+def measure_losses(run, name, data, say):
+    """Every masking on one data set -> {masking: result of evaluate(), "unigram_entropy"}.
+
+    say: prints a part of the table as soon as it is known.
+    """
+    n_rows = min(rows, data.n_blocks)
     results = {"unigram_entropy": data.meta["unigram_entropy"]}
     say(f"\n{name} {split}, {n_rows} rows of {run.T} tokens, {mlm_probability:.0%} predicted, "
         f"unigram entropy {results['unigram_entropy']:.3f} nats\n"
@@ -256,7 +318,7 @@ def measure_pll(run):
     """Scores the texts of the setting pll -> dict, see tools/pll.py."""
     r = pseudo_log_likelihood(run.model, pll, run.tok, run.machine, run.dtype, pll_texts,
                               run.model.cfg.longest, micro_batch * run.T)
-    run.machine.say(
+    run.say(
         f"\n{r['method']} of {r['texts']:,} texts of {pll}, {r['left_out']:,} too long: "
         f"{r['nats']:,.1f} nats over {r['words']:,} words, {r['bytes']:,} bytes\n"
         f"  {r['nats_per_word']:.4f} nats a word, perplexity {r['perplexity_per_word']:,.2f} a "
@@ -307,11 +369,11 @@ def measure_health(run):
         what = f"{n_vectors(run)} evenly spaced token states"
     note = "" if len(ids) == health_rows else f" (all there are; health_rows={health_rows})"
     heads = "".join(f"{name:>20}" for name in columns)
-    run.machine.say(f"\nhealth of the {what} on {len(ids)} rows of {first_name}{note}\n"
-                    f"  {'':<28}{heads}")
+    run.say(f"\nhealth of the {what} on {len(ids)} rows of {first_name}{note}\n"
+            f"  {'':<28}{heads}")
     for measure, values in health_table(columns):
         cells = "".join(f"{shown(value, measure.form):>20}" for value in values)
-        run.machine.say(f"  {measure.heading:<28}{cells}")
+        run.say(f"  {measure.heading:<28}{cells}")
     return columns, ids
 
 
@@ -341,27 +403,36 @@ def zero_shot_sts(run, model):
     for name, vector in vectors.items():
         for kind, embedding in ((name, vector), (f"{name}, centred", vector - vector.mean(0))):
             cosine = F.cosine_similarity(*embedding.chunk(2)).double().numpy()
-            result[kind] = dict(pearson=float(scipy.stats.pearsonr(cosine, scores)[0]),
-                                spearman=float(scipy.stats.spearmanr(cosine, scores)[0]))
+            result[kind] = dict(pearson=correlation(scipy.stats.pearsonr, cosine, scores),
+                                spearman=correlation(scipy.stats.spearmanr, cosine, scores))
     return result
+
+
+def correlation(measure, cosine, scores):
+    """-> float, or None where there is none because all cosines are the same."""
+    if cosine.min() == cosine.max():
+        return None
+    return float(measure(cosine, scores)[0])
 
 
 def measure_sts(run):
     """All embeddings of the model and of the control -> {model: result of zero_shot_sts()}."""
-    say, found = run.machine.say, {"trained": zero_shot_sts(run, run.model)}
+    say, found = run.say, {"trained": zero_shot_sts(run, run.model)}
     if run.control:
         found["Transformer"] = zero_shot_sts(run, run.control)
     say(f"\nzero-shot similarity of {len(run.pairs[0]):,} pairs of {run.sts_file}, cosine "
         f"of embeddings against human scores\n  {'':<28}{'Pearson':>10}{'Spearman':>10}")
     for who, embeddings in found.items():
         for name, r in embeddings.items():
-            say(f"  {who + ', ' + name:<28}{r['pearson']:>10.4f}{r['spearman']:>10.4f}")
+            why = "" if r["pearson"] is not None else "  all cosines are the same"
+            say(f"  {who + ', ' + name:<28}{shown(r['pearson'], '.4f'):>10}"
+                f"{shown(r['spearman'], '.4f'):>10}{why}")
     _, written = choose_pooling("auto", run.model.arch)
     if written != "tokens":
-        of_written, of_tokens = (found["trained"][name]["spearman"]
+        of_written, of_tokens = (shown(found["trained"][name]["spearman"], ".4f")
                                  for name in (written, "tokens"))
-        say(f"  what sample.py --embed writes, {written}: {of_written:.4f}; mean token state: "
-            f"{of_tokens:.4f}")
+        say(f"  what sample.py --embed writes, {written}: {of_written}; mean token state: "
+            f"{of_tokens}")
     return found
 
 
@@ -369,17 +440,16 @@ def measure_sts(run):
 
 def write_metrics(run, summary, records):
     """metrics.json and summary.md."""
-    trained_on = run.checkpoint["settings"].get("data_dir", "").split(",")
-    trained_on = {name.strip() for name in trained_on}
+    trained_on = {name.strip() for name in data_of(run.checkpoint).split(",")}
     train_tokens = None  # unknown unless the training data is among what was measured
     if trained_on <= set(run.sets):
         train_tokens = sum(run.sets[name].meta["splits"]["train"]["tokens"]
                            for name in trained_on)
-    fields = collect(out_dir, run.model, run.tok, run.checkpoint, records, summary, run.glue,
+    fields = collect(run.folder, run.model, run.tok, run.checkpoint, records, summary, run.glue,
                      run.machine, run.dtype, train_tokens)
-    write_json(os.path.join(out_dir, "metrics.json"), fields)
-    write_page(os.path.join(out_dir, "summary.md"), page(out_dir, fields, summary, run.glue))
-    run.machine.say(f"\n{out_dir}/metrics.json and, to read, {out_dir}/summary.md")
+    write_json(os.path.join(run.folder, "metrics.json"), fields)
+    write_page(os.path.join(run.folder, "summary.md"),
+               page(run.folder, fields, summary, run.glue))
 
 
 def heat_map(run, row):
@@ -434,32 +504,41 @@ def draw_report(run, summary, records, ids):
         one_by_one=columns["trained"].get("one_by_one"), usage=columns["trained"].get("usage"))
     if run.model.arch == "concept":
         data |= concept_pictures(run, ids)
-    write_report(os.path.join(out_dir, "report.html"), data)
+    write_report(os.path.join(run.folder, "report.html"), data)
 
 
 def write_all(run, summary, ids):
     """eval.json, metrics.json, summary.md and the pictures. ids: rows the concepts were seen on."""
-    say, records = run.machine.say, read_log(out_dir)
-    write_json(os.path.join(out_dir, "eval.json"), summary)
+    folder, records = run.folder, read_log(run.folder)
+    write_json(os.path.join(folder, "eval.json"), summary)
     write_metrics(run, summary, records)
-    if any("val_loss" in record for record in records):
+    written = ["eval.json", "metrics.json", "summary.md"]
+    if any(record.get("val_loss") is not None for record in records):
         entropy = next(iter(summary["data"].values()))["unigram_entropy"]
-        draw_curves(os.path.join(out_dir, "curves.png"), records, entropy, out_dir)
-        say(f"loss curves: {out_dir}/curves.png")
+        draw_curves(os.path.join(folder, "curves.png"), records, entropy, out_dir)
+        written.append("curves.png")
     if report:
         draw_report(run, summary, records, ids)
-        say(f"report: {out_dir}/report.html")
-    print(json.dumps(summary))
+        written.append("report.html")
+    run.say(f"\nwritten into {folder}: {', '.join(written)}; to read: {folder}/summary.md")
+    print_result(summary)
 
 
-def main():
-    check_settings()
+# ---- one run, or several ------------------------------------------------------------------
+
+def begin_summary(run):
+    """The head of eval.json."""
+    return dict(out_dir=run.path, step=run.checkpoint["step"], tokens=run.checkpoint["tokens"],
+                params=run.model.num_params(), split=split, mlm_probability=mlm_probability,
+                block_size=run.T,
+                rows={name: min(rows, data.n_blocks) for name, data in run.sets.items()}, data={})
+
+
+def measure_run():
+    """The run out_dir: everything that is asked for."""
     run = load()
     is_main = run.machine.is_main
-    summary = dict(
-        out_dir=out_dir, step=run.checkpoint["step"], tokens=run.checkpoint["tokens"],
-        params=run.model.num_params(), split=split, mlm_probability=mlm_probability,
-        block_size=run.T, rows={}, data={})
+    summary = begin_summary(run)
     # Speed comes first: the peak of memory must be that of reading and filling, not of the rest.
     if profile:
         if is_main:
@@ -468,10 +547,9 @@ def main():
     # All processes share the work of these two, so they come before what the main one does alone:
     # the others would wait for it, and give up after some minutes.
     for name, data in run.sets.items():
-        summary["rows"][name] = min(rows, data.n_blocks)
-        summary["data"][name] = measure_losses(run, name, data)
+        summary["data"][name] = measure_losses(run, name, data, run.say)
     if len(run.sets) > 1:
-        print_all_sets(summary["data"], run.machine.say)
+        print_all_sets(summary["data"], run.say)
     if pll:
         summary["pll"] = measure_pll(run)
     if is_main:
@@ -482,6 +560,82 @@ def main():
             summary |= dict(sts_file=run.sts_file, sts=measure_sts(run))
         write_all(run, summary, ids)
     run.machine.close()
+
+
+def load_runs(paths):
+    """Whether these runs can be compared, before they are measured. Raises ValueError if not.
+
+    -> {folder: TokenData} of rows that all of them read.
+    """
+    # One model at a time is in memory, so each is loaded a second time to be measured.
+    runs = []
+    for path in paths:
+        model, tok, loaded = load_run(path, "cpu", checkpoint)
+        read_object(os.path.join(checkpoint_paths(path)[0], "config.json"))
+        runs.append((model.cfg, tok, loaded["data_sha256"], data_of(loaded)))
+    configs, toks, data_hashes, data_dirs = zip(*runs)
+    check_comparable(paths, [tok.fingerprint for tok in toks], data_hashes, data_dirs, data_dir)
+    T = row_length(dict(zip(paths, configs)))
+    return load_sets(folders(data_dir or data_dirs[0]), T, toks[0], paths[0])
+
+
+def compare_runs():
+    """All runs in the setting compare, on the same rows and masks."""
+    named = out_dir if out_dir != read_settings(__file__)["out_dir"][0] else ""
+    paths = runs_to_compare(compare, named)
+    machine = find_machine(device, parallel=True)
+    precision, reason = choose_dtype(dtype, machine.device)
+    sets = load_runs(paths)
+    folder, *_ = checkpoint_paths(paths[0])
+    check_outputs(folder, {"compare.json": '"runs":', "compare.md": "# Runs side by side",
+                           "compare.png": "Matplotlib"})
+    machine.say(f"{len(paths)} runs, {precision} ({reason})")
+    T = next(iter(sets.values())).block_size
+    found = []
+    for number, path in enumerate(paths, 1):
+        with contextlib.redirect_stderr(io.StringIO()):  # said when it was loaded before
+            model, tok, loaded = load_run(path, machine.device, checkpoint)
+        run = Run(path, model, tok, loaded, machine, precision, T, sets)
+        run.say(f"{number} of {len(paths)}: {path} after {loaded['tokens']:,} tokens")
+        found.append(measure_beside(run))
+    if machine.is_main:
+        defaults = {name: default for name, (default, _)
+                    in read_settings(os.path.join(ROOT, "train.py")).items()}
+        result = write_comparison(found, defaults, folder)
+        say(f"\n{as_text(found, defaults)}\n\n{folder}/compare.md to read, {folder}/compare.png "
+            "the curves")
+        print_result(result)
+    machine.close()
+
+
+def measure_beside(run):
+    """One of several runs -> what tools/compare.py shows of it, in the main process, else None."""
+    summary = begin_summary(run)
+    for name, data in run.sets.items():
+        summary["data"][name] = measure_losses(run, name, data, lambda *_: None)
+    if not run.machine.is_main:
+        return None
+    if health_rows:
+        first = next(iter(run.sets.values()))
+        ids, batch = health.probe_rows(first, run.tok, health_rows, mlm_probability)
+        summary["health"] = dict(trained=measure_concepts(run, run.model, ids, batch))
+    records = read_log(run.folder)
+    fields = collect(run.folder, run.model, run.tok, run.checkpoint, records, summary, {},
+                     run.machine, run.dtype, None)
+    curve = [(record["tokens"], record["val_loss"]) for record in records
+             if record.get("val_loss") is not None]
+    return dict(path=run.path, summary=summary, fields=fields, curve=curve,
+                settings=run.checkpoint["settings"])
+
+
+def main():
+    check_settings()
+    # A terminal that closes would end the work; what it finds is in the files.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if compare:
+        compare_runs()
+    else:
+        measure_run()
 
 
 if __name__ == "__main__":

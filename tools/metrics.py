@@ -12,7 +12,6 @@ single-token masks. All are of the first data set evaluated.
 
 import copy
 import datetime
-import json
 import math
 import os
 import statistics
@@ -21,7 +20,7 @@ import time
 import torch
 
 from lib.embed import choose_pooling
-from lib.files import replace_file
+from lib.files import read_object, replace_file
 from lib.machine import DTYPES, memory_gib
 from masking import MASKING_TYPES
 from tools.measures import (
@@ -127,21 +126,6 @@ def model_fields(model, tok, settings):
         n_concepts=getattr(cfg, "n_concept", None), d_model=d_model, d_token=cfg.token_dim,
         d_ff=cfg.ffn_dim, glu_expansion=cfg.ffn_dim / d_model, tokenizer=tok.name,
         flops_per_token=model.flops_per_token(cfg.block_size, n_predicted, micro_batch))
-
-
-def read_object(path):
-    """The JSON object in a file; {} where there is no file. Raises ValueError for other content."""
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except ValueError as error:
-        found = error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: found {str(found)[:60]!r}, expected a JSON object; remove it, "
-                         "or run again what wrote it")
-    return found
 
 
 def training_fields(out_dir, checkpoint, log, train_tokens):

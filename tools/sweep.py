@@ -4,11 +4,15 @@
     python tools/sweep.py config/sweeps/architecture.py --jobs=4     four runs at a time
 
 An arm is a name and arguments of train.py. Every run is a process of its own,
-`python train.py BASE ARM --seed=N --out_dir=OUT/ARM_sN`. So the same command again continues
-where the sweep was stopped, and finished runs cost seconds. With flops=X, every arm trains for
-as many tokens as X training FLOPs buy it: equal compute.
+`python train.py BASE ARM --seed=N --out_dir=OUT/ARM_sN`, in the folder where the sweep was started.
+With flops=X, every arm trains for as many tokens as X training FLOPs buy it: equal compute.
 
-Writes out_dir/{table.md, results.json, curves.png}. The last line on stdout is JSON.
+The same command again goes on where the sweep was stopped and starts no finished run again: each
+has left its numbers in OUT/ARM_sN/result.json. A run of other settings than its arm has now is
+refused. Ctrl-C and SIGTERM let the runs save; the table then holds what is finished.
+
+Writes out_dir/{results.json, table.md, curves.png}, the first two after every run. The last line on
+stdout is JSON.
 """
 
 # ---- settings ---------------------------------------------------------------
@@ -25,40 +29,68 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from configurator import configure
+from configurator import configure, read_settings
 
 config = configure(globals())
 
+import contextlib
 import json
+import math
 import shlex
+import signal
 import statistics
-import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
 from data.reader import Batches, folders
 from data.tokenizer import Tokenizer
-from lib.files import replace_file, write_json
-from lib.run import build_model, fields_of, read_log, user_mistakes
+from lib.files import (
+    check_outputs,
+    print_result,
+    read_object,
+    replace_file,
+    say,
+    write_json,
+)
+from lib.jobs import last_line, run_python, stop_all
+from lib.run import (
+    build_model,
+    check_settings,
+    first_readable,
+    lock_folder,
+    model_settings,
+    read_log,
+    user_mistakes,
+)
 from masking import MASKING_TYPES
+from tools.compare import draw_losses
 
+TRAIN, EVAL = os.path.join(ROOT, "train.py"), os.path.join(ROOT, "tools", "eval.py")
 # What train.py gives as "stopped" for a run that has used its whole budget.
 FINISHED = ("max_steps", "max_minutes", "patience", "overfit")
+# Settings of train.py that decide how a run is done and not what it learns. A run may have others
+# than its arm. Its data is compared by content, not by path.
+NOT_COMPARED = ("out_dir", "data_dir", "device", "compile", "micro_batch", "log_interval",
+                "save_minutes", "stop_at_step", "wandb", "log_to")
 # Columns of the table with measures of the concepts: {title: name in train.py's log}.
 HEALTH = {"rank": "concept_rank", "input dependence": "input_dependence",
           "duplicates": "duplicates", "shuffled": "shuffled"}
+RUN_KEYS = ("settings", "loss", "curve")  # what a result.json must hold
 
 
 # ---- the plan: everything a user can get wrong is refused here ------------------
 
 
 def read_seeds():
-    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
-        raise ValueError(f"seeds={seeds!r}: expected whole numbers with commas between, such as "
-                         "1,2,3")
-    return [int(seed) for seed in seeds.split(",")]
+    """The setting `seeds` -> [int]. Raises ValueError."""
+    words = [seed.strip() for seed in seeds.split(",")]
+    numbers = [int(word) for word in words if word.isdecimal()]
+    if len(numbers) < len(words) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds={seeds!r}: expected different whole numbers with commas between, "
+                         "such as 1,2,3")
+    return numbers
 
 
 def read_arms():
@@ -75,6 +107,11 @@ def read_arms():
         if name in found or name.startswith("-"):
             raise ValueError(f"arms: {line.strip()!r}: expected a name used once, then arguments "
                              "of train.py")
+        # The name is part of the name of a folder in out_dir.
+        if not name.isprintable() or set(name) & set("/\\") or name[:1] in ("", "."):
+            raise ValueError(f"arms: {name!r} cannot be the name of a folder in {out_dir}; "
+                             "expected letters, digits and signs, but no slash and no dot at the "
+                             "start")
         found[name] = arguments
     if not found:
         raise ValueError("arms is empty: name a config, for example "
@@ -82,35 +119,61 @@ def read_arms():
     return found
 
 
-def plan(name, arguments):
+def resolve(arguments):
+    """Arguments of train.py -> all its settings. Raises ValueError for those it would refuse."""
+    given = [word for word in arguments
+             if word.startswith("-") and word.strip("-").partition("=")[0] in ("seed", "out_dir")]
+    if given:
+        raise ValueError(f"{given[0]}: the sweep gives each run its seed and folder; use --seeds "
+                         "and --out_dir of the sweep")
+    try:
+        return configure(dict(__file__=TRAIN, __doc__="", __name__="__main__"), arguments)
+    except SystemExit as refusal:
+        raise ValueError(refusal) from None
+
+
+def plan(name, arguments, seed_list):
     """What train.py would make of an arm, without its weights.
 
-    -> {"arguments" (with the budget), "params", "mflop_per_token"}. Raises ValueError for
-    settings that train.py would refuse and for data that is not there.
+    -> {"arguments" (with the budget), "settings", "data_sha256", "params", "mflop_per_token"}.
+    Raises ValueError for settings that train.py would refuse and for data that is not there.
     """
     arguments = [*shlex.split(base), *arguments]
-    train = dict(__file__=os.path.join(ROOT, "train.py"), __doc__="")
-    settings = configure(train, arguments)
+    try:
+        settings = resolve(arguments)
+        for seed in seed_list:
+            check_settings(settings | dict(seed=seed), train_defaults(), world_size=1)
+        batches, model = prepare(settings)
+        a_step = flops_per_step(batches, model, settings)
+        if flops:
+            steps = max(1, round(flops / a_step))
+            arguments += [f"--max_steps={steps}", "--max_tokens=0", "--max_minutes=0"]
+            settings = resolve(arguments)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"arm {name}: {error}") from None
+    return dict(arguments=arguments, settings=settings, data_sha256=batches.sha256,
+                params=model.num_params(),
+                mflop_per_token=a_step / float(batches.tokens_a_step) / 1e6)
+
+
+def train_defaults():
+    """{name: default} of train.py's settings."""
+    return {name: default for name, (default, _) in read_settings(TRAIN).items()}
+
+
+def prepare(settings):
+    """Settings of train.py -> its Batches, and its model without weights."""
     for folder in folders(settings["data_dir"]):
         if not os.path.exists(os.path.join(folder, "meta.json")):
-            raise ValueError(f"arm {name}: {folder} holds no prepared data; make it with "
+            raise ValueError(f"{folder} holds no prepared data; make it with "
                              f"python prepare.py --input=GLOB --out_dir={folder} "
                              "--tokenizer=bpe:16000")
     names = ("data_dir", "data_weights", "rows", "block_size", "block_schedule", "seed",
              "batch_size", "max_steps", "max_tokens")
     batches = Batches(*(settings[key] for key in names))
     tok = Tokenizer.load(os.path.join(batches.names[0], "tokenizer"))
-    shape = {key: settings[key] for key in fields_of(settings["arch"]) if key in settings}
-    shape |= dict(arch=settings["arch"], vocab_size=settings["vocab_size"] or tok.vocab_size,
-                  mask_id=tok.mask_id, eot_id=tok.eot_id)
     with torch.device("meta"):  # only counted
-        model = build_model(shape)
-    a_step = flops_per_step(batches, model, settings)
-    if flops:
-        steps = max(1, round(flops / a_step))
-        arguments += [f"--max_steps={steps}", "--max_tokens=0", "--max_minutes=0"]
-    return dict(arguments=arguments, params=model.num_params(),
-                mflop_per_token=a_step / float(batches.tokens_a_step) / 1e6)
+        return batches, build_model(model_settings(settings["arch"], settings, tok))
 
 
 def flops_per_step(batches, model, settings):
@@ -121,64 +184,132 @@ def flops_per_step(batches, model, settings):
     return settings["batch_size"] * settings["block_size"] * mean
 
 
+def compared(settings, data_sha256):
+    """What makes two runs the same -> {name: value}."""
+    kept = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
+    return kept | dict(tokens_of_data_dir=data_sha256[:12])
+
+
+def check_twins(plans):
+    """Raises ValueError for two arms of the same settings: one of them was meant to differ."""
+    seen = {}
+    for name, arm in plans.items():
+        key = json.dumps(compared(arm["settings"], arm["data_sha256"]))
+        if key in seen:
+            raise ValueError(f"arms {seen[key]} and {name} have the same settings; change or "
+                             "remove one of them")
+        seen[key] = name
+
+
+def folder_of(name, seed):
+    return os.path.join(out_dir, f"{name}_s{seed}")
+
+
+def check_run(name, seed, arm):
+    """Raises ValueError if the arm's folder holds a run of other settings, naming what differs.
+
+    Its numbers would otherwise stand in the table as those of the arm.
+    """
+    folder = folder_of(name, seed)
+    found = read_object(os.path.join(folder, "result.json"), RUN_KEYS)
+    if not found:
+        # Without a result the run was stopped. Damaged checkpoints are left to train.py.
+        paths = [os.path.join(folder, name) for name in ("ckpt.pt", "ckpt_prev.pt")]
+        try:
+            _, found = first_readable(list(filter(os.path.exists, paths)), say=lambda _: None)
+        except (ValueError, IndexError):  # IndexError: there is none
+            return
+    # Older runs had fewer settings.
+    before = compared(train_defaults() | found["settings"], found["data_sha256"])
+    now = compared(arm["settings"] | dict(seed=seed), arm["data_sha256"])
+    differ = [f"{key}: {before.get(key)} there, {value} here"
+              for key, value in now.items() if before.get(key) != value]
+    if differ:
+        raise ValueError("\n       ".join([
+            f"arm {name}: {folder} holds a run of other settings:", *differ,
+            "give the arm another name, choose another --out_dir, or remove that run: rm -r "
+            + shlex.quote(folder)]))
+
+
 # ---- one run ---------------------------------------------------------------------
 
-
-def run_logged(command, path, env):
-    """Runs a command and appends its output to a file. -> its exit code and last line."""
-    with open(path, "a") as output:
-        done = subprocess.run(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
-    with open(path, errors="replace") as output:
-        lines = output.read().strip().splitlines()
-    return done.returncode, lines[-1] if lines else ""
+stopped = ""  # the signal that ends the sweep; empty while it goes on
+minutes = []  # that the runs of this process have taken
 
 
-def train(folder, arguments, seed, env):
-    """train.py, and eval.py if asked for. -> error (None if all went well), JSON of the last."""
-    path = os.path.abspath(folder)
-    command = [sys.executable, "train.py", *arguments, f"--seed={seed}", f"--out_dir={path}"]
-    output = os.path.join(folder, "output.txt")
-    code, line = run_logged(command, output, env)
-    if not code:
-        stopped = json.loads(line)["stopped"]
-        if stopped not in FINISHED:  # half a run must not stand beside whole ones
-            code, line = 1, f"stopped early ({stopped}); the same sweep again goes on"
-    if evaluate and not code:
-        command = [sys.executable, "tools/eval.py", f"--out_dir={path}", "--health_rows=0"]
-        code, line = run_logged(command, output, env)
-    if code:
-        return f"{line}\n    {shlex.join(command)}", None
-    return None, json.loads(line)
+def stop(number, _frame):
+    """SIGTERM for the runs: train.py saves and ends. No further run starts."""
+    global stopped
+    stopped = signal.Signals(number).name
+    stop_all()
 
 
-def run(number, name, seed, arguments):
-    """Trains one arm with one seed, in a folder of its own. -> its results; None if it failed.
+def run(number, name, seed, arm):
+    """One arm with one seed, in a folder of its own -> its results, or None if there are none.
 
     number: that of the run in the sweep, which decides the GPU.
     """
-    folder = os.path.join(out_dir, f"{name}_s{seed}")
-    os.makedirs(folder, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    env = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    if torch.cuda.device_count() > 1:
-        env["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
-    start = time.monotonic()
-    error, last = train(folder, arguments, seed, env)
-    if error:
-        print(f"{name} seed {seed} failed: {error}", flush=True)
+    if stopped:
         return None
-    records = [r for r in read_log(folder) if r.get("val_loss") is not None]
+    folder, start = folder_of(name, seed), time.monotonic()
+    try:
+        path = os.path.join(folder, "result.json")
+        found = read_object(path, RUN_KEYS)
+        if not found:
+            os.makedirs(folder, exist_ok=True)
+            found = train(folder, number, seed, arm)
+            write_json(path, found)
+            minutes.append((time.monotonic() - start) / 60)
+        if evaluate and not found["maskings"]:
+            found["maskings"] = losses_by_masking(folder, number)
+            write_json(path, found)
+    except (ValueError, OSError) as error:
+        if not stopped:
+            say(f"{name} seed {seed} failed: {error}")
+        return None
+    say(f"{name} seed {seed}: {found['loss']:.4f} nats after {found['tokens']:,} tokens")
+    return dict(arm=name, seed=seed) | found
+
+
+def train(folder, number, seed, arm):
+    """train.py to the end of its budget -> the content of result.json."""
+    command = [TRAIN, *arm["arguments"], f"--seed={seed}", f"--out_dir={os.path.abspath(folder)}"]
+    ended = finish(command, folder, number).get("stopped")
+    if ended not in FINISHED:  # half a run must not stand beside whole ones
+        raise ValueError(f"stopped early ({ended}); the same sweep again goes on")
+    records = [r for r in read_log(folder) if "val_loss" in r]
+    if not records or records[-1]["val_loss"] is None:
+        raise ValueError(f"the last validation loss in {folder}/log.jsonl is not a number")
     final = records[-1]
-    print(f"{name} seed {seed}: {final['val_loss']:.4f} nats after {final['tokens']:,} tokens, "
-          f"{(time.monotonic() - start) / 60:.1f} min", flush=True)
-    maskings = {}
-    if evaluate:
-        [losses, *_] = last["data"].values()
-        maskings = {key: r["loss"] for key, r in losses.items() if key in MASKING_TYPES}
-    return dict(arm=name, seed=seed, tokens=final["tokens"], loss=final["val_loss"],
-                bits_per_byte=final["val_bits_per_byte"], maskings=maskings,
+    return dict(settings=arm["settings"] | dict(seed=seed), data_sha256=arm["data_sha256"],
+                tokens=final["tokens"], loss=final["val_loss"],
+                bits_per_byte=final["val_bits_per_byte"], maskings={},
                 health={key: final.get(key) for key in HEALTH.values()},
                 curve=[(r["tokens"], r["val_loss"]) for r in records])
+
+
+def losses_by_masking(folder, number):
+    """eval.py -> {masking: loss}."""
+    summary = finish([EVAL, f"--out_dir={os.path.abspath(folder)}", "--health_rows=0"], folder,
+                     number)
+    [losses, *_] = summary["data"].values()
+    return {key: r["loss"] for key, r in losses.items() if key in MASKING_TYPES}
+
+
+def finish(command, folder, number):
+    """Runs a Python command, with its output in folder/output.txt -> the JSON that it prints last.
+
+    Raises ValueError with its last line if it fails.
+    """
+    path = os.path.join(folder, "output.txt")
+    code = run_python(command, path, number, jobs)
+    with open(path, encoding="utf-8", errors="replace") as output:
+        lines = output.read().splitlines()
+    # Not simply the last line: a library may complain on stderr while Python ends.
+    answer = next((line for line in reversed(lines) if line.startswith("{")), None)
+    if code or answer is None:
+        raise ValueError(f"{last_line(path)}\n    {shlex.join([sys.executable, *command])}")
+    return json.loads(answer)
 
 
 # ---- the table and the picture -----------------------------------------------------
@@ -205,8 +336,8 @@ def table(by_arm, plans):
     lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
     for name, runs in by_arm.items():
         arm, n_tokens = plans[name], runs[0]["tokens"]
-        cells = [name, f"{arm['params']:,}", f"{arm['mflop_per_token']:.2f}", f"{n_tokens:,}",
-                 f"{n_tokens * arm['mflop_per_token'] * 1e6:.2e}"]
+        cells = [name.replace("|", "\\|"), f"{arm['params']:,}", f"{arm['mflop_per_token']:.2f}",
+                 f"{n_tokens:,}", f"{n_tokens * arm['mflop_per_token'] * 1e6:.2e}"]
         cells += [spread([r[key] for r in runs]) for key in ("loss", "bits_per_byte")]
         cells += [spread([r["maskings"].get(masking) for r in runs]) for masking in maskings]
         for key in HEALTH.values():
@@ -216,64 +347,80 @@ def table(by_arm, plans):
     return "\n".join(lines)
 
 
-def draw(by_arm, plans, path):
-    """Validation loss of every run against tokens and against training FLOPs."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def group(results, plans):
+    """-> {arm: its results by seed}, the best median loss first; arms without results are left out.
+    """
+    by_arm = {name: sorted((r for r in results if r["arm"] == name), key=lambda r: r["seed"])
+              for name in plans}
+    order = sorted((name for name in plans if by_arm[name]),
+                   key=lambda name: statistics.median(r["loss"] for r in by_arm[name]))
+    return {name: by_arm[name] for name in order}
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), dpi=130, sharey=True)
-    for number, (name, runs) in enumerate(by_arm.items()):
-        flops_per_token = plans[name]["mflop_per_token"] * 1e6
-        for axes, scale in ((left, 1e-6), (right, flops_per_token)):
-            for i, r in enumerate(runs):
-                points = [(n_tokens * scale, loss) for n_tokens, loss in r["curve"] if n_tokens]
-                axes.plot([x for x, _ in points], [loss for _, loss in points],
-                          color=f"C{number % 10}", ls="-" if number < 10 else "--", lw=1.2,
-                          label=None if i else name)  # one label for all runs of an arm
-    left.set(xlabel="tokens seen (millions)", xscale="log",
-             ylabel="validation loss, nats a predicted token")
-    right.set(xlabel="training FLOPs", xscale="log")
-    left.xaxis.set_major_formatter("{x:g}")
-    left.xaxis.set_minor_formatter("{x:g}")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path)
+
+def write_results(by_arm, plans):
+    """results.json and table.md."""
+    in_order = [r for runs in by_arm.values() for r in runs]
+    write_json(os.path.join(out_dir, "results.json"),
+               dict(settings=config, plans=plans, results=in_order))
+    text = table(by_arm, plans) + "\n"
+    replace_file(os.path.join(out_dir, "table.md"), lambda file: file.write(text.encode()))
+
+
+def start():
+    """Everything that can fail because of a setting. -> plans by arm, seeds, lock of out_dir."""
+    if jobs < 1 or not 0 <= flops < math.inf:
+        raise ValueError(f"jobs={jobs}, flops={flops}: expected jobs of 1 or more, flops of 0 or "
+                         "more")
+    seed_list = read_seeds()
+    plans = {name: plan(name, arguments, seed_list) for name, arguments in read_arms().items()}
+    check_twins(plans)
+    check_outputs(out_dir, {"results.json": '"plans":', "table.md": "| MFLOP a token |",
+                            "curves.png": "Matplotlib"})
+    for name, arm in plans.items():
+        for seed in seed_list:
+            check_run(name, seed, arm)
+    return plans, seed_list, lock_folder(out_dir)
 
 
 def main():
     with user_mistakes():
-        seed_list = read_seeds()
-        plans = {name: plan(name, arguments) for name, arguments in read_arms().items()}
-        if jobs < 1 or flops < 0:
-            raise ValueError(f"jobs={jobs}, flops={flops}: expected jobs of 1 or more, flops of "
-                             "0 or more")
-        os.makedirs(out_dir, exist_ok=True)
+        plans, seed_list, lock = start()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup: go on without a terminal
+            signal.signal(number, stop)
     # Seed by seed, so that a sweep that is stopped has something to say about every arm.
-    todo = [(name, seed, plans[name]["arguments"]) for seed in seed_list for name in plans]
+    todo = [(name, seed, plans[name]) for seed in seed_list for name in plans]
+    say(f"{len(todo)} runs: {len(plans)} arms x {len(seed_list)} seeds, {jobs} at a time; after "
+        "the first one the time left is known")
+    results = []
     with ThreadPoolExecutor(jobs) as pool:
         runs = [pool.submit(run, number, *job) for number, job in enumerate(todo)]
-    results = [done.result() for done in runs if done.result()]
+        for n_done, done in enumerate(as_completed(runs), 1):
+            if done.result():
+                results.append(done.result())
+                with contextlib.suppress(OSError):  # a full disk: said below, if it still is full
+                    write_results(group(results, plans), plans)
+            if minutes and not stopped and n_done < len(todo):
+                left = statistics.mean(minutes) * (len(todo) - n_done) / jobs
+                say(f"  {n_done} of {len(todo)} runs, about {left:.1f} min left")
+    by_arm = group(results, plans)
+    if results:
+        groups = [(name, plans[name]["mflop_per_token"] * 1e6, [r["curve"] for r in runs])
+                  for name, runs in by_arm.items()]
+        with user_mistakes():
+            write_results(by_arm, plans)
+            draw_losses(groups, os.path.join(out_dir, "curves.png"))
+        say("\n" + table(by_arm, plans))
+        say(f"\n{out_dir}/table.md, curves.png, results.json")
+    if stopped:
+        sys.exit(f"error: stopped by {stopped}, {len(results)} of {len(todo)} runs are finished; "
+                 "the same command again goes on")
     if not results:
         sys.exit("error: every run failed; the reasons are above")
-    by_arm = {}
-    for r in results:
-        by_arm.setdefault(r["arm"], []).append(r)
-    order = sorted((name for name in plans if name in by_arm),
-                   key=lambda name: statistics.median(r["loss"] for r in by_arm[name]))
-    by_arm = {name: by_arm[name] for name in order}  # the best median first
-    text = table(by_arm, plans)
-    print("\n" + text)
-    table_path = os.path.join(out_dir, "table.md")
-    replace_file(table_path, lambda file: file.write((text + "\n").encode()))
-    write_json(os.path.join(out_dir, "results.json"),
-               dict(settings=config, plans=plans, results=results))
-    draw(by_arm, plans, os.path.join(out_dir, "curves.png"))
     failed = len(todo) - len(results)
     losses = {name: [r["loss"] for r in runs] for name, runs in by_arm.items()}
-    print(json.dumps(dict(out_dir=out_dir, runs=len(results), failed=failed, loss=losses)))
+    print_result(dict(out_dir=out_dir, runs=len(results), failed=failed, loss=losses))
+    lock.close()
     sys.exit(bool(failed))
 
 

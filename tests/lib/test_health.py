@@ -323,3 +323,21 @@ def test_zero_shot_similarity_reads_glue_and_agrees_with_numpy(runs, tmp_path):
         done = evaluate_run(f"{runs}/concept", sts, ok=False)
         refused(done, "dev.tsv:", "expected GLUE's STS-B")
     refused(evaluate_run(f"{runs}/concept", "--report=7", ok=False), "expected true or false")
+
+
+@pytest.mark.parametrize("change, level, why", [
+    ({}, "good", ""),
+    ({"concept_rank": 1.1}, "collapsed", "resemble each other"),
+    ({"concept_rank": 20}, "watch", "resemble each other"),
+    ({"duplicates": 0.6}, "collapsed", "copies"),
+    ({"input_dependence": 0.001}, "collapsed", "hardly depend on the text"),
+    ({"shuffled": 0.001}, "watch", "the decoder hardly uses them"),
+    ({"shuffled": None}, "good", ""),
+    ({"concept_rank": None, "duplicates": None}, "good", "")])
+def test_the_numbers_are_read_as_good_watch_or_collapsed(change, level, why):
+    values = dict(concept_rank=50.0, duplicates=0.0, input_dependence=0.7, shuffled=0.3,
+                  zeroed=0.5) | change
+    found, reason = health.reading(values, n_concept=64)
+    assert found == level and why in reason and bool(reason) == (level != "good")
+    line = health.describe(values, n_concept=64)
+    assert line.startswith(f"concepts {level}") and "nats" in line and "\n" not in line

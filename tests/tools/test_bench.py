@@ -2,11 +2,17 @@
 
 import json
 import runpy
+import sys
+from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, call, refused, run
+from conftest import ROOT, call, refused
 
+from data.reader import TokenData
+from data.tokenizer import Tokenizer
+from lib import machine
+from tools import peers
 from tools.peers import OURS, PEERS
 
 TINY = ["--lengths=32", "--tokens=32", "--repeats=1"]
@@ -22,11 +28,23 @@ def test_all_models_have_the_parameters_of_strict():
         assert abs(n[name] / n["strict"] - 1) < (0.1 if name == "open" else 0.03), n
 
 
-def test_a_table_a_picture_and_json(data_dir, tmp_path):
-    done = run("tools/bench.py", *TINY, "--peers=1", "--models=strict,hf_perceiver",
-               f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+@pytest.fixture
+def bench(monkeypatch, data_dir, tmp_path):
+    """A function that runs the command in this process; its workers are forks, which start soon."""
+    monkeypatch.setattr(machine, "matmul_peak", lambda *_, **__: 1e12)
+    monkeypatch.setattr(peers, "bench_data", partial(peers.bench_data, B=2, T=64))
+
+    def bench(*more, ok=True):
+        return call("tools/bench.py", *TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path}",
+                    *more, ok=ok)
+    return bench
+
+
+def test_a_table_a_picture_and_json(bench, tmp_path):
+    done = bench("--peers=1", "--models=strict,hf_perceiver", "--tokens=64")
     report = json.loads(done.stdout.splitlines()[-1])
     assert list(report["32"]) == ["strict", "hf_perceiver"]
+    assert "training step, 2 rows of 32 tokens" in done.stdout
     assert "hf_whole_word_collator_mtok_per_s" in report["data"]
     for figures in report["32"].values():
         for name in ("tokens_per_s", "peak_mb", "gemm_share", "fill_ms", "embed_tokens_per_s"):
@@ -36,11 +54,15 @@ def test_a_table_a_picture_and_json(data_dir, tmp_path):
     assert (tmp_path / "bench.png").stat().st_size > 10_000
 
 
-def test_profile_writes_a_trace(data_dir, tmp_path):
-    done = run("tools/bench.py", *TINY, "--models=strict", "--profile=1",
-               f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
-    assert "aten::" in done.stdout
+def test_profile_writes_a_trace(bench, tmp_path):
+    assert "aten::" in bench("--models=strict", "--profile=1").stdout
     assert json.loads((tmp_path / "trace_strict_32.json").read_text())["traceEvents"]
+
+
+def test_a_picture_that_bench_did_not_make_is_kept(bench, tmp_path):
+    (tmp_path / "bench.png").write_text("mine")
+    refused(bench(ok=False), "bench.png", "move it away")
+    assert (tmp_path / "bench.png").read_text() == "mine"
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -52,16 +74,16 @@ def test_mistakes_are_named(wrong, message, data_dir):
     refused(call("tools/bench.py", *wrong, f"--data_dir={data_dir}", ok=False), message)
 
 
-def test_without_transformers_the_rest_still_runs(data_dir, tmp_path):
-    # Python runs this file at the start of every process.
-    hidden = "import sys; sys.modules['transformers'] = None"
-    (tmp_path / "sitecustomize.py").write_text(hidden)
-    done = run("tools/bench.py", *TINY, "--peers=1", "--models=strict,hf_bert",
-               f"--data_dir={data_dir}", f"--out_dir={tmp_path}",
-               env={"PYTHONPATH": str(tmp_path)})
-    assert "transformers is not installed, so its models are left out" in done.stdout
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert list(report["32"]) == ["strict"] and "token_mtok_per_s" in report["data"]
+def test_without_transformers_the_rest_still_runs(bench, data_dir, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr("sys.argv", ["tools/bench.py"])
+    code = runpy.run_path(str(ROOT / "tools/bench.py"))["chosen_models"]
+    code.__globals__.update(peers=1, models="strict,hf_bert")
+    assert code() == ["strict"]
+    assert "transformers is not installed, so its models are left out" in capsys.readouterr().out
+    data, tok = TokenData(str(data_dir), "train", 64), Tokenizer.load(str(data_dir / "tokenizer"))
+    rates = peers.bench_data(data, tok, 0.15, 1, 1)
+    assert "token_mtok_per_s" in rates and "hf_whole_word_collator_mtok_per_s" not in rates
 
 
 class Stub:

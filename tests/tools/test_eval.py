@@ -9,13 +9,15 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, call, refused, result
+from conftest import ROOT, call, refused, result, run
 
 from data.tokenizer import Tokenizer
+from lib.files import write_json
 from lib.machine import find_machine
-from lib.run import build_model, load_run, model_state, save_checkpoint
+from lib.run import SPLITS, build_model, load_run, lock_folder, model_state, save_checkpoint
 from tools import measures, metrics
 from tools.pll import pseudo_log_likelihood
+from tools.terminal import columns
 
 CPU = find_machine("cpu")
 TEXTS = ["The unhappiness of Zürich (1848)...", "", "Don't!", "a  b\u2003c",
@@ -279,3 +281,248 @@ def test_sts_1_finds_glue_or_says_which_path_to_give(evaluated, runs, tmp_path, 
     assert result(done)["sts"]["trained"]["concepts, max"] == pytest.approx(expected, abs=1e-4)
     assert "what sample.py --embed writes, concepts, max" in done.stdout
     assert "mean token state:" in done.stdout
+
+
+# ---- bad scores, bad files, a stdout that goes away --------------------------------------
+
+def sts_file(path, scores, header="sentence1\tsentence2\tscore"):
+    lines = [f"The cat {i}.\tA stone {i}.\t{score}" for i, score in enumerate(scores)]
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return f"--sts={path}"
+
+
+@pytest.mark.parametrize("scores, message", [
+    ((1, "nan", 3), "line 3: the score is nan"), ((1, 2, "inf"), "line 4: the score is inf"),
+    ((1, 2, -1), "the score is -1"), ((1, 2, 7), "the score is 7"),
+    ((1, 2, "high"), "could not convert string to float: 'high'"),
+    ((1, 2, ""), "line 4 has no sentence or no score"), ((2, 2, 2), "all 3 scores are 2"),
+    ((1, 2), "found 2 scored pairs"), ((), "found 0 scored pairs")])
+def test_scores_of_pairs_that_no_correlation_can_use_are_refused(runs, tmp_path, scores, message):
+    file = sts_file(tmp_path / "dev.tsv", scores)
+    done = call("tools/eval.py", f"--out_dir={runs['concept']}", "--rows=2", file, ok=False)
+    refused(done, "dev.tsv", message)
+    assert "nats" not in done.stdout, "before anything is measured"
+
+
+@pytest.mark.parametrize("header", ["", "sentence1\tsentence2", "a\tb\tc",
+                                    "sentence1\tsentence1\tsentence2\tscore"])
+def test_a_file_of_pairs_with_other_columns_is_refused(runs, tmp_path, header):
+    file = sts_file(tmp_path / "dev.tsv", (1, 2, 3), header)
+    refused(call("tools/eval.py", f"--out_dir={runs['concept']}", "--rows=2", file, ok=False),
+            "dev.tsv: found the columns", "sentence1, sentence2 and score")
+
+
+def only_json(text):
+    """Parses JSON that any program can read: without NaN and Infinity."""
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_similarity_that_is_the_same_for_all_pairs_is_null_with_the_reason(runs, tmp_path):
+    (tmp_path / "dev.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(
+        f"The cat.\tThe cat.\t{score}\n" for score in (1, 2, 3)))
+    out = shutil.copytree(runs["concept"], tmp_path / "run")
+    done = call("tools/eval.py", f"--out_dir={out}", "--rows=2", "--health_rows=0", "--dtype=fp32",
+                f"--sts={tmp_path}/dev.tsv")
+    assert "all cosines are the same" in done.stdout
+    found = only_json((out / "eval.json").read_text())
+    assert found["sts"]["trained"]["concepts, max"] == dict(pearson=None, spearman=None)
+    assert only_json((out / "metrics.json").read_text())["sts_spearman"] is None
+    only_json(done.stdout.splitlines()[-1])
+
+
+def test_json_of_the_tools_never_holds_nan(tmp_path):
+    write_json(tmp_path / "a.json", dict(a=[math.nan, (math.inf, 1.5)], b={"c": -math.inf}))
+    found = only_json((tmp_path / "a.json").read_text())
+    assert found == dict(a=[None, [None, 1.5]], b={"c": None})
+
+
+@pytest.mark.parametrize("name, text", [
+    ("summary.md", "my notes"), ("metrics.json", "{}"), ("report.html", "mine"),
+    ("curves.png", "my picture"),
+    ("eval.json", "[1]"), ("eval.json", '{"step": 1, "dat'), ("eval.json", "{}"),
+    ("config.json", "{"), ("config.json", "null")])
+def test_a_file_that_eval_did_not_write_is_kept_and_a_damaged_one_named(
+        runs, tmp_path, name, text):
+    out = shutil.copytree(runs["concept"], tmp_path / "run")
+    (out / name).write_text(text)
+    done = call("tools/eval.py", f"--out_dir={out}", "--rows=2", ok=False)
+    refused(done, f"{out}/{name}", "move it away")
+    assert (out / name).read_text() == text and "nats" not in done.stdout
+
+
+def test_what_eval_wrote_is_replaced_by_the_next_eval(runs, tmp_path):
+    out = shutil.copytree(runs["concept"], tmp_path / "run")
+    for split in ("val", "train"):
+        call("tools/eval.py", f"--out_dir={out}", "--rows=4", "--health_rows=2", "--report=1",
+             f"--split={split}")
+    assert json.loads((out / "eval.json").read_text())["split"] == "train"
+
+
+def test_a_checkpoint_alone_is_measured(runs, tmp_path):
+    """best.pt and its tokenizer, without log and config; by the path of the folder or the file."""
+    found = []
+    for name, path in (("a", "a"), ("b", "b/best.pt")):
+        (tmp_path / name).mkdir()
+        shutil.copy(f"{runs['concept']}/best.pt", tmp_path / name)
+        shutil.copytree(f"{runs['concept']}/tokenizer", tmp_path / name / "tokenizer")
+        done = call("tools/eval.py", f"--out_dir={tmp_path}/{path}", "--rows=2",
+                    "--health_rows=2")
+        assert json.loads((tmp_path / name / "eval.json").read_text()) == result(done)
+        found.append(result(done)["data"])
+    assert found[0] == found[1]
+
+
+def test_a_stdout_that_goes_away_loses_no_file(runs, tmp_path):
+    out = shutil.copytree(runs["concept"], tmp_path / "run")
+    code = ("import sys, runpy; sys.path.insert(0, 'tools'); "
+            "sys.argv = ['tools/eval.py', *sys.argv[1:]]; "
+            "sys.stdout = open('/dev/full', 'w'); runpy.run_path('tools/eval.py', "
+            "run_name='__main__')")
+    run("-c", code, f"--out_dir={out}", "--rows=2", "--health_rows=2", "--report=1")
+    for name in ("eval.json", "metrics.json", "summary.md", "report.html"):
+        assert (out / name).exists(), name
+
+
+def test_fewer_rows_and_texts_than_processes(data_dir, tmp_path):
+    tok = Tokenizer.load(str(data_dir / "tokenizer"))
+    (tmp_path / "text.txt").write_text("The cat sees the river.\n")
+    args = ["--rows=1", "--health_rows=1", f"--pll={tmp_path}/text.txt", "--dtype=fp32"]
+    found = []
+    for nproc in (1, 2):
+        out = make_run(tmp_path / f"run{nproc}", tok, data_dir, block_size=256)
+        done = run("tools/eval.py", f"--out_dir={out}", *args, nproc=nproc, timeout=60)
+        found.append(result(done))
+    for key in ("token", "span"):
+        one, two = (next(iter(r["data"].values()))[key]["loss"] for r in found)
+        assert two == pytest.approx(one, rel=1e-5)
+    assert found[1]["pll"]["nats"] == pytest.approx(found[0]["pll"]["nats"], rel=1e-5)
+
+
+# ---- runs side by side ------------------------------------------------------------------
+
+FEW = ["--rows=4", "--health_rows=4", "--micro_batch=4", "--dtype=fp32"]
+
+
+@pytest.fixture(scope="module")
+def several(data_dir, tmp_path_factory):
+    """Random runs: open, strict, transformer, and one with longer rows; in one folder."""
+    folder, tok = tmp_path_factory.mktemp("several"), Tokenizer.load(str(data_dir / "tokenizer"))
+    make_run(folder / "open", tok, data_dir)
+    make_run(folder / "strict|x", tok, data_dir, bottleneck="strict", n_concept=4)
+    make_run(folder / "plain", tok, data_dir, "transformer")
+    make_run(folder / "long", tok, data_dir, block_size=128)
+    for name in ("open", "strict|x", "plain"):
+        with open(folder / name / "log.jsonl", "a") as file:
+            for step in (5, 9):
+                file.write(json.dumps(dict(step=step, tokens=512 * step, val_loss=6.5)) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(several):
+    """-> what eval.py printed about the four of them"""
+    paths = ",".join(f"{several}/{name}" for name in ("open", "strict|x", "plain", "long/best.pt"))
+    return call("tools/eval.py", f"--compare={paths}", *FEW)
+
+
+def test_compared_runs_of_any_architecture_predict_the_same_tokens(several, compared):
+    found = result(compared)
+    assert found == only_json((several / "open" / "compare.json").read_text())
+    assert len(found["runs"]) == 4
+    counts = set()
+    for r in found["runs"].values():
+        [losses] = r["data"].values()
+        assert r["block_size"] == 64, "rows that all of them read"
+        counts.add(tuple(losses[masking]["predicted"] for masking in
+                         ("token", "whole_word", "concepts", "span")))
+        assert set(losses["token"]["splits"]) == set(SPLITS)
+    assert len(counts) == 1
+    alone = result(call("tools/eval.py", f"--out_dir={several}/plain", *FEW))
+    assert found["runs"][f"{several}/plain"]["data"] == alone["data"]
+    assert found["runs"][f"{several}/open"]["health"]["trained"]["shuffled"] is not None
+
+
+def test_the_comparison_is_readable_at_100_columns_and_names_its_files(
+        several, compared, data_dir):
+    *lines, last = compared.stdout.splitlines()
+    for line in lines:
+        assert len(line.replace(str(several), "out").replace(str(data_dir), "data")) <= 100, line
+    text = "\n".join(lines)
+    for part in ("1 open", "3 plain", "loss, span masks", "copy in the row", "effective rank",
+                 "concepts shuffled", f"{several}/open/compare.md", f"{several}/open/compare.png"):
+        assert part in text, part
+    assert (several / "open" / "compare.png").read_bytes()[:4] == b"\x89PNG"
+    page = (several / "open" / "compare.md").read_text()
+    assert "compare.png" in page and "2 strict\\|x" in page
+    for table in page.split("\n## ")[1:]:
+        bars = {line.replace("\\|", "").count("|") for line in table.splitlines()
+                if line.startswith("|")}
+        assert len(bars) == 1, table
+
+
+def test_the_settings_that_differ_are_named(several, tmp_path):
+    for name, rate in (("a", 1e-3), ("b", 2e-3)):
+        shutil.copytree(several / "open", tmp_path / name)
+        path = tmp_path / name / "best.pt"
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["settings"] |= dict(learning_rate=rate, out_dir=str(tmp_path / name))
+        torch.save(checkpoint, path)
+        for file in ("compare.json", "compare.md", "compare.png"):
+            (tmp_path / name / file).unlink(missing_ok=True)
+    done = call("tools/eval.py", f"--out_dir={tmp_path}/a", f"--compare={tmp_path}/b", "--rows=2",
+                "--health_rows=0")
+    assert result(done)["settings"] == dict(learning_rate=[0.001, 0.002])
+    assert "out_dir" not in done.stdout.split("settings that differ")[1].split("* the")[0]
+    assert "effective rank" not in done.stdout
+
+
+def test_ten_runs_stay_within_100_columns():
+    heads = [f"{n} a_rather_long_name_of_a_run_{n}" for n in range(1, 11)]
+    text = columns(heads, [("x" * 50, ["1.2345*"] * 10), ("y", ["z" * 90] * 10)])
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    for n in range(1, 11):
+        assert any(f" {n} a_" in line for line in lines), "each has a head"
+
+
+def test_runs_that_cannot_be_compared_are_refused_with_one_message(
+        several, data_dir, bpe, tmp_path):
+    first = several / "open"
+
+    def refuse(others, *parts, more=()):
+        done = call("tools/eval.py", f"--compare={first},{others}", *FEW, *more, ok=False)
+        refused(done, *parts)
+        assert "1 of 2" not in done.stdout and not (tmp_path / "compare.json").exists()
+
+    refuse("", "is one run", "--compare=out/a,out/b")
+    refuse(first, "are the same run")
+    refuse(f"{several}/../{several.name}/open/", "are the same run")
+    (tmp_path / "link").symlink_to(first)
+    refuse(tmp_path / "link", "are the same run")
+    refuse(tmp_path / "none", "holds no checkpoint")
+    other = make_run(tmp_path / "bpe", bpe, data_dir)
+    refuse(other, "different tokenizers", "--pll=FILE")
+    refuse(f"{several}/plain", "64 tokens", more=["--block_size=65"])
+    refuse(f"{several}/plain", "report", "leave out compare", more=["--report=1"])
+    refuse(f"{several}/plain", "pll", "leave out compare", more=[f"--pll={__file__}"])
+    tok = Tokenizer.load(str(data_dir / "tokenizer"))
+    other = make_run(tmp_path / "other", tok, data_dir)
+    checkpoint = torch.load(tmp_path / "other/best.pt", weights_only=True)
+    torch.save(checkpoint | dict(data_sha256="abc"), tmp_path / "other/best.pt")
+    refuse(other, "on other data", f"--data_dir={data_dir}")
+    done = call("tools/eval.py", f"--compare={other},{first}", *FEW, f"--data_dir={data_dir}")
+    assert len(result(done)["runs"]) == 2, "the same text for both"
+    (tmp_path / "other" / "compare.json").write_text("mine")
+    refused(call("tools/eval.py", f"--compare={other},{first}", *FEW, f"--data_dir={data_dir}",
+                 ok=False), "compare.json", "move it away")
+
+
+def test_a_run_that_is_still_training_is_compared_at_its_checkpoint(several, tmp_path):
+    other = shutil.copytree(several / "plain", tmp_path / "run")
+    with lock_folder(other):
+        with open(other / "log.jsonl", "a") as file:
+            file.write('{"step": 12, "tokens": 9000, "lo')  # the line that is being written
+        done = call("tools/eval.py", f"--compare={several}/open,{other}", *FEW)
+    assert result(done)["runs"][str(other)]["step"] == 7

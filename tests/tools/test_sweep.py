@@ -1,43 +1,83 @@
-"""tools/sweep.py: equal conditions for every arm, equal compute if asked for, exact restarts."""
+"""tools/sweep.py: equal conditions for every arm, equal compute if asked for, exact restarts, and
+never the number of other settings."""
 
 import json
+import os
+import runpy
+import shutil
+import signal
 import subprocess
+import threading
+import time
 
 import pytest
-from conftest import call, refused, result, run_script
+from conftest import ROOT, call, fork, refused, result, run
+
+from configurator import configure
+from lib import files as files_of_lib
+from lib import jobs
+from lib.files import FolderLock
 
 BASE = ("--dtype=fp32 --block_size=32 --n_layer=1 --n_head=2 --concept_dim=32 --token_dim=64 "
         "--ffn_dim=32 --batch_size=4 --max_steps=3 --eval_interval=2 --eval_rows=8 "
-        "--health_rows=4")
+        "--health_rows=4 --init_table=random")
 ARMS = """
 strict   --bottleneck=strict --n_concept=6   # the arm's own settings win over the base
 plain    --arch=transformer
 """
+SWEEP = str(ROOT / "tools/sweep.py")
+
+
+class Fork:
+    """A subprocess.Popen of a Python script in a fork, which starts at once."""
+    started = []  # the scripts and arguments of all
+
+    def __init__(self, command, env, stdout, **_):
+        Fork.started.append(command[1:])
+        self.process = fork(os.getcwd(), command[1:], stdout.name, stdout.name, env)
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+    def terminate(self):
+        self.process.terminate()
 
 
 @pytest.fixture(autouse=True)
 def arms_start_at_once(monkeypatch):
-    """Each in a fork: the start of a new Python would take longer than such an arm."""
-    def run(command, cwd, env, stdout, stderr):
-        done = run_script(command[1:], cwd)
-        stdout.write(done.stdout + done.stderr)
-        return done
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", Fork)
+    monkeypatch.setattr(jobs, "stopping", False)
+    Fork.started.clear()
 
 
 @pytest.fixture(scope="module")
-def sweep(data_dir, tmp_path_factory):
-    out = tmp_path_factory.mktemp("sweep")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
 
+
+@pytest.fixture
+def sweep(out, data_dir):
+    """A function that runs the sweep of ARMS in `out`, with more arguments."""
     def run(*more, ok=True):
-        return call("tools/sweep.py", f"--base=--data_dir={data_dir} {BASE}", f"--arms={ARMS}",
-                    "--seeds=1,2", f"--out_dir={out}", *more, ok=ok)
-    return out, run
+        return call(SWEEP, f"--base=--data_dir={data_dir} {BASE}", f"--arms={ARMS}", "--seeds=1",
+                    f"--out_dir={out}", *more, ok=ok)
+    return run
 
 
-def test_every_arm_and_seed_is_in_the_table_and_a_repeat_trains_nothing(sweep):
-    out, run = sweep
-    first = result(run())
+def files(folder):
+    return {name: (folder / name).read_bytes() for name in ("table.md", "results.json")}
+
+
+def trained():
+    return [args for args in Fork.started if args[0].endswith("train.py")]
+
+
+# ---- results ---------------------------------------------------------------------
+
+
+def test_every_arm_and_seed_is_in_the_table(sweep, out):
+    first = result(sweep("--seeds=1,2"))
     assert first["runs"] == 4 and first["failed"] == 0
     assert set(first["loss"]) == {"strict", "plain"}
     table = (out / "table.md").read_text()
@@ -48,34 +88,165 @@ def test_every_arm_and_seed_is_in_the_table_and_a_repeat_trains_nothing(sweep):
     assert found == {(arm, seed) for arm in first["loss"] for seed in (1, 2)}
     assert saved["results"][0]["health"]["concept_rank"] > 0
     assert first["loss"]["strict"][0] != first["loss"]["strict"][1], "seeds differ"
-    before = (out / "strict_s1" / "ckpt.pt").stat().st_mtime
-    again = result(run("--seeds=1"))
-    assert again["loss"]["strict"] == first["loss"]["strict"][:1]
-    assert (out / "strict_s1" / "ckpt.pt").stat().st_mtime == before
 
 
-def test_equal_flops_buy_fewer_tokens_where_a_token_costs_more(sweep):
-    out, run = sweep
+def test_a_sweep_run_twice_starts_nothing_and_its_table_stays(sweep, out):
+    sweep("--seeds=1,2")
+    before = files(out)
+    Fork.started.clear()
+    assert "min left" not in sweep("--seeds=1,2").stdout
+    assert not Fork.started and files(out) == before
+    sweep("--seeds=2,1")
+    assert not Fork.started and (out / "table.md").read_bytes() == before["table.md"]
+
+
+def test_early_stopping_is_not_forgotten_by_the_same_sweep_again(sweep, tmp_path):
+    early = [f"--out_dir={tmp_path}",
+             "--arms=a --patience=1 --max_steps=40 --eval_interval=1 --learning_rate=2"]
+    sweep(*early)
+    before = files(tmp_path)
+    assert json.loads(before["results.json"])["results"][0]["tokens"] < 40 * 4 * 32
+    sweep(*early)
+    assert files(tmp_path) == before and len(Fork.started) == 1
+
+
+def test_equal_flops_buy_fewer_tokens_where_a_token_costs_more(sweep, tmp_path):
     # Padding costs FLOPs and counts as no token.
     padded = "padded --arch=transformer --rows=document --block_schedule=8:0.5,32:0.5"
-    run(f"--out_dir={out}/flops", "--flops=1.5e9", "--seeds=1", "--evaluate=1",
-        f"--arms={ARMS}{padded}")
-    saved = json.loads((out / "flops" / "results.json").read_text())
+    command = [f"--out_dir={tmp_path}", "--flops=5e8",
+               f"--arms=plain --arch=transformer\n{padded}"]
+    sweep(*command)
+    saved = json.loads((tmp_path / "results.json").read_text())
     plans = saved["plans"]
     assert plans["padded"]["mflop_per_token"] > 1.005 * plans["plain"]["mflop_per_token"]
     for r in saved["results"]:
         plan = plans[r["arm"]]
-        assert r["tokens"] * plan["mflop_per_token"] * 1e6 == pytest.approx(1.5e9, rel=0.05)
-        assert set(r["maskings"]) == {"token", "whole_word", "concepts", "span"}
-    assert "whole_word masks" in (out / "flops" / "table.md").read_text()
+        assert r["tokens"] * plan["mflop_per_token"] * 1e6 == pytest.approx(5e8, rel=0.05)
+    refused(sweep(command[0], command[2], "--flops=7e8", ok=False), "max_steps:", "there,")
 
 
-def test_an_arm_that_fails_is_named_and_the_others_are_kept(sweep, tmp_path):
-    _, run = sweep
-    arms = "--arms=good\nbad --learning_rate=-1"
-    done = run(f"--out_dir={tmp_path}", "--seeds=1", arms, ok=False)
+def test_the_other_maskings_can_be_asked_for_later(sweep, out):
+    sweep()
+    Fork.started.clear()
+    sweep("--evaluate=1", "--arms=plain --arch=transformer")
+    assert [args[0].split("/")[-1] for args in Fork.started] == ["eval.py"]
+    [found] = json.loads((out / "results.json").read_text())["results"]
+    assert set(found["maskings"]) == {"token", "whole_word", "concepts", "span"}
+    assert "whole_word masks" in (out / "table.md").read_text()
+
+
+def test_the_plan_is_what_train_makes_of_the_arm(sweep, out):
+    sweep()
+    plans = json.loads((out / "results.json").read_text())["plans"]
+    for name, arm in plans.items():
+        done = json.loads((out / f"{name}_s1" / "output.txt").read_text().splitlines()[-1])
+        assert arm["params"] == done["params"]
+        config = json.loads((out / f"{name}_s1" / "config.json").read_text())
+        own = dict(seed=1, out_dir=config["out_dir"])
+        assert arm["settings"] | own == {key: config[key] for key in arm["settings"]}
+
+
+# ---- never the number of other settings --------------------------------------------
+
+
+def test_an_edited_arm_is_refused_and_the_difference_named(sweep, out):
+    sweep()
+    before = files(out)
+    edited = "--arms=plain --arch=transformer --learning_rate=2e-2"
+    done = sweep(edited, ok=False)
+    refused(done, "arm plain", "plain_s1 holds a run of other settings",
+            "learning_rate: 0.001 there, 0.02 here", "rm -r")
+    assert files(out) == before and (out / "plain_s1" / "ckpt.pt").exists()
+    # what decides how a run is done, and not what it learns, may change
+    sweep("--arms=plain --arch=transformer --log_interval=1 --save_minutes=1 --micro_batch=2")
+
+
+def test_an_edited_arm_is_refused_also_where_only_a_checkpoint_tells(sweep, tmp_path):
+    """A run that was stopped, or one of a sweep from before result.json."""
+    command = [f"--out_dir={tmp_path}", "--arms=a --stop_at_step=2"]
+    sweep(*command, ok=False)
+    assert not (tmp_path / "a_s1" / "result.json").exists()
+    refused(sweep(command[0], "--arms=a --n_layer=2", ok=False), "n_layer: 1 there, 2 here")
+    done = sweep(command[0], "--arms=a")
+    assert result(done)["runs"] == 1, "the same arm goes on"
+    (tmp_path / "a_s1" / "result.json").unlink()
+    refused(sweep(command[0], "--arms=a --n_layer=2", ok=False), "n_layer: 1 there, 2 here")
+
+
+def test_a_folder_of_runs_may_move_but_not_to_other_data(sweep, data_dir, tmp_path):
+    arms = "--arms=a"
+    sweep(f"--out_dir={tmp_path}/old", arms)
+    os.rename(tmp_path / "old", tmp_path / "new")
+    shutil.copytree(data_dir, tmp_path / "copy")
+    Fork.started.clear()
+    sweep(f"--out_dir={tmp_path}/new", arms, f"--base=--data_dir={tmp_path}/copy {BASE}")
+    assert not Fork.started, "the data is compared by content"
+    shutil.rmtree(tmp_path / "copy")
+    run("prepare.py", f"--input={data_dir.parent}/0*.txt", f"--out_dir={tmp_path}/copy",
+        "--tokenizer=byte", "--num_proc=1", "--val_fraction=0.2")
+    refused(sweep(f"--out_dir={tmp_path}/new", arms, f"--base=--data_dir={tmp_path}/copy {BASE}",
+                  ok=False), "a_s1 holds a run of other settings", "tokens_of_data_dir")
+    # a run under the name of another seed
+    os.rename(tmp_path / "new" / "a_s1", tmp_path / "new" / "a_s7")
+    refused(sweep(f"--out_dir={tmp_path}/new", arms, "--seeds=7", ok=False), "seed: 1 there, 7")
+
+
+def test_two_arms_of_the_same_settings_or_name_and_a_seed_twice_are_refused(sweep, tmp_path):
+    where = f"--out_dir={tmp_path}/none"
+    refused(sweep(where, "--arms=a --n_layer=2\nb\nc --n_layer=1", ok=False),
+            "arms b and c have the same settings")
+    refused(sweep(where, "--arms=a\na --n_layer=2", ok=False), "used once")
+    for seeds in ("1,1", "1,01", "1,", "", "1,x", "-1", "\u00b2"):
+        refused(sweep(where, f"--seeds={seeds}", ok=False), f"seeds={seeds!r}", "1,2,3")
+    refused(sweep(where, "--arms=a --seed=5", ok=False), "arm a: --seed=5", "use --seeds")
+    refused(sweep(where, "--arms=a --out_dir=x", ok=False), "arm a: --out_dir=x")
+    refused(sweep(where, "--arms=a --seed 5", ok=False), "arm a: --seed", "use --seeds")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["../esc", "/abs", "a/b", "..", ".hidden", "''", "a\\\\b", "a\tb"])
+def test_an_arm_writes_into_the_folder_of_the_sweep_only(sweep, tmp_path, name):
+    word = name if name != "a\tb" else '"a\tb"'
+    done = sweep(f"--out_dir={tmp_path}/out", f"--arms={word} --n_layer=1", ok=False)
+    refused(done, "cannot be the name of a folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_with_a_bar_or_other_signs_keeps_the_table_whole(sweep, tmp_path):
+    names = ["a|b", "\u00fc =1"]
+    arms = "\n".join(f'"{name}" --n_layer={n}' for n, name in enumerate(names, 1))
+    assert set(result(sweep(f"--out_dir={tmp_path}", f"--arms={arms}"))["loss"]) == set(names)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    bars = {line.replace("\\|", "").count("|") for line in lines}
+    assert len(lines) == 4 and len(bars) == 1 and any("a\\|b" in line for line in lines)
+
+
+# ---- another folder ------------------------------------------------------------------
+
+
+def test_relative_paths_mean_the_folder_where_the_sweep_was_started(
+        data_dir, tmp_path, monkeypatch):
+    shutil.copytree(data_dir, tmp_path / "data" / "mine")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "base.py").write_text('data_dir = "data/mine"\nn_layer = 3\n')
+    monkeypatch.setattr("conftest.ROOT", tmp_path)  # where commands run
+    done = call(SWEEP, f"--base={BASE} conf/base.py", "--arms=a --n_head=4", "--seeds=1",
+                "--out_dir=o")
+    assert result(done)["runs"] == 1
+    config = json.loads((tmp_path / "o/a_s1/config.json").read_text())
+    assert config["data_dir"] == "data/mine" and config["n_layer"] == 3
+    assert (tmp_path / "o/table.md").exists()
+
+
+# ---- what goes wrong -----------------------------------------------------------------
+
+
+def test_an_arm_that_fails_is_named_and_the_others_are_kept(sweep, data_dir, tmp_path):
+    arms = "--arms=good\nbad --overfit_batch=true"
+    done = sweep(f"--out_dir={tmp_path}", arms, ok=False)
     assert done.returncode == 1
-    assert "bad seed 1 failed" in done.stdout and "learning_rate=-1" in done.stdout
+    assert "bad seed 1 failed: error: overfit_batch reached" in done.stdout
+    assert f"train.py --data_dir={data_dir}" in done.stdout, "the command, to try it alone"
     assert result(done)["runs"] == 1 and result(done)["failed"] == 1
 
 
@@ -84,24 +255,130 @@ def test_a_run_that_was_stopped_is_no_result(sweep, tmp_path):
 
     Half a run must not stand beside whole ones.
     """
-    _, run = sweep
-    arms = "--arms=good\nhalf --stop_at_step=2"
-    done = run(f"--out_dir={tmp_path}", "--seeds=1", arms, ok=False)
+    arms = "--arms=good\nhalf --stop_at_step=2 --n_layer=2"
+    done = sweep(f"--out_dir={tmp_path}", arms, ok=False)
     assert done.returncode == 1
     assert "half seed 1 failed: stopped early (stop_at_step)" in done.stdout
     assert result(done)["runs"] == 1 and set(result(done)["loss"]) == {"good"}
 
 
+def test_a_run_without_a_last_loss_never_gets_an_earlier_one(sweep, tmp_path):
+    """A loss that is not finite is null in the log."""
+    sweep(f"--out_dir={tmp_path}", "--arms=a")
+    (tmp_path / "a_s1" / "result.json").unlink()
+    with open(tmp_path / "a_s1" / "log.jsonl", "a") as file:
+        file.write('{"step": 3, "tokens": 384, "val_loss": null}\n')
+    done = sweep(f"--out_dir={tmp_path}", "--arms=a", ok=False)
+    refused(done, "a seed 1 failed", "log.jsonl is not a number", "every run failed")
+
+
+def test_a_run_that_crashed_in_the_middle_goes_on(sweep, tmp_path):
+    command = [f"--out_dir={tmp_path}", "--arms=a"]
+    sweep(*command)
+    whole = files(tmp_path)
+    folder = tmp_path / "a_s1"
+    (folder / "result.json").unlink()
+    for name in ("ckpt.pt", "ckpt_prev.pt"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:1000])
+    done = sweep(*command, ok=False)
+    refused(done, "a seed 1 failed", "no checkpoint in", "can be read")
+    shutil.rmtree(folder)
+    sweep(*command)
+    assert files(tmp_path) == whole
+
+
 def test_bad_arms_are_refused_before_anything_runs(sweep, tmp_path):
-    _, run = sweep
     where = f"--out_dir={tmp_path}/none"
-    refused(run(where, "--arms=", ok=False), "arms is empty", "config/sweeps/dims.py")
-    refused(run(where, "--arms=--n_layer=2", ok=False), "expected a name")
-    refused(run(where, "--arms=a\na", ok=False), "used once")
-    refused(run(where, "--arms=a --n_layr=2", ok=False), "did you mean 'n_layer'")
-    refused(run(where, "--arms=a --n_head=3", ok=False), "does not divide")
-    refused(run(where, '--arms=a --x "', ok=False), "No closing quotation", "arms:")
-    refused(run(where, "--seeds=1,x", ok=False), "seeds='1,x'", "1,2,3")
+    refused(sweep(where, "--arms=", ok=False), "arms is empty", "config/sweeps/dims.py")
+    refused(sweep(where, "--arms=--n_layer=2", ok=False), "expected a name")
+    refused(sweep(where, "--arms=a --n_layr=2", ok=False), "arm a:", "did you mean 'n_layer'")
+    refused(sweep(where, "--arms=ok\na --n_head=3", ok=False), "arm a:", "does not divide")
+    refused(sweep(where, "--arms=ok\na --learning_rate=-1", ok=False), "arm a:", "learning_rate=-1")
+    refused(sweep(where, '--arms=a --x "', ok=False), "No closing quotation", "arms:")
+    refused(sweep(where, "--arms=a no/such.py", ok=False), "arm a:", "no/such.py: no such config")
+    refused(sweep(where, "--jobs=0", ok=False), "jobs=0")
+    refused(sweep(where, "--flops=nan", ok=False), "flops=nan")
     nothing = f"--arms=a --data_dir={tmp_path}/nothing"
-    refused(run(where, nothing, ok=False), "holds no prepared data", "prepare.py")
+    refused(sweep(where, nothing, ok=False), "holds no prepared data", "prepare.py")
     assert not (tmp_path / "none").exists()
+
+
+def test_two_sweeps_do_not_write_into_one_folder(sweep, tmp_path):
+    with FolderLock(tmp_path):
+        refused(sweep(f"--out_dir={tmp_path}", "--arms=a", ok=False), "is writing to", "--out_dir")
+
+
+def test_a_disk_that_is_full_is_named_and_the_results_stay(sweep, tmp_path, monkeypatch):
+    def full(path, *rest, real=files_of_lib.replace_file):
+        if str(path).endswith("results.json"):
+            raise OSError(28, "No space left on device")
+        return real(path, *rest)
+    monkeypatch.setattr(files_of_lib, "replace_file", full)
+    done = sweep(f"--out_dir={tmp_path}", "--arms=a", ok=False)
+    refused(done, "error: [Errno 28] No space left on device")
+    assert (tmp_path / "a_s1" / "result.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started again
+    assert result(sweep(f"--out_dir={tmp_path}", "--arms=a"))["runs"] == 1
+
+
+@pytest.mark.parametrize("name, text", [
+    ("table.md", "my own table\n"), ("curves.png", "mine"), ("results.json", "[1]"),
+    ("results.json", '{"mine": 1}'), ("a_s1/result.json", "mine"),
+    ("a_s1/result.json", '{"settings": {')])
+def test_a_file_that_no_sweep_wrote_is_never_replaced(sweep, tmp_path, name, text):
+    (tmp_path / "a_s1").mkdir()
+    (tmp_path / name).write_text(text)
+    refused(sweep(f"--out_dir={tmp_path}", "--arms=a", ok=False), name, "move it away")
+    assert (tmp_path / name).read_text() == text and not Fork.started
+
+
+def test_a_stdout_that_goes_away_loses_no_result(sweep, data_dir, tmp_path):
+    sweep(f"--out_dir={tmp_path}", "--arms=a")
+    whole = files(tmp_path)
+    for name in ("table.md", "results.json", "curves.png"):
+        (tmp_path / name).unlink()
+    code = ("import sys, runpy; sys.argv = sys.argv[:]; sys.argv[0] = 'tools/sweep.py'; "
+            "sys.stdout = open('/dev/full', 'w'); "
+            "runpy.run_path('tools/sweep.py', run_name='__main__')")
+    run("-c", code, f"--base=--data_dir={data_dir} {BASE}", "--seeds=1", "--arms=a",
+        f"--out_dir={tmp_path}")
+    assert files(tmp_path) == whole and (tmp_path / "curves.png").exists()
+
+
+def test_a_signal_saves_the_runs_writes_the_table_and_the_same_sweep_goes_on(sweep, tmp_path):
+    """SIGHUP, of a terminal that closes; SIGTERM and Ctrl-C take the same way."""
+    arms = "--arms=short\nlong --max_steps=200000 --n_layer=2"
+    command = [f"--out_dir={tmp_path}", "--seeds=1,2"]
+
+    def signal_soon():
+        log = tmp_path / "long_s1" / "log.jsonl"
+        while not (log.exists() and '"loss"' in log.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
+    threading.Thread(target=signal_soon).start()
+    done = sweep(*command, arms, ok=False)
+    refused(done, "stopped by SIGHUP, 1 of 4 runs", "the same command again goes on")
+    assert len(trained()) == 2, "no further run is started"
+    assert (tmp_path / "table.md").read_text().count("short") == 1
+    assert (tmp_path / "long_s1" / "ckpt.pt").exists(), "the run has saved"
+    jobs.stopping = False
+    Fork.started.clear()
+    assert result(sweep(f"--out_dir={tmp_path}", "--arms=short", "--seeds=1,2"))["runs"] == 2
+    assert len(Fork.started) == 1, "short with seed 2; that with seed 1 was finished"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("config/sweeps/*.py")), ids=lambda p: p.stem)
+def test_the_sweeps_in_config_have_arms_that_differ(path, monkeypatch):
+    """Not their plans: those need the data."""
+    monkeypatch.setattr("sys.argv", [SWEEP])
+    code = runpy.run_path(SWEEP)["check_twins"].__globals__
+    about = dict(__file__=SWEEP, __doc__="", __name__="__main__")
+    code.update(configure(about, [str(path)]))
+    monkeypatch.chdir(ROOT)
+    arms = {name: code["resolve"]([*code["shlex"].split(code["base"]), *own])
+            for name, own in code["read_arms"]().items()}
+    code["check_twins"]({name: dict(settings=settings, data_sha256=settings["data_dir"])
+                         for name, settings in arms.items()})
