@@ -42,6 +42,7 @@ import numpy as np
 import torch
 
 from lib.files import remove_file, write_json
+from lib.fill import encode_masked
 from lib.heads import Classifier, encode_texts, padded
 from lib.run import (
     build_model,
@@ -262,18 +263,6 @@ def sample_texts(encoder, tok):
     return [part for text in texts for part in names.split(text) if part.strip()]
 
 
-def ids_with_masks(text, tok):
-    """Ids of a text with [MASK], between end-of-document marks, as sample.py makes them."""
-    pieces = text.split("[MASK]")
-    if tok.name != "byte":  # the space before a mask belongs to the hidden word
-        pieces[:-1] = [piece.removesuffix(" ") for piece in pieces[:-1]]
-    first, *others = (ids.tolist() for ids in tok.encode(pieces))
-    row = [tok.eot_id, *first]
-    for ids in others:
-        row += [tok.mask_id, *ids]
-    return row + [tok.eot_id]
-
-
 def check_tokenizer(folder, encoder, tok):
     """Compares the ids of texts with and without masks. -> how many texts.
 
@@ -291,8 +280,10 @@ def check_tokenizer(folder, encoder, tok):
             found += zip(batch["input_ids"], batch["token_type_ids"])
         texts = texts + texts
     else:
-        texts += [f"{a} [MASK]{b}\n[MASK]  [MASK] [MASK]" for a, b in zip(texts[::7], texts[3::7])]
-        wanted = [ids_with_masks(text, tok) for text in texts]
+        wanted = [[tok.eot_id, *ids.tolist(), tok.eot_id] for ids in tok.encode(texts)]
+        masked = [f"{a} [MASK]{b}\n[MASK]  [MASK] [MASK]" for a, b in zip(texts[::7], texts[3::7])]
+        wanted += [encode_masked(text, tok) for text in masked]
+        texts += masked
         found = hub(texts)["input_ids"]
     for text, a, b in zip(texts, wanted, found):
         if a != b:

@@ -155,7 +155,7 @@ def hub_tokenizer(tok, is_classifier=False):
     """Our Tokenizer -> one of the `tokenizers` library that gives the same ids.
 
     It also adds what a row begins and ends with: as heads.encode_texts for a classifier, else as
-    sample.encode_masked. Unlike ours, it reads the names of special ids in a text as these ids.
+    lib.fill.encode_masked. Unlike ours, it reads the names of special ids in a text as these ids.
     """
     hub = Tokenizer.from_str(tok.library) if tok.library else from_ranks(tok)
     start, end = ("[CLS]", "[SEP]") if is_classifier else ("<|endoftext|>", "<|endoftext|>")

@@ -366,10 +366,13 @@ class EncoderPreTrainedModel(PreTrainedModel):
             batch.ids = batch.ids.masked_fill(~batch.real, self.encoder.cfg.eot_id)
 
     def join_documents(self, batch):
-        """Two texts of a row see each other, whatever stands between them."""
+        """The texts of a row see each other, though the tokenizer of a pretrained model puts
+        end-of-document marks around them. Such a row begins with one.
+        """
         if self.encoder.cfg.isolate_documents:
             is_mark = batch.ids == self.encoder.cfg.eot_id
-            batch.ids = batch.ids.masked_fill(is_mark, self.config.sep_token_id)
+            batch.ids = batch.ids.masked_fill(is_mark & is_mark[:, :1], self.config.sep_token_id)
+            self.keep_documents(batch)
 
     def read(self, batch, extras, added=None):
         """A Batch -> concepts (B,C,D), tokens (B,T,d). extras: an Extras, which gets its part."""
@@ -533,10 +536,10 @@ class EncoderForSequenceClassification(EncoderPreTrainedModel):
         cfg, device = self.encoder.cfg, batch.ids.device
         is_first_T = torch.arange(batch.ids.shape[1], device=device) == 0
         is_mark_BT = is_first_T & (batch.ids == cfg.eot_id)
+        self.join_documents(batch)
         batch.ids = batch.ids.masked_fill(is_mark_BT, cfg.mask_id)
         mask_d = self.encoder.vectors(self.encoder.wte[cfg.mask_id])
         batch.vectors = torch.where(is_mark_BT[..., None], mask_d, batch.vectors)
-        self.join_documents(batch)
         kinds = batch.from_left(token_type_ids)
         if kinds is None:
             kinds = (~is_first_T).long().expand(batch.ids.shape)
