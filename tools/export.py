@@ -165,14 +165,14 @@ def read_task(encoder, tok):
         raise ValueError(f"{path} was not written by finetune_glue.py: it has no "
                          f"{', '.join(sorted(missing))}")
     try:
-        settings = task["model_settings"]
+        model = classifier_of(task)
         # Fine-tuning keeps only some of the concepts, and has a dropout of its own.
-        of_run = settings_of(encoder)
-        differing = {name for name in settings | of_run if settings.get(name) != of_run.get(name)}
+        found, of_run = settings_of(model.encoder), settings_of(encoder)
+        differing = {name for name in found | of_run if found.get(name) != of_run.get(name)}
         if differing - {"n_concept", "dropout"} or task["tokenizer_fingerprint"] != tok.fingerprint:
             raise ValueError(f"it was fine-tuned from another model or tokenizer than that of "
                              f"{out_dir}; give the --out_dir it was fine-tuned with")
-        return classifier_of(task, settings), task["labels"]
+        return model, task["labels"]
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         # RuntimeError: model.py was edited after the fine-tuning; others: damaged by hand
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
@@ -180,10 +180,11 @@ def read_task(encoder, tok):
                          f"finetune_glue.py --out_dir={out_dir}") from None
 
 
-def classifier_of(task, settings):
+def classifier_of(task):
     """What finetune_glue.py has saved -> Classifier in eval mode."""
     head = task["head"]
-    model = Classifier(build_model(settings), len(head["out.bias"]), task["n_texts"])
+    encoder = build_model(task["model_settings"])
+    model = Classifier(encoder, len(head["out.bias"]), task["n_texts"])
     weights = {f"encoder.{name}": t for name, t in task["model"].items()} | head
     # A score was learned in standard units; the exported model gives it as the data set has it.
     mean, spread = task["scale"]

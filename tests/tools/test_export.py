@@ -730,8 +730,18 @@ def lines():
     return texts
 
 
+HUBS = {}  # one of gpt2 takes seconds to make
+
+
+def hub_of(tok, is_classifier=False):
+    key = tok.fingerprint, is_classifier
+    if key not in HUBS:
+        HUBS[key] = hub_files.hub_tokenizer(tok, is_classifier)
+    return HUBS[key]
+
+
 def test_ids_are_those_of_our_tokenizer(tok, lines):
-    hub = hub_files.hub_tokenizer(tok)
+    hub = hub_of(tok)
     names = regex.compile("|".join(map(regex.escape, tok.specials)))
     texts = [text for text in lines if not names.search(text)]
     found_all = hub.encode_batch(texts, add_special_tokens=False)
@@ -752,12 +762,13 @@ def lost_merge(monkeypatch):
 
 def test_a_lost_merge_is_noticed_by_the_test_above(bpe, lines, monkeypatch):
     lost_merge(monkeypatch)
+    monkeypatch.setattr(sys.modules[__name__], "HUBS", {})
     with pytest.raises(AssertionError):
         test_ids_are_those_of_our_tokenizer(bpe, lines)
 
 
 def test_texts_with_masks_get_the_ids_that_sample_py_gives_them(tok):
-    hub = hub_files.hub_tokenizer(tok)
+    hub = hub_of(tok)
     for text in ("The capital of France is [MASK].", "[MASK]", "a [MASK] [MASK] b",
                  "a  [MASK]\n[MASK] [MASK]b", "x[MASK]y", "[MASK] \u65e5[MASK]"):
         assert hub.encode(text).ids == encode_masked(text, tok, 100), text
@@ -766,7 +777,7 @@ def test_texts_with_masks_get_the_ids_that_sample_py_gives_them(tok):
 def test_offsets_tell_where_each_word_stands(tok):
     """Without the space before it, also for [MASK]: transformers finds words by the gaps."""
     for is_classifier in (False, True):
-        hub = hub_files.hub_tokenizer(tok, is_classifier)
+        hub = hub_of(tok, is_classifier)
         text = "The capital of [MASK], it's\n[MASK] \u65e5\u672c  x"
         if is_classifier:  # the names of special ids are no part of its texts
             text = " The capital of France, it's \u65e5\u672c  x "
@@ -835,7 +846,10 @@ def test_words_given_one_by_one_are_read_as_the_text_they_make(is_classifier, to
 def as_exported(tok, folder, is_classifier=False):
     """The tokenizer as export.py writes it, loaded again."""
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * is_classifier
-    hub_files.write_tokenizer(folder, tok, 48, inputs)
+    known = {(tok, is_classifier): hub_of(tok, is_classifier)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub_files, "hub_tokenizer", lambda *key: known[key])
+        hub_files.write_tokenizer(folder, tok, 48, inputs)
     return hub_tokenizer.EncoderTokenizer.from_pretrained(folder)
 
 
@@ -1047,7 +1061,8 @@ def test_no_folder_is_replaced_by_another_name_for_it(way, one, tmp_path, monkey
     (tmp_path / "link").symlink_to("notes")
     before = sorted(os.listdir(tmp_path))
     to = f"{tmp_path}/{way}" if way.strip() else way
-    refused(export(run, to, ok=False), f"--to={to!r} is empty" if to == way else "not an earlier")
+    message = f"to = {to!r}: expected a path" if to == way else "not an earlier"
+    refused(export(run, to, ok=False), message)
     assert (tmp_path / "notes/notes.txt").read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -1150,7 +1165,8 @@ def test_what_transformers_has_saved_again_is_never_replaced(one, tmp_path):
     (lambda task: task["head"].update({"out.bias": torch.zeros(7)}), "size mismatch"),
     (lambda task: task.update(scale=None), "TypeError"),
     (lambda task: task["model_settings"].update(n_concept=0), "n_concept=0: expected 1 or more"),
-    (lambda task: task["model_settings"].update(mixer="conv"), "another model or tokenizer")])
+    (lambda task: task["model_settings"].update(mixer="conv"), "argument 'mixer'"),
+    (lambda task: task["model_settings"].update(dropout=0.5, block_size=48, concept_std=2.0), "another model")])
 def test_a_damaged_task_is_named(damage, message, one, bpe, tmp_path):
     run, model, to = one
     make_task(tmp_path / "task", model, bpe, ["0", "1"])
