@@ -1,28 +1,34 @@
 r"""Text -> token bins that train.py reads. Also: check a data set, split one, merge its shards.
 
-    python prepare.py --input='texts/*.txt' --out_dir=data/mine    # trains a vocabulary of 16,000
-    python prepare.py --input=a.jsonl.gz,folder --out_dir=data/mine --tokenizer=byte
-    zstdcat big.jsonl.zst | python prepare.py --input=- --input_format=jsonl --tokenizer=gpt2 \
-        --out_dir=data/mine
-    python prepare.py --input='tokens/*.npy' --out_dir=data/mine --tokenizer=gpt2   # ids, not text
-    python prepare.py merge --input='parts/*' --out_dir=data/mine  # shards, see below
+    python prepare.py --input=input.txt             # one text or many: bins in data/mine
+    python prepare.py --input=a.jsonl.gz,folder --out_dir=data/other --tokenizer=byte
+    zstdcat big.jsonl.zst | python prepare.py --input=- --input_format=jsonl --tokenizer=gpt2
+    python prepare.py --input='tokens/*.npy' --tokenizer=gpt2      # ids, not text
+    python prepare.py merge --input='parts/*'       # shards, see below
     python prepare.py validate --data_dir=data/mine                # reads all, prints a report
-    python prepare.py split --data_dir=tokens --out_dir=data/mine --tokenizer=gpt2  # copies nothing
+    python prepare.py split --data_dir=tokens --tokenizer=gpt2     # copies nothing
 
 How text becomes bins, one file a step:
 
-    data/inputs.py      finds the files and reads the texts in them
+    data/inputs.py      finds the files, chooses what the settings leave to it
+    data/texts.py       reads the texts in a file
     data/documents.py   drops exact duplicates, chooses train or val, cuts the rest into chunks
     data/workers.py     in several processes: applies data/filters.py, then tokenises
     data/duplicates.py  drops near-duplicates (--minhash_bands)
     data/bins.py        appends the ids to train.bin and val.bin; writes meta.json last
 
-Input: files, globs and folders (searched recursively) of .txt .md .jsonl, each also as .gz or .zst,
-and .parquet. A line of .jsonl or a row of .parquet is one document, read from `text_key`. A text
-file is one document; a long one is cut near every `cut_chars` characters, at a blank line if
-possible, else at a line end, else at a space. Exact duplicates and empty documents are dropped and
-counted. A budget (max_tokens and the like) stops at the end of a document and gives a normal,
-complete data set; `stopped_by` in meta.json names it.
+Input: files, globs and folders (searched recursively) of .txt .md .jsonl .ndjson .json, each also
+as .gz or .zst, of .parquet .arrow .feather, and folders that `datasets` saved to disk. A line of
+JSON, an item of a JSON list or a row of a table is one document, read from `text_key`. A text file
+is one document; a long one is cut near every `cut_chars` characters, at a blank line if possible,
+else at a line end, else at a space. Exact duplicates and empty documents are dropped and counted. A
+budget (max_tokens and the like) stops at the end of a document and gives a normal, complete data
+set; `stopped_by` in meta.json names it.
+
+One text is enough. What is left to prepare.py depends on the size of the input: val gets 0.5 % of
+the documents, of less than 100 MB about 500 kB and at most 10 %; few documents are cut into so many
+pieces that 20 of them make up val; the vocabulary has one id for each 1,000 bytes, 512 to 16,000
+(below 20 kB: bytes). It prints what it chose.
 
 Tokenising runs at several MB of text per second and core. After a stop or a kill, the same command
 continues where it was; a pipe must be given the same text again. The bins are the same for any
@@ -32,7 +38,7 @@ Filters, off by default: --quality=gopher or c4 with their published numbers, --
 --decontaminate=GLUE_FOLDER and --minhash_bands=14 (near-duplicates). meta.json counts what each
 dropped; dropped.jsonl shows the first 20 documents of each.
 
-Token ids instead of text: .npy .pt .bin .arrow .feather, and .parquet without a text column;
+Token ids instead of text: .npy .pt .bin, and tables with lists of ids and without a text column;
 data/ids.py describes them. Name their tokenizer, or else how many ids there are and which one ends
 a document: --vocab_size=50257 --eot_id=50256.
 
@@ -55,9 +61,9 @@ from configurator import configure, read_settings
 # ---- input and output
 input = ""  # files, globs or folders, separated by commas; - for standard input
 input_format = "text"  # of standard input: text or jsonl
-out_dir = ""  # folder to write: train.bin, val.bin, meta.json, tokenizer/
-tokenizer = "bpe:16000"  # byte, bpe:N (trained), gpt2, cl100k_base, o200k_base, DIR, tokenizer.json
-val_fraction = 0.005  # share of the documents that goes to val.bin, chosen by a hash of their text
+out_dir = "data/mine"  # folder to write: train.bin, val.bin, meta.json, tokenizer/
+tokenizer = "bpe"  # bpe (trained, up to 16,000 ids), bpe:N, byte, a published name, or a path
+val_fraction = 0.0  # share of the documents for val, by a hash; 0: 0.005, more of a small input
 num_proc = 0  # tokenising processes; 0: one per core, at most 8
 source = ""  # where the text comes from, for meta.json
 licence = ""  # its licence, for meta.json
@@ -67,10 +73,10 @@ max_bytes = 0  # stop after the document that reaches this many bytes of text
 max_disk_gb = 0.0  # stop before the folder would hold more than so many GB (1e9 bytes)
 fraction = 1.0  # share of the documents to keep, by hash: 0.01 is a subset of 0.1; all is read
 # ---- how files are read
-text_key = "text"  # field of a .jsonl line, column of a .parquet file
-cut_chars = 1_000_000  # largest document that a text file is cut into, characters
+text_key = "text"  # field of JSON, column of a table; meta.text: the field text of the field meta
+cut_chars = 0  # largest document that a text file is cut into, characters; 0: by the input
 on_bad_utf8 = "replace"  # bytes that are not UTF-8: replace (by U+FFFD, counted) or refuse
-on_bad_line = "refuse"  # a .jsonl line that is no JSON or lacks text_key: refuse or skip (counted)
+on_bad_line = "refuse"  # a line of JSON or row of a table without a text: refuse or skip (counted)
 on_bad_file = "refuse"  # a damaged or cut file: refuse, or skip the rest of it (counted)
 follow_links = False  # links found in a folder or by a glob may lead out of it
 shard = ""  # i/n, 0 <= i < n: make part i of n of the data set, for merge
@@ -126,7 +132,7 @@ defaults = {name: value for name, (value, _) in read_settings(__file__).items()}
 from data.bins import DataError
 from data.documents import one_message, write_dataset
 from data.ids import files_of_ids, holds_ids, open_input, read_documents
-from data.inputs import find_inputs, prepare_text
+from data.inputs import find_inputs, prepare_text, val_fraction_of_ids
 from data.merge import merge_parts
 from data.splitting import make_split
 from data.validation import validate_folder, validate_input
@@ -167,9 +173,11 @@ def only(*names):
 
 def prepare():
     """Text or token ids -> bins; returns the summary."""
-    if not input or not out_dir or data_dir:
+    if not input or data_dir:
         raise DataError("expected: python prepare.py --input=GLOB[,GLOB] --out_dir=DIR, or: python "
                         "prepare.py validate --data_dir=DIR; --help lists all settings")
+    if not out_dir:
+        raise DataError("--out_dir is empty, an unset variable perhaps: expected a folder to write")
     only(*(name for name in config if name not in OF_SPLIT))
     files = None  # standard input
     if input != "-":
@@ -197,15 +205,20 @@ def prepare_ids(files, of_ids):
     decides = {"input": files.named, "pad_id": found.pad_id, "packed": found.packed,
                "token_dtype": token_dtype, "token_key": token_key}
     documents = read_documents(found.sources, found.tok, found.pad_id, found.packed)
-    return write_dataset(
-        documents, out_dir, found.spec, val_fraction, max_tokens, num_proc=1, settings=decides,
+    n_tokens, share, note = sum(part.tokens for part in found.sources), val_fraction, ""
+    if not share:
+        share, note = val_fraction_of_ids(documents, n_tokens, out_dir, files.named)
+    done = write_dataset(
+        documents, out_dir, found.spec, share, max_tokens, num_proc=1, settings=decides,
         source=source or input, licence=licence, fraction=fraction, max_disk_gb=max_disk_gb,
-        input_tokens=sum(part.tokens for part in found.sources))
+        input_tokens=n_tokens)
+    print(note, end="\n" * bool(note), flush=True)
+    return done
 
 
 def merge():
     """Shards made with --shard=i/n -> bins; returns the summary."""
-    if not input or not out_dir:
+    if not input:
         raise DataError("expected: python prepare.py merge --input='parts/*' --out_dir=DIR")
     only("input", "out_dir")
     return merge_parts(input, out_dir)
@@ -213,6 +226,7 @@ def merge():
 
 def validate():
     """Prints a report of a prepared folder, or of files of token ids; returns it as a dict."""
+    run = out_dir if "out_dir" in changed(config) else ""  # here it names a training run
     if bool(data_dir) == bool(input):
         raise DataError("expected: python prepare.py validate --data_dir=DIR, or, for files of "
                         "token ids, python prepare.py validate --input=GLOB --tokenizer=...")
@@ -220,14 +234,14 @@ def validate():
                    for name in ("meta.json", "progress.json"))
     if data_dir and (prepared or not files_of_ids(data_dir)):
         only("data_dir", "out_dir", "tokens_per_s")
-        return validate_folder(data_dir, out_dir, tokens_per_s)
+        return validate_folder(data_dir, run, tokens_per_s)
     only("data_dir", "input", "out_dir", "tokens_per_s", "follow_links", *OF_IDS)
     paths = find_inputs(input or data_dir, follow_links).paths
     if texts := [path for path in paths if not holds_ids(path, token_key, text_key)]:
         raise DataError(f"{texts[0]} is text: make bins of it with python prepare.py "
                         f"--input={texts[0]} --out_dir=DIR")
     found = open_input(paths, **{name: config[name] for name in OF_IDS})
-    return validate_input(input or data_dir, found, changed(OF_IDS), out_dir, tokens_per_s)
+    return validate_input(input or data_dir, found, changed(OF_IDS), run, tokens_per_s)
 
 
 def split():
@@ -235,7 +249,7 @@ def split():
 
     Nothing is copied: the lists say which ranges of the old files belong to which split.
     """
-    if not data_dir or not out_dir:
+    if not data_dir:
         raise DataError("expected: python prepare.py split --data_dir=DIR --out_dir=DIR "
                         "--val_ratio=0.01")
     only("data_dir", "out_dir", "val_ratio", "by", "seed", "symlink", "follow_links", *OF_IDS)

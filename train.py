@@ -497,8 +497,8 @@ while not stopped:
     try:
         loss = forward_backward(batch, total_weight)
     except RuntimeError as error:
-        sys.exit(run.does_not_fit(error, model, batch, machine, dtype, micro_batch, "micro_batch",
-                                  unit=block_size // phase.T))
+        sys.exit(run.does_not_fit(error, model, batch[:4], machine, dtype, micro_batch,
+                                  "micro_batch", unit=block_size // phase.T))
     batch, total_weight = masked_batch(step + 1)  # drawn while a GPU still works on this step
     norm = update(lr)
     step += 1

@@ -1,6 +1,6 @@
 """The base of the sweeps: minutes a run on one CPU core, rows of 128 tokens, 16k vocabulary.
 
-    python prepare.py --input='texts/*' --out_dir=data/mine --tokenizer=bpe:16000
+    python prepare.py --input=input.txt --out_dir=data/mine
     python train.py config/mini.py --data_dir=data/mine
 
 5,444,492 parameters with a 30,522-word vocabulary, 1 M tokens. The masking and learning rates are

@@ -82,14 +82,24 @@ class DataError(ValueError):
 
 @contextlib.contextmanager
 def locked(out_dir):
-    """Makes this process the only writer of a folder. The kernel frees it when the process ends."""
+    """Makes this process the only writer of a folder -> its path, to use from here on.
+
+    The kernel frees it when the process ends.
+    """
+    if not out_dir:
+        raise DataError("--out_dir is empty, an unset variable perhaps: expected a folder to write")
+    # Of a/../b the system would make a first; a link in b/.. leads elsewhere than the text says.
+    place = os.path.realpath(out_dir) if os.pardir in out_dir.split(os.sep) else out_dir
     try:
-        lock = FolderLock(out_dir)
+        lock = FolderLock(place)
     except BlockingIOError:
         raise DataError(f"{out_dir}: another prepare is writing there; wait for it, or use another "
                         "--out_dir") from None
+    except (FileExistsError, NotADirectoryError):
+        raise DataError(f"--out_dir={out_dir} is a file, or lies in one: expected a folder to "
+                        "write") from None
     with lock:
-        yield
+        yield place
 
 
 def load_state(out_dir, settings, rules=()):
@@ -106,8 +116,7 @@ def load_state(out_dir, settings, rules=()):
         state = load_meta(out_dir, last_file)
         is_new = False
     elif os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            state = json.load(file)
+        state = load_progress(out_dir, path)
         # Until the first chunk is committed the settings may still change, so that a mistyped one
         # can be corrected without removing the folder.
         is_new = state["position"] is None and state["settings"] != settings
@@ -127,6 +136,20 @@ def load_state(out_dir, settings, rules=()):
     return None
 
 
+def begun_settings(out_dir, before_text=False):
+    """Settings with which a folder was made, or begun so that text of it is committed; else {}.
+
+    before_text: also those of a folder without any text so far, where they may still change.
+    """
+    for name in ("meta.json", "shard.json", "progress.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            with open(os.path.join(out_dir, name), encoding="utf-8") as file:
+                state = json.load(file)
+            if name != "progress.json" or before_text or state["position"] is not None:
+                return dict(state["settings"])
+    return {}
+
+
 def new_state(settings, rules):
     """The state before the first chunk."""
     return {
@@ -144,9 +167,35 @@ def new_state(settings, rules):
     }
 
 
+def load_progress(out_dir, path):
+    """progress.json -> the state; DataError where it is damaged or of another program."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            state = json.load(file)
+        missing = new_state({}, ()).keys() - state.keys()
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error}), or of another program: use another "
+                        f"--out_dir, or start over after {removal(out_dir)}") from None
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(sorted(missing))}: not made by this command. Use "
+                        "another --out_dir")
+    return state
+
+
+# Every file that writing makes, replaces or removes, but for those in tokenizer/. `seen_` holds
+# the hashes of data/duplicates.py.
+OURS = re.compile(r"(train|val)(_\d{5})?\.bin(\.tmp)?|(rows|bands)\.bin(\.tmp)?|"
+                  r"dropped\.jsonl(\.tmp)?|seen_(texts|bands)_\d+\.tmp|tokenizer(\.tmp)?|"
+                  r"(meta|shard|progress)\.json(\.tmp)?")
+
+
 def refuse_foreign_files(out_dir):
-    """DataError when a folder without progress.json and meta.json holds files of their names."""
-    foreign = [name for name in os.listdir(out_dir) if name.endswith(".bin") or name == "tokenizer"]
+    """DataError when a folder without progress.json and meta.json holds files of our names.
+
+    Only what a crash in the first write leaves may be there: progress.json.tmp.
+    """
+    foreign = [name for name in os.listdir(out_dir)
+               if OURS.fullmatch(name) and name != "progress.json.tmp"]
     if foreign:
         raise DataError(f"{out_dir} holds {', '.join(sorted(foreign))} but neither meta.json nor "
                         "progress.json: not made by this command. Use another --out_dir")
@@ -154,8 +203,10 @@ def refuse_foreign_files(out_dir):
 
 def refuse_other_settings(out_dir, old, new, is_done):
     """DataError that names each setting that differs from those the folder was begun with."""
-    differ = [f"{name} is {old.get(name)!r} there and {new.get(name)!r} now"
-              for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if "input" in names:  # of another input, most of what was chosen differs too
+        names = ["input"]
+    differ = [f"{name} is {old.get(name)!r} there and {new.get(name)!r} now" for name in names]
     if differ:
         raise DataError(f"{out_dir} was {'made' if is_done else 'begun'} with other settings: "
                         f"{'; '.join(differ)}. Give the same settings, use another --out_dir, or "
@@ -163,9 +214,10 @@ def refuse_other_settings(out_dir, old, new, is_done):
 
 
 def removal(out_dir):
-    """Shell command that removes what a prepare wrote, but not a prepare.py in the same folder."""
-    return (f"(cd {shlex.quote(out_dir)} && rm -rf *.bin* *.tmp {{meta,shard,progress}}.json "
-            f"{DROPPED_LOG} tokenizer)")
+    """Shell command that removes what a prepare wrote to a folder, and nothing else there."""
+    names = [name for name in sorted(os.listdir(out_dir))
+             if OURS.fullmatch(name) or re.match(r"(train|val)\.bin\.rows_", name)]
+    return f"(cd {shlex.quote(out_dir)} && rm -rf {' '.join(names)})"
 
 
 def shard_sizes(n_tokens, shard_tokens):
@@ -185,18 +237,22 @@ def open_bins(out_dir, state, dtype):
     for name in LOGS:
         with contextlib.suppress(FileNotFoundError):
             os.replace(os.path.join(out_dir, name), os.path.join(out_dir, f"{name}.tmp"))
-    for split in SPLITS:
-        for name in glob.glob(f"{split}*.bin", root_dir=out_dir):
-            number = re.search(r"_(\d+)", name)
-            shard = int(number[1]) if number else 0
-            os.replace(os.path.join(out_dir, name), temporary(out_dir, split, shard))
+    for name in filter(OURS.fullmatch, os.listdir(out_dir)):
+        found = re.fullmatch(r"(train|val)(?:_(\d{5}))?\.bin", name)
+        if found:
+            path = os.path.join(out_dir, name)
+            tmp = temporary(out_dir, found[1], int(found[2] or 0))
+            if os.path.exists(tmp):  # finish() renames, so it never leaves both
+                raise DataError(f"{path} was not made by this command, which is writing {tmp}: "
+                                "move it away, or use another --out_dir")
+            os.replace(path, tmp)
 
     sizes = {os.path.join(out_dir, f"{name}.tmp"): size for name, size in state["logs"].items()}
     for split in SPLITS:
         shards = shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])
         for shard, n in enumerate(shards):
             sizes[temporary(out_dir, split, shard)] = n * dtype.itemsize
-    for name in glob.glob("*.bin.tmp", root_dir=out_dir):
+    for name in filter(OURS.fullmatch, glob.glob("*.bin.tmp", root_dir=out_dir)):
         sizes.setdefault(os.path.join(out_dir, name), 0)  # begun by a chunk that does not count
     for path, size in sizes.items():
         with open(path, "ab") as file:
@@ -407,6 +463,9 @@ def name_bins(out_dir, state, split, dtype, n_vocab):
     sizes = shard_sizes(state["tokens"][split], state["settings"]["shard_tokens"])
     for shard, n in enumerate(sizes):
         name = f"{split}.bin" if len(sizes) == 1 else f"{split}_{shard:05d}.bin"
+        if os.path.lexists(os.path.join(out_dir, name)):
+            raise DataError(f"{os.path.join(out_dir, name)} appeared while this command was "
+                            "writing: move it away, and the same command finishes")
         os.replace(temporary(out_dir, split, shard), os.path.join(out_dir, name))
         sha256, counts = scan(os.path.join(out_dir, name), dtype, n_vocab)
         assert counts[-1] == 0, f"{name}: {counts[-1]} ids >= n_vocab = {n_vocab}: wrong tokenizer"
@@ -418,7 +477,7 @@ def name_bins(out_dir, state, split, dtype, n_vocab):
 def clean(out_dir):
     """Removes what only a resume needs; progress.json last, so that a kill here does no harm."""
     for pattern in ("*.bin.tmp", f"{DROPPED_LOG}.tmp", "seen_*.tmp", "progress.json"):
-        for name in glob.glob(pattern, root_dir=out_dir):
+        for name in filter(OURS.fullmatch, glob.glob(pattern, root_dir=out_dir)):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(out_dir, name))
 
@@ -461,6 +520,20 @@ def inside(folder, name):
     return path
 
 
+def inside_or_linked(folder, name, is_right):
+    """The same, but a link in the folder may lead out of it to a file for which is_right(path).
+
+    So bins may lie on another disk: a link to anything but what was prepared is refused.
+    """
+    path = os.path.join(folder, name)
+    if os.path.basename(name) == name and os.path.islink(path) and os.path.exists(path):
+        if is_right(path):
+            return path
+        raise DataError(f"{path} is a link to {os.path.realpath(path)}, which is not what "
+                        "meta.json describes: restore the file, or prepare again")
+    return inside(folder, name)
+
+
 def load_meta(data_dir, name="meta.json"):
     """meta.json of a prepared folder.
 
@@ -487,9 +560,10 @@ def load_meta(data_dir, name="meta.json"):
         raise DataError(f"{path} is damaged ({error}): {removal(data_dir)}, then {cure}") from None
     if missing or version != FORMAT:
         raise DataError(f"{path} has format {version!r} and lacks {sorted(missing) or 'nothing'}, "
-                        f"expected format {FORMAT}: another program or version wrote it. "
-                        f"{removal(data_dir)}, then {cure}")
-    inside(data_dir, meta["tokenizer"])
+                        f"expected format {FORMAT}: another program or version wrote it. Use "
+                        f"another folder: python prepare.py --input=... --out_dir=DIR")
+    # Where the tokenizer is read, its fingerprint is compared (data/reader.py).
+    inside_or_linked(data_dir, meta["tokenizer"], os.path.isdir)
     return meta
 
 
@@ -509,7 +583,9 @@ def check_files(data_dir, meta, split):
                         f"{cure}")
     itemsize, files = np.dtype(meta["dtype"]).itemsize, []
     for file in meta["splits"][split]["files"]:
-        path, n = inside(data_dir, file["name"]), file["tokens"]
+        n, sha256 = file["tokens"], file["sha256"]
+        path = inside_or_linked(data_dir, file["name"],
+                                lambda path, sha256=sha256: sha256_of(path) == sha256)
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path} is missing, meta.json lists it with {n:,} tokens; "
                                     f"{cure}")

@@ -217,18 +217,19 @@ def make_tokenizer(spec, sample, out_dir, val_fraction, state, sample_bytes=0, f
     """
     if not spec.startswith("bpe:"):
         return save_tokenizer(call_tokenizer(Tokenizer.load, spec), spec, out_dir, state)
-    vocab_size = spec.removeprefix("bpe:")
+    vocab_size, at_most = spec.removeprefix("bpe:").removeprefix("<="), spec.startswith("bpe:<=")
     if not vocab_size.isdigit():
         raise DataError(f"tokenizer {spec}: expected bpe:N with the size of the vocabulary, such "
                         "as bpe:16000")
     if os.path.isdir(os.path.join(out_dir, "tokenizer")):
         return save_tokenizer(None, spec, out_dir, state)
     part = f"the first {sample_bytes:,} bytes" if sample_bytes else "a sample"
-    print(f"training a vocabulary of {vocab_size} on {part} of the text", flush=True)
+    size = f"up to {vocab_size}" if at_most else vocab_size
+    print(f"training a vocabulary of {size} on {part} of the text", flush=True)
     show = progress(int(sample[1]), 0, "bytes", "looking for a sample: ")
     texts = training_sample(sample[0], val_fraction, sample_bytes, filters, show)
     try:
-        tok = call_tokenizer(Tokenizer.train, texts, int(vocab_size))
+        tok = call_tokenizer(Tokenizer.train, texts, int(vocab_size), at_most)
     except DataError as error:
         kept_by = filters.names if filters else ()
         rules = f". It is what these rules keep: {', '.join(kept_by)}" if kept_by else ""
@@ -282,7 +283,8 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
     document is a text or Ids, None for a line skipped as bad, BAD_FILE for the rest of a damaged
     file. split is "train", "val" or None (by hash). A position is any JSON value.
 
-    tokenizer: "byte", "bpe:N", a published name or a folder. num_proc=0: all cores up to 8.
+    tokenizer: "byte", "bpe:N", "bpe:<=N" (as many ids as the text is enough for), a published name
+    or a folder. num_proc=0: all cores up to 8.
     settings: whatever else decides the documents; a folder begun with other settings is refused.
     With "shard" among them the folder becomes one part for data/merge.py. input_bytes: expected
     text, for the bar and the disk check; input_tokens: the same where documents are Ids. filters:
@@ -304,7 +306,7 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
                "max_disk_gb": max_disk_gb}
     settings |= {name: value for name, value in budgets.items() if value}
     settings |= filters.settings if filters else {}
-    with bins.locked(out_dir):
+    with bins.locked(out_dir) as out_dir:
         with writing(out_dir):
             as_json = json.loads(json.dumps(settings))  # how they come back from progress.json
             state = bins.load_state(out_dir, as_json, filters.names if filters else ())

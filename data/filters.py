@@ -12,7 +12,6 @@ drops one that shares a band with an earlier one.
 import functools
 import glob
 import hashlib
-import json
 import os
 import re
 import unicodedata
@@ -22,6 +21,7 @@ import numpy as np
 
 from data.bins import DataError
 from data.reader import mix
+from data.texts import PLAIN, kind, read_lines, read_strings
 from data.tokenizer import UNSPACED, mended
 from data.workers import PIECE_CHARS, cut
 
@@ -268,38 +268,38 @@ TEST_FILE = re.compile(r"dev|valid|test|diagnostic|^ax\.", re.IGNORECASE)
 
 def find_test_files(place):
     """A file, or a folder of which the dev, valid, test and diagnostic files count -> paths."""
-    inside = sorted(glob.glob(os.path.join(glob.escape(place), "**"), recursive=True))
-    paths = [path for path in [place, *inside]
-             if path.endswith((".tsv", ".jsonl", ".txt")) and os.path.isfile(path)
+    there = sorted(glob.glob(os.path.join(glob.escape(place), "**"), recursive=True))
+    paths = [path for path in [place, *there]
+             if os.path.isfile(path) and (kind(path) or is_tsv(path))
              and (path == place or TEST_FILE.search(os.path.basename(path)))]
     if not paths:
-        raise DataError(f"--decontaminate={place}: expected .tsv, .jsonl or .txt files, or a "
-                        "folder of such files with dev, valid, test or diagnostic in their names, "
-                        "such as a GLUE folder")
+        missing = "" if os.path.exists(place) else "no such file or folder; "
+        raise DataError(f"--decontaminate={place}: {missing}expected .tsv, .jsonl, .parquet or "
+                        ".txt files, or a folder of such files with dev, valid, test or diagnostic "
+                        "in their names. For GLUE: hf download nyu-mll/glue --repo-type=dataset "
+                        "--local-dir=glue, or unpack its official files there")
     return paths
+
+
+def is_tsv(path):
+    return path.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv")
 
 
 def read_test_texts(places):
     """Comma-separated files and folders -> yields the texts in their test files.
 
-    Of .tsv each field, of .jsonl each string, of .txt each paragraph. Raises DataError.
+    Of .tsv each field, of JSON and tables each string, of .txt each paragraph. Raises DataError.
     """
     for place in filter(None, places.split(",")):
         for path in find_test_files(place):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                if path.endswith(".txt"):
-                    yield from PARAGRAPH.split(file.read())
-                elif path.endswith(".tsv"):
-                    for line in file:
-                        yield from line.split("\t")
-                else:
-                    for number, line in enumerate(file, 1):
-                        try:
-                            values = json.loads(line).values()
-                        except (ValueError, AttributeError) as error:
-                            raise DataError(f"{path}:{number}: expected a JSON object "
-                                            f"({error})") from None
-                        yield from (value for value in values if isinstance(value, str))
+            if is_tsv(path):
+                for line, _ in read_lines(path):
+                    yield from line.split("\t")
+            elif kind(path) in PLAIN:
+                lines = (line for line, _ in read_lines(path))
+                yield from PARAGRAPH.split("\n".join(lines))
+            else:
+                yield from read_strings(path)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -393,7 +393,8 @@ class Filters:
         found = [hashed(words(mended(text))) for text in read_test_texts(places)]
         n_short = sum(0 < len(hashes) < n for hashes in found)
         n_long = sum(len(hashes) >= n for hashes in found)
-        self.test_grams = np.unique(np.concatenate([grams(hashes, n) for hashes in found]))
+        found_grams = [np.zeros(0, np.uint64), *(grams(hashes, n) for hashes in found)]
+        self.test_grams = np.unique(np.concatenate(found_grams))
         print(f"--decontaminate: {len(self.test_grams):,} {n}-grams of {n_long:,} texts; "
               f"{n_short:,} fields have fewer words and cannot be found", flush=True)
         if not n_long:

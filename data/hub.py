@@ -18,7 +18,6 @@ For a network that is away for longer than the retries:
     until python data/owt/prepare.py --max_disk_gb=4; do sleep 60; done
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -29,7 +28,7 @@ import re
 import sys
 import time
 
-from data.bins import DataError
+from data.bins import DataError, begun_settings
 from data.documents import BAD_FILE, one_message, smallest, utf8, write_dataset
 from data.workers import cut
 
@@ -106,12 +105,9 @@ def pinned(hub, revision, out_dir):
     A folder that was begun keeps its commit, and the hub is not asked again. Raises Unavailable.
     """
     asked = {"hub": hub, "revision": revision}
-    for begun in ("meta.json", "progress.json"):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            with open(os.path.join(out_dir, begun), encoding="utf-8") as file:
-                settings = json.load(file)["settings"]
-            if asked == {name: settings[name] for name in asked}:
-                return {**asked, "commit": settings["commit"]}
+    begun = begun_settings(out_dir, before_text=True)
+    if all(begun.get(name) == value for name, value in asked.items()) and "commit" in begun:
+        return {**asked, "commit": begun["commit"]}
     try:
         from huggingface_hub import HfApi
 
@@ -134,6 +130,8 @@ def open_stream(path, kind):
     stream = library().load_dataset(kind, data_files=[path], split="train", streaming=True,
                                     **READERS[kind])
     features = stream.features  # None for text and for damaged JSON, where reading finds it out
+    if features and getattr(features.get("text"), "dtype", "") == "null":
+        raise ValueError("all its texts are null")
     if features and getattr(features.get("text"), "dtype", "") not in ("string", "large_string"):
         there = ", ".join(f"{name} ({getattr(value, 'dtype', 'nested')})"
                           for name, value in features.items())

@@ -32,6 +32,7 @@ import numpy as np
 
 from data.bins import DataError, inside
 from data.documents import call_tokenizer
+from data.texts import TABLES, open_table
 from data.tokenizer import Tokenizer
 from data.workers import Ids
 
@@ -79,8 +80,8 @@ def open_input(paths, tokenizer="", vocab_size=0, eot_id=-1, pad_id=-1, rows="au
     them and eot_id ends a document. pad_id: -1 is that of the tokenizer. of_files: the settings
     of open_sources.
     """
-    # bpe:N, the default of prepare.py, is trained on text: for ids it means that none is given.
-    named = "" if tokenizer.startswith("bpe:") else tokenizer
+    # bpe, the default of prepare.py, is trained on text: for ids it means that none is given.
+    named = "" if tokenizer.startswith("bpe") else tokenizer
     if bool(named) == bool(vocab_size) or named and eot_id != -1:
         raise DataError("token ids do not say what they stand for: expected --tokenizer=gpt2, "
                         "another published one or a saved folder; or --vocab_size=N --eot_id=M for "
@@ -117,15 +118,17 @@ def files_of_ids(folder):
 def holds_ids(path, token_key, text_key):
     """Whether a file holds token ids, not text.
 
-    A .parquet file does when token_key is set, or when it has input_ids and no text_key column.
+    A table does when token_key is set, or when it has input_ids and no text_key column. With
+    neither of them, or damaged, a .parquet file is taken for text, the others for ids.
     """
-    if not path.lower().endswith(".parquet"):
+    if not path.lower().endswith(TABLES):
         return path.lower().endswith(ID_SUFFIXES)
     if token_key:
         return True
-    with contextlib.suppress(DataError), arrow_file(path) as (schema, _):
-        return text_key not in schema.names and "input_ids" in schema.names
-    return False
+    with contextlib.suppress(DataError), open_table(path) as (schema, _):
+        if "input_ids" in schema.names or text_key.split(".")[0] in schema.names:
+            return text_key.split(".")[0] not in schema.names
+    return path.lower().endswith(ID_SUFFIXES)
 
 
 def links_stay(base, paths, follow_links):
@@ -317,45 +320,10 @@ def open_megatron(path, index):
     return Source(path, dtype, 0, int(ends[-1]), ends=ends[documents])
 
 
-@contextlib.contextmanager
-def arrow_file(path):
-    """Opens an Arrow, Feather or Parquet file -> (schema, function: column name -> its arrays)."""
-    import pyarrow.parquet  # takes half a second, and no other format needs it
-
-    try:
-        with pyarrow.OSFile(path) as file:
-            if path.lower().endswith(".parquet"):
-                parquet = pyarrow.parquet.ParquetFile(file)
-
-                def read(column):
-                    batches = parquet.iter_batches(256, columns=[column], use_threads=False)
-                    return (batch.column(column) for batch in batches)
-
-                yield parquet.schema_arrow, read
-            else:
-                schema, batches = arrow_batches(file)
-                yield schema, lambda column: (batch.column(column) for batch in batches)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a whole Arrow, Feather or Parquet file ({error})") from None
-
-
-def arrow_batches(file):
-    """An open Arrow file -> (schema, iterable of record batches)."""
-    import pyarrow
-
-    try:
-        reader = pyarrow.ipc.open_file(file)
-        return reader.schema, map(reader.get_batch, range(reader.num_record_batches))
-    except pyarrow.ArrowInvalid:  # the `datasets` library writes streams, which have no footer
-        file.seek(0)
-        reader = pyarrow.ipc.open_stream(file)
-        return reader.schema, reader
-
-
 def open_arrow(path, column, sequence_length):
     from pyarrow import types
 
-    with arrow_file(path) as (schema, _):
+    with open_table(path) as (schema, _):
         kind = schema.field(column).type if schema.names.count(column) == 1 else None
         is_list = kind is not None and (
             types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
@@ -399,7 +367,7 @@ def raw_lists(source):
     import pyarrow.compute
 
     first = 0  # number of the first list of a batch
-    with arrow_file(source.path) as (_, read):
+    with open_table(source.path) as (_, read):
         for lists in read(source.column):
             lists.validate(full=True)  # wrong offsets would read other memory
             lengths = pyarrow.compute.list_value_length(lists).fill_null(0)

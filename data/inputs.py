@@ -1,43 +1,32 @@
 """Files, folders and standard input -> texts -> a data set, as the settings of prepare.py say.
 
 A damaged file ends the run with its name, or with on_bad_file=skip the rest of it is skipped and
-counted; what was read before stays. Text is kept as it is: NUL bytes, Windows line ends, decomposed
-accents. Only a byte order mark is removed.
+counted; what was read before stays. How a file is read: data/texts.py.
 """
 
-import codecs
 import glob
-import gzip
 import hashlib
-import io
 import json
 import os
 import re
-import sys
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
-try:
-    from compression import zstd  # Python 3.14
-except ImportError:
-    from backports import zstd
-
-from data.bins import DataError
-from data.documents import BAD_FILE, utf8, write_dataset
+from data.bins import DataError, begun_settings
+from data.documents import digest, in_val, smallest, utf8, write_dataset
 from data.filters import Filters
 from data.ids import ID_SUFFIXES, links_stay
-from data.workers import cut
+from data.texts import MOST_CUT, STDIN, SUFFIXES, TABLES, Reader, head_of_stdin, kind
+from data.workers import Ids
 
-SUFFIXES = (".txt", ".md", ".jsonl")
-UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}  # usual bytes of text per byte, an estimate
-PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}  # first bytes
-MAX_LINE = 32_000_000  # bytes; a longer .jsonl line is a bad line, because memory is bounded
-STDIN = "standard input"  # in place of a path
+# usual bytes of text per byte, an estimate
+UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}
 # These settings decide the text of a file, so they are kept with the data set. on_bad_line and
 # on_bad_file are not: after a refusal, the same folder may go on with skip.
 DECIDES = ("text_key", "cut_chars", "on_bad_utf8")
+AUTO = {"cut_chars": 0, "val_fraction": 0, "tokenizer": "bpe"}  # values that leave the choice to us
 
 
 # --------------------------------------------------------------------------------------------------
@@ -51,13 +40,19 @@ class Files(NamedTuple):
     named: str  # their number and a hash of names and sizes, to recognise other input
 
 
-def kind(path):
-    """Suffix of a text file's path without .gz or .zst; "" when it is no text."""
-    path = path.lower()
-    if path.endswith(".parquet"):
-        return ".parquet"
-    stem = path.removesuffix(".gz").removesuffix(".zst")
-    return next((suffix for suffix in SUFFIXES if stem.endswith(suffix)), "")
+def is_input(name):
+    """Whether a file of this name may hold texts or token ids."""
+    return bool(kind(name)) or name.lower().endswith(ID_SUFFIXES)
+
+
+def rank(path):
+    """What to take of a folder: 0 texts; 1 tables and ids, if it has no texts; 2 .json, if neither.
+
+    Beside texts, .json files are descriptions more often than texts.
+    """
+    if path.lower().endswith((".arrow", ".feather")) or not kind(path):
+        return 1
+    return 2 if path.lower().endswith(".json") else 0
 
 
 def walk(folder, follow_links):
@@ -68,20 +63,35 @@ def walk(folder, follow_links):
     """
     pending, visited = [folder], set()
     while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                is_input = kind(entry.name) or entry.name.lower().endswith(ID_SUFFIXES)
-                if entry.name.startswith(".") or not is_input and not entry.is_dir():
-                    continue
-                if entry.is_symlink():
-                    links_stay(folder, [entry.path], follow_links)
-                if entry.is_dir(follow_symlinks=bool(follow_links)):
-                    key = (entry.stat().st_dev, entry.stat().st_ino)
-                    if key not in visited:  # links can form a cycle
-                        pending.append(entry.path)
-                    visited.add(key)
-                elif is_input and entry.is_file():
-                    yield entry.path, entry.stat().st_size
+        here = pending.pop()
+        with os.scandir(here) as entries:
+            entries = list(entries)
+        listed = listed_files(here) if any(entry.name == "state.json" for entry in entries) else ()
+        for entry in entries:
+            is_file = is_input(entry.name) and (not listed or entry.name in listed)
+            if entry.name.startswith(".") or not is_file and not entry.is_dir():
+                continue
+            if entry.is_symlink():
+                links_stay(folder, [entry.path], follow_links)
+            if entry.is_dir(follow_symlinks=bool(follow_links)):
+                key = (entry.stat().st_dev, entry.stat().st_ino)
+                if key not in visited:  # links can form a cycle
+                    pending.append(entry.path)
+                visited.add(key)
+            elif is_file and entry.is_file():
+                yield entry.path, entry.stat().st_size
+
+
+def listed_files(folder):
+    """Names of the files of a data set that `datasets` saved to disk, () for any other folder.
+
+    Beside them it keeps the results of earlier calls of map and filter.
+    """
+    try:
+        with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
+            return [part["filename"] for part in json.load(file)["_data_files"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ()
 
 
 def find_inputs(patterns, follow_links=0):
@@ -90,8 +100,8 @@ def find_inputs(patterns, follow_links=0):
     Of a folder the texts are taken, or its files of token ids if it has no text. Raises DataError
     for a pattern that finds nothing usable, and when all files are empty.
     """
-    expected = (f"expected {', '.join(SUFFIXES)} (also .gz, .zst), .parquet, or token ids: "
-                f"{', '.join(ID_SUFFIXES)}")
+    expected = (f"expected {', '.join(SUFFIXES)} (also .gz, .zst), {', '.join(TABLES)}, or token "
+                f"ids: {', '.join(ID_SUFFIXES)}")
     found = {}  # path: size
     for pattern in filter(None, patterns.split(",")):
         is_glob = not os.path.exists(pattern)
@@ -107,11 +117,11 @@ def find_inputs(patterns, follow_links=0):
                 there = dict(walk(path, follow_links))
                 if not there:
                     raise DataError(f"--input={path}: no text in this folder, {expected}")
-                texts = {name: size for name, size in there.items() if kind(name)}
-                found.update(texts or there)
+                best = min(map(rank, there))
+                found.update({name: size for name, size in there.items() if rank(name) == best})
             elif path.lower().endswith(".idx"):
                 pass  # of Megatron-LM, read with its .bin
-            elif kind(path) or path.lower().endswith(ID_SUFFIXES):
+            elif is_input(path):
                 found[path] = os.path.getsize(path)
             else:
                 raise DataError(f"{path}: unknown kind of file, {expected}")
@@ -145,157 +155,6 @@ def part_of(sizes, shard):
         files_left = len(sizes) - (n - number)  # the shards after this one need a file each
         ends.append(min(max(end, ends[-1] + 1), files_left))
     return ends[i], ends[i + 1]
-
-
-# --------------------------------------------------------------------------------------------------
-# a file -> texts
-
-
-class BadFile(DataError):
-    """Damage in a file, which on_bad_file may skip."""
-
-
-def open_binary(path):
-    """A file, or STDIN, for reading; .gz and .zst are unpacked on the way."""
-    if path == STDIN:
-        start = sys.stdin.buffer.peek(4)
-        for magic, packed in PACKED.items():
-            if start.startswith(magic):
-                raise DataError(f"{STDIN} is {packed}, expected text: unpack it on the way (zcat, "
-                                "zstdcat), or give --input=FILE")
-        return sys.stdin.buffer
-    if path.lower().endswith(".gz"):
-        return io.BufferedReader(gzip.open(path), 2**20)
-    if path.lower().endswith(".zst"):
-        return io.BufferedReader(zstd.open(path), 2**20)
-    return open(path, "rb")
-
-
-class Reader:
-    """Reads the texts of files as the settings of prepare.py say. Raises DataError for bad ones."""
-
-    def __init__(self, settings):
-        self.text_key, self.cut_chars = settings["text_key"], settings["cut_chars"]
-        bad_utf8, self.bad_line = settings["on_bad_utf8"], settings["on_bad_line"]
-        self.bad_file = settings["on_bad_file"]
-        if (bad_utf8 not in ("replace", "refuse") or self.bad_line not in ("refuse", "skip")
-                or self.bad_file not in ("refuse", "skip") or self.cut_chars < 100):
-            raise DataError("expected --on_bad_utf8=replace or refuse, --on_bad_line and "
-                            "--on_bad_file=refuse or skip, --cut_chars=100 or more; there is: "
-                            f"{bad_utf8}, {self.bad_line}, {self.bad_file}, {self.cut_chars}")
-        self.errors = "strict" if bad_utf8 == "refuse" else "replace"  # of Python's decoders
-
-    def texts(self, path, suffix):
-        """Yields the texts of a file, None for a bad line that is skipped.
-
-        After damage that is skipped, BAD_FILE is the last.
-        """
-        read = {".jsonl": self.jsonl, ".parquet": self.parquet}.get(suffix, self.plain)
-        try:
-            yield from read(path)
-        except (EOFError, zlib.error, zstd.ZstdError, OSError, BadFile) as error:
-            what = f"{path}: damaged or cut short ({error}); get it again"
-            what = str(error) if isinstance(error, BadFile) else what
-            if self.bad_file == "refuse":
-                raise DataError(f"{what}, or go on without the rest of it by "
-                                "--on_bad_file=skip") from None
-            print(f"{what}. The rest of it is skipped", file=sys.stderr, flush=True)
-            yield BAD_FILE
-
-    def plain(self, path):
-        """Yields the documents of a text file: all of it, or pieces of at most cut_chars."""
-        decoder = codecs.getincrementaldecoder("utf-8")(self.errors)
-        rest, offset, block = "", 0, b"\0"
-        with open_binary(path) as file:
-            while block:
-                block = file.read(2**20)
-                refuse_utf16(path, block, offset)
-                pending = len(decoder.getstate()[0])  # bytes of a character cut by the last block
-                try:
-                    text = decoder.decode(block, final=not block)
-                except UnicodeDecodeError as error:
-                    raise not_utf8(path, offset - pending + error.start) from None
-                if not offset:
-                    text = text.removeprefix("\ufeff")  # a byte order mark is not text
-                rest += text
-                offset += len(block)
-                *pieces, rest = cut(rest, self.cut_chars)
-                yield from pieces
-        yield rest
-
-    def jsonl(self, path):
-        """Yields the text of each line that is not blank, None for a bad line that is skipped."""
-        offset = 0
-        in_long_line = False  # a line of more than MAX_LINE comes in several reads, judged once
-        with open_binary(path) as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
-                refuse_utf16(path, line, offset)
-                try:
-                    text = line.decode("utf-8", self.errors).removeprefix("\ufeff")
-                except UnicodeDecodeError as error:
-                    raise not_utf8(f"{path}:{number}", offset + error.start) from None
-                offset += len(line)
-                is_rest = in_long_line
-                in_long_line = len(line) == MAX_LINE and not line.endswith(b"\n")
-                if text.isspace() or is_rest:
-                    continue
-                try:
-                    yield self.json_text(text, in_long_line)
-                except ValueError as error:
-                    if self.bad_line == "refuse":
-                        raise DataError(f"{path}:{number}: {error}; mend it, or give "
-                                        "--on_bad_line=skip") from None
-                    yield None
-
-    def json_text(self, line, is_cut):
-        """A .jsonl line -> its text; ValueError says what is wrong. is_cut: above MAX_LINE."""
-        if is_cut:
-            raise ValueError(f"a line of more than {MAX_LINE:,} bytes")
-        try:
-            value = json.loads(line)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        except ValueError as error:
-            raise ValueError(f"no JSON ({error})") from None
-        if not isinstance(value, dict) or not isinstance(value.get(self.text_key), str):
-            there = ", ".join(value) if isinstance(value, dict) else type(value).__name__
-            raise ValueError(f"no text under {self.text_key!r} (there is: {there[:200]}), set "
-                             "--text_key")
-        return value[self.text_key]
-
-    def parquet(self, path):
-        """Yields the strings of the text_key column, None for a missing one.
-
-        Strings in this format are always UTF-8.
-        """
-        import pyarrow  # half a second, and only this kind of file needs it
-        import pyarrow.parquet
-
-        # Read by pages: without these, a whole row group, often 1 GB, is read at once.
-        by_pages = {"pre_buffer": False, "buffer_size": 2**20}
-        try:
-            with pyarrow.parquet.ParquetFile(path, **by_pages) as file:
-                columns = {field.name: field.type for field in file.schema_arrow}
-                if str(columns.get(self.text_key)) not in ("string", "large_string"):
-                    there = ", ".join(f"{name} ({type})" for name, type in columns.items())
-                    raise DataError(f"{path}: no column of strings {self.text_key!r} (there is: "
-                                    f"{there}), set --text_key")
-                for batch in file.iter_batches(64, columns=[self.text_key], use_threads=False):
-                    yield from (value.as_py() for value in batch.column(0))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise EOFError(f"not a whole .parquet file: {error}") from None
-
-
-def not_utf8(path, offset):
-    """The DataError for a byte that is no UTF-8."""
-    return DataError(f"{path}: not UTF-8 at byte {offset:,}; convert the file, or give "
-                     "--on_bad_utf8=replace")
-
-
-def refuse_utf16(path, data, offset):
-    """Raises BadFile for UTF-16: read as UTF-8 it would give thousands of U+FFFD."""
-    if not offset and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise BadFile(f"{path}: UTF-16, expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -345,31 +204,179 @@ def prepare_text(settings, files):
 
     Returns the summary. Raises DataError.
     """
-    reader, filters, shard = Reader(settings), Filters(settings), settings["shard"]
-    decides = {name: settings[name] for name in DECIDES}
-    if shard:
-        decides["shard"] = shard
-    asked = {name: settings[name] for name in (
-        "out_dir", "tokenizer", "val_fraction", "max_tokens", "max_bytes", "max_disk_gb",
-        "fraction", "num_proc", "licence")}
-    asked |= {"source": settings["source"] or settings["input"], "filters": filters}
+    filters, shard = Filters(settings), settings["shard"]
     if files is None:
-        if shard or settings["tokenizer"].startswith("bpe:"):
-            raise DataError("standard input can be read once, so --tokenizer=bpe:N and --shard=i/n "
-                            "need files: write it to a file first, or train a tokenizer on some of "
-                            "it and give --tokenizer=DIR/tokenizer")
         form = settings["input_format"]
         if form not in ("text", "jsonl"):
             raise DataError(f"--input_format={form}: expected text or jsonl")
-        decides["input"] = f"standard input, {form}"
-        return write_dataset(from_stream(reader, f".{form}"), settings=decides, **asked)
+        head, is_whole = (b"", False) if shard else head_of_stdin()
+        if shard or not is_whole and settings["tokenizer"].startswith("bpe"):
+            raise DataError("standard input can be read once, so --tokenizer=bpe:N and --shard=i/n "
+                            "need files: write it to a file first, or train a tokenizer on some of "
+                            "it and give --tokenizer=DIR/tokenizer")
+        named, sizes, first, last = f"standard input, {form}", np.array([len(head)]), 0, 1
 
-    decides["input"] = files.named
-    first, last = part_of(files.sizes, shard) if shard else (0, len(files.paths))
-    text_bytes = np.array([size * UNPACKED.get(os.path.splitext(path)[1].lower(), 1)
-                           for path, size in zip(files.paths, files.sizes.tolist())])
-    # Every shard trains its tokenizer on a sample of all files, so that all get the same one.
-    everything = from_files(reader, files.paths, 0, len(files.paths))
-    return write_dataset(from_files(reader, files.paths, first, last), settings=decides,
-                         input_bytes=int(text_bytes[first:last].sum()),
-                         sample=(everything, int(text_bytes.sum())), **asked)
+        def reading(reader):
+            return from_stream(reader, ".jsonl" if form == "jsonl" else ".txt")
+    else:
+        named, paths, is_whole = files.named, files.paths, True
+        first, last = part_of(files.sizes, shard) if shard else (0, len(paths))
+        sizes = np.array([size * UNPACKED.get(os.path.splitext(path)[1].lower(), 1)
+                          for path, size in zip(paths, files.sizes.tolist())])
+
+        def reading(reader):  # of every shard: all shards train the same tokenizer
+            return from_files(reader, paths, 0, len(paths))
+
+    size = len(sizes), int(sizes.sum())
+    chosen, notes = choose(settings, named, size, reading, filters, is_whole)
+    settings = {**settings, **chosen}
+    reader = Reader(settings)
+    everything = reading(reader)
+    documents = from_files(reader, paths, first, last) if shard else everything
+    decides = {"input": named, **{name: settings[name] for name in DECIDES}}
+    decides |= {name: settings[name] for name in ("shard", "cut_all") if settings.get(name)}
+    asked = {name: settings[name] for name in (
+        "out_dir", "tokenizer", "val_fraction", "max_tokens", "max_bytes", "max_disk_gb",
+        "fraction", "num_proc", "licence")}
+    done = write_dataset(
+        documents, settings=decides, filters=filters,
+        source=settings["source"] or settings["input"],
+        input_bytes=int(sizes[first:last].sum()) if is_whole else 0,
+        sample=(everything, int(sizes.sum())), **asked)
+    print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
+    return done
+
+
+# --------------------------------------------------------------------------------------------------
+# what the settings leave to us: how long a document is, which share goes to val, which vocabulary
+#
+# A single text must give train and val, whatever its size. So val gets about VAL_BYTES of a text,
+# at least 0.5 % and at most 10 % of it, and few documents are cut into so many pieces that 20 of
+# them make up val. A small input is read once more, to see that both splits get text.
+
+VAL_BYTES = 500_000
+LEAST_VAL, MOST_VAL = 0.005, 0.1
+SMALL_BYTES = 50_000_000  # of text
+FEW = 20  # documents; fewer are cut, also those of .jsonl and of tables
+VOCABULARIES = (16000, 8000, 4000, 2000, 1000, 512)  # an id for each BYTES_AN_ID bytes of text
+BYTES_AN_ID = 1000
+LEAST_BPE = 20_000  # bytes of text; less is taken byte by byte
+
+
+def choose(settings, named, size, reading, filters, is_whole):
+    """-> {setting: value} for those that are left to us, as AUTO says; lines that say how.
+
+    size: files and bytes of text of the input, the latter an estimate. reading: function, Reader ->
+    `documents` of all of the input. is_whole: False for a pipe of unknown length.
+    """
+    n_files, n_bytes = size
+    left = [name for name, auto in AUTO.items() if settings[name] == auto]
+    begun = begun_settings(settings["out_dir"])
+    if begun.get("input") == named:  # a folder keeps what was chosen when it was begun
+        return {name: begun[name] for name in (*left, "cut_all") if name in begun}, []
+    tokens = smallest(settings["max_tokens"], settings["max_disk_gb"] * 1e9 / 2)
+    # A token is rarely fewer bytes of text, so all that is looked at here is within the budget.
+    budget = smallest(settings["max_bytes"], tokens * (1 if settings["tokenizer"] == "byte" else 2))
+    amount = smallest(n_bytes * settings["fraction"], budget) if is_whole else SMALL_BYTES
+    share = settings["val_fraction"] or share_of_val(amount)
+    piece = max(100, min(1000, amount // 10), min(MOST_CUT, amount * share // FEW))
+    pieces = {"cut_chars": settings["cut_chars"] or int(piece), "cut_all": True}
+    chosen = {"val_fraction": settings["val_fraction"] or round(share, 4),
+              "cut_chars": settings["cut_chars"] or MOST_CUT}
+    notes = []
+    if is_whole and 0 < amount <= SMALL_BYTES:
+        now = {**settings, **chosen}
+        found, amount, notes = divide(now, left, pieces, budget, reading, filters)
+        chosen |= found
+    elif n_files * share < FEW:  # of text files; lines of JSON and rows of tables are many
+        chosen["cut_chars"] = pieces["cut_chars"]
+    if "tokenizer" in left:
+        sizes = [size for size in VOCABULARIES if size * BYTES_AN_ID <= amount] or VOCABULARIES[-1:]
+        is_bpe = amount >= LEAST_BPE
+        chosen["tokenizer"] = f"bpe:<={sizes[0]}" if is_bpe else "byte"
+        notes.append(f"vocabulary for {amount:,.0f} bytes of text: "
+                     f"{f'up to {sizes[0]:,} ids' if is_bpe else 'bytes'}; --tokenizer=bpe:N "
+                     "for another")
+    return chosen, notes
+
+
+def share_of_val(n_bytes):
+    """Which share of a text goes to val."""
+    return max(LEAST_VAL, min(MOST_VAL, VAL_BYTES / max(n_bytes, 1)))
+
+
+def divide(settings, left, pieces, budget, reading, filters):
+    """Reads a small input -> {setting: value} with which both splits get text; bytes of text; lines
+    that say what was chosen.
+
+    left: the settings that may be chosen. pieces: settings that cut documents, used where there are
+    few. A val_fraction that was given is kept if it can be.
+    """
+    def measure(**changed):
+        documents = reading(Reader({**settings, **changed}))
+        return measure_documents(documents, budget or SMALL_BYTES, settings["fraction"], filters)
+
+    chosen, (digests, sizes) = {}, measure()
+    n_val, fits = in_val(digests, settings["val_fraction"]).sum(), "val_fraction" not in left
+    if fits and 0 < n_val < len(sizes):
+        return chosen, int(sizes.sum()), []
+    notes = []
+    if len(sizes) < FEW:
+        chosen |= pieces
+        digests, sizes = measure(**pieces)
+    if len(sizes) > 1:
+        share = share_of_val(sizes.sum()) if "val_fraction" in left else settings["val_fraction"]
+        at = f"{pieces['cut_chars']:,} characters"
+        how = f" bytes of text, pieces of up to {at}" if chosen.get("cut_all") else " bytes of text"
+        chosen["val_fraction"], note = fraction_that_gives(share, digests, sizes, how)
+        notes = [note]
+    return chosen, int(sizes.sum()), notes
+
+
+def val_fraction_of_ids(documents, n_tokens, out_dir, named):
+    """The val_fraction for documents of token ids, where it is left to us; a line that says why."""
+    begun = begun_settings(out_dir)
+    if begun.get("input") == named:
+        return begun["val_fraction"], ""
+    itemsize = np.dtype("<u4").itemsize
+    if n_tokens * itemsize <= SMALL_BYTES:
+        digests, sizes = measure_documents(documents, SMALL_BYTES, 1.0)
+        if len(sizes) > 1:
+            share = share_of_val(sizes.sum())
+            return fraction_that_gives(share, digests, sizes // itemsize, " tokens")
+    return LEAST_VAL, ""
+
+
+def measure_documents(documents, most, fraction, filters=None):
+    """What will be kept of `documents`, up to `most` bytes -> digests uint64 (n, 2), bytes (n,)."""
+    found, total = {}, 0
+    for text, _, _ in documents(None):
+        data = utf8(text) if isinstance(text, (str, Ids)) else b""
+        key = digest(data)
+        is_outside = int.from_bytes(key[:8], "little") > fraction * 2**64
+        if not data or key in found or is_outside or isinstance(text, str) and text.isspace():
+            continue
+        if filters and filters.judge(data.decode())[0]:
+            continue
+        found[key] = len(data)
+        total += len(data)
+        if total >= most:
+            break
+    digests = np.frombuffer(b"".join(found), "<u8").reshape(-1, 2)
+    return digests, np.array(list(found.values()), np.int64)
+
+
+def fraction_that_gives(share, digests, sizes, what):
+    """The val_fraction whose val holds nearly `share` of the sizes, and at least one document;
+    a line that says so. what: the sizes are of.
+    """
+    order = np.argsort(digests[:, 1])
+    hashes, ends = digests[order, 1].tolist(), np.cumsum(sizes[order]) / sizes.sum()
+    k = 1 + int(np.abs(ends[:-1] - share).argmin())  # documents in val
+    for digits in range(3, 20):  # as few as tell the last document of val from the first of train
+        fraction = round((hashes[k - 1] + hashes[k]) / 2 / 2**64, digits)
+        if hashes[k - 1] < int(fraction * 2**64) <= hashes[k] and 0 < fraction < 1:
+            break
+    note = (f"{sizes.sum():,}{what}, {len(sizes):,} documents: val got {k:,} of them, "
+            f"{ends[k - 1]:.1%}, chosen by a hash (--val_fraction={fraction})")
+    return fraction, note

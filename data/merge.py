@@ -176,7 +176,7 @@ def merge_parts(patterns, out_dir):
     parts = read_parts(patterns)
     meta = parts[0][1]
     settings = {name: value for name, value in meta["settings"].items() if name != "shard"}
-    with bins.locked(out_dir):
+    with bins.locked(out_dir) as out_dir:
         with writing(out_dir):
             state = bins.load_state(out_dir, settings, meta.get("dropped", ()))
         if state is None:

@@ -33,14 +33,14 @@ config = configure(globals())
 
 from data.bins import DataError, load_meta
 from data.documents import one_message
+from data.ids import holds_ids
+from data.inputs import find_inputs
 
-TOKEN_FILES = (".npy", ".pt", ".bin", ".idx", ".arrow")
-TEXT_FILES = (".txt", ".md", ".jsonl", ".gz", ".zst", ".parquet")
 FINISHED = ("max_steps", "max_minutes", "patience", "overfit")  # why a run of train.py is complete
 
 
 def main():
-    preset, folder, bins = find_preset(), data.rstrip("/"), f"data/{find_name()}"
+    preset, folder, bins = find_preset(), data.rstrip("/") or data, f"data/{find_name()}"
     if not data or nproc < 1:
         raise DataError("expected: make train DATA=texts/ SIZE=micro; python data/quick.py --help "
                         "lists all settings")
@@ -90,9 +90,9 @@ def find_name():
 
 def holds_only_tokens(folder):
     """Whether a folder holds token files and no text."""
-    paths = glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True)
-    has_text = any(path.endswith(TEXT_FILES) for path in paths)
-    return not has_text and any(path.endswith(TOKEN_FILES) for path in paths)
+    if not os.path.isdir(folder):
+        return False
+    return all(holds_ids(path, "", "text") for path in find_inputs(folder, 1).paths)
 
 
 def run(*command, launcher=()):
@@ -102,6 +102,9 @@ def run(*command, launcher=()):
     code of a command that fails.
     """
     shown = ["torchrun", *launcher] if launcher else ["python"]
+    # The scripts and presets of this repository, from whatever folder this is run in.
+    command = [os.path.relpath(os.path.join(ROOT, word)) if word.endswith(".py") else word
+               for word in command]
     print("\n$ " + shlex.join([*shown, *command]), flush=True)
     torchrun = ["-m", "torch.distributed.run", *launcher] if launcher else []
     process = subprocess.Popen([sys.executable, *torchrun, *command], stdout=subprocess.PIPE,

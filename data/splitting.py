@@ -23,7 +23,7 @@ import numpy as np
 
 from data import bins
 from data.bins import SPLITS, DataError, load_meta
-from data.documents import call_tokenizer, digest, in_val, progress, writing
+from data.documents import call_tokenizer, digest, in_val, progress, save_tokenizer, writing
 from data.ids import (
     BLOCK,
     ID_SUFFIXES,
@@ -65,7 +65,7 @@ def make_split(data_dir, out_dir, options, follow_links=0, val_ratio=0.01, by=""
     settings = {"split": f"{len(names)} files, names and sizes {files}", "by": by, "width": width,
                 "val_ratio": val_ratio, "seed": seed, "symlink": symlink,
                 "tokenizer": found.tok.fingerprint, "pad_id": found.pad_id, "packed": found.packed}
-    with bins.locked(out_dir):
+    with bins.locked(out_dir) as out_dir:
         if not is_done(out_dir, settings):
             divided = divide(settings, found, names)
             write_split(out_dir, settings, found, names, data_dir, *divided)
@@ -130,10 +130,8 @@ def check_settings(data_dir, out_dir, sources, sequence_length, val_ratio, by, s
 
 
 def is_done(out_dir, settings):
-    """Whether out_dir holds this split already; removes the links that a killed command left there.
-
-    DataError when it holds anything else.
-    """
+    """Whether out_dir holds this split already; DataError when it holds anything but what this
+    command writes."""
     if os.path.exists(os.path.join(out_dir, "meta.json")):
         if load_meta(out_dir)["settings"] == settings:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
@@ -143,13 +141,8 @@ def is_done(out_dir, settings):
     # A killed command leaves any of these, or one of them half written with .tmp after its name.
     foreign = [os.path.join(out_dir, name) for name in os.listdir(out_dir)
                if name.removesuffix(".tmp") not in ours]
-    links = [os.path.join(folder, name) for split in SPLITS
-             for folder, _, there in os.walk(os.path.join(out_dir, split)) for name in there]
-    foreign += [path for path in links if not os.path.islink(path)]
     if foreign:
         raise DataError(f"{foreign[0]} was not made by this command: use another --out_dir")
-    for path in links:
-        os.remove(path)
     return False
 
 
@@ -280,13 +273,17 @@ def in_groups(pieces):
 
 def write_split(out_dir, settings, found, names, data_dir, is_val, ranges, counts, files):
     """Writes what `divide` found. meta.json comes last: it makes the folder complete."""
-    tok = found.tok
+    tok, links = found.tok, {}
+    if settings["symlink"]:
+        for source, name, to_val in zip(found.sources, names, is_val):
+            links |= links_to(source, os.path.join(out_dir, SPLITS[int(to_val)], name))
+    refuse_other_links(out_dir, links)
     meta = {"format": bins.FORMAT, "dtype": "uint16" if tok.n_vocab <= 65536 else "uint32",
             "n_vocab": tok.n_vocab, "vocab_size": tok.vocab_size, "eot_id": int(tok.eot_id),
             "pad_id": found.pad_id, "tokenizer": "tokenizer", "fingerprint": tok.fingerprint,
             "unigram_entropy": bins.unigram_entropy(counts[0], tok.eot_id), "splits": {}}
+    save_tokenizer(tok, found.spec, out_dir, {})
     with writing(out_dir):  # a full disk becomes one message
-        tok.save(os.path.join(out_dir, "tokenizer"))
         for k, split in enumerate(SPLITS):
             name = f"{split}_ranges.npy"
             path = os.path.join(out_dir, name)
@@ -300,9 +297,10 @@ def write_split(out_dir, settings, found, names, data_dir, is_val, ranges, count
                 "tokens": n_tokens, "documents": n_documents,
                 "bytes": int(counts[k] @ tok.n_bytes[: tok.n_vocab]), "units": n_units,
                 "files": [{"name": name, "tokens": n_tokens, "sha256": sha256}]}
-        if settings["symlink"]:
-            for source, name, to_val in zip(found.sources, names, is_val):
-                link(source, os.path.join(out_dir, SPLITS[int(to_val)], name))
+        for path, target in links.items():
+            if not os.path.islink(path):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.symlink(target, path)
         # Relative, so that both folders may move together.
         folder = os.path.relpath(os.path.realpath(data_dir), os.path.realpath(out_dir))
         meta |= {"sources": {"folder": folder, "width": settings["width"], "files": files},
@@ -311,10 +309,23 @@ def write_split(out_dir, settings, found, names, data_dir, is_val, ranges, count
         write_json(os.path.join(out_dir, "meta.json"), meta)
 
 
-def link(source, path):
-    """Makes `path` a relative link to a file; of Megatron-LM also one to its index."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+def links_to(source, path):
+    """{path: target} of a relative link to a file; of Megatron-LM also of one to its index."""
     target = os.path.relpath(os.path.realpath(source.path), os.path.realpath(os.path.dirname(path)))
-    os.symlink(target, path)
+    links = {path: target}
     if source.ends is not None:
-        os.symlink(os.path.splitext(target)[0] + ".idx", os.path.splitext(path)[0] + ".idx")
+        links[os.path.splitext(path)[0] + ".idx"] = os.path.splitext(target)[0] + ".idx"
+    return links
+
+
+def refuse_other_links(out_dir, links):
+    """DataError when train/ or val/ hold anything but these links, {path: target}.
+
+    A killed command with the same settings leaves some of them.
+    """
+    for split in SPLITS:
+        for folder, _, names in os.walk(os.path.join(out_dir, split)):
+            for path in (os.path.join(folder, name) for name in names):
+                if not os.path.islink(path) or os.readlink(path) != links.get(path):
+                    raise DataError(f"{path} was not made by this command, or with other "
+                                    "settings: use another --out_dir")

@@ -51,6 +51,8 @@ COLOURS = ("#2a6f97", "#d1495b", "#3d8b6e", "#c98a1b", "#7b5ea7", "#5c6b73")
 
 def main():
     names, sizes = folders(data_dir), check_settings()
+    if not out_dir:
+        raise DataError("--out_dir is empty: expected a folder for stats.png and stats.json")
     os.makedirs(out_dir, exist_ok=True)
     sets, curves, train, val, rows = {}, {}, [], [], []
     for name in names:

@@ -16,7 +16,8 @@ How it works:
 - The `tokenizers` library trains a vocabulary. It cuts by the same regular expression, and its
   merges become ranks.
 - A tokenizer.json is turned into ranks where that gives the same ids, because tiktoken is six times
-  as fast as the `tokenizers` library; otherwise the library runs it (class Library).
+  as fast as the `tokenizers` library; otherwise the library runs it (class Library), as where it
+  adds tokens to a text that are not special, such as runs of spaces.
 - Special ids ([PAD], [MASK], ...) come after the vocabulary. A text never produces one: "[MASK]" or
   "<|endoftext|>" inside a text is encoded as ordinary characters.
 - Tables with one row per id say whether a token begins a word, for masking of whole words.
@@ -46,6 +47,18 @@ from lib.files import replace_file, write_json
 SPECIALS = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "<|endoftext|>")  # follow the vocabulary
 TIKTOKEN_NAMES = ("gpt2", "cl100k_base", "o200k_base")
 META_FILE, RANKS_FILE, LIBRARY_FILE = "tokenizer_meta.json", "tokenizer.tiktoken", "tokenizer.json"
+# Vocabularies of others, by the names of their files: why they are refused and what helps.
+CONVERT = ("python -c \"from transformers import AutoTokenizer; AutoTokenizer."
+           "from_pretrained('FOLDER').save_pretrained('tok')\" writes tok/tokenizer.json")
+FOREIGN = {
+    "vocab.txt": "a WordPiece vocabulary (BERT) is not supported, because its ids do not give the "
+                 "text back: case, accents and spaces are lost. Leave out --tokenizer to train a "
+                 "BPE on the text, or --tokenizer=bpe:30000 for one of about that size",
+    "vocab.json": "a vocab.json with its merges.txt is not read, tokenizer.json is: " + CONVERT,
+    "merges.txt": "a merges.txt with its vocab.json is not read, tokenizer.json is: " + CONVERT,
+    "tokenizer.model": "a SentencePiece model is not read, tokenizer.json is: " + CONVERT,
+    "spiece.model": "a SentencePiece model is not read, tokenizer.json is: " + CONVERT,
+}
 VOCAB_SIZES = range(512, 262_144 + 1)  # that may be trained, specials and bytes included
 MIN_PAIR_COUNT = 2  # a pair that occurs once says nothing about other texts
 MAX_PRETOKEN = 1000  # characters of a piece; longer ones are cut, see bounded_pieces
@@ -133,6 +146,8 @@ class Tokenizer:
             raise ValueError(f"{name!r} asks for a vocabulary that must be trained first. Run "
                              f"python prepare.py --input=GLOB --out_dir=DIR --tokenizer={name}, "
                              "then load that DIR")
+        if found := next((name for name in FOREIGN if has_file(str(dir_or_name), name)), ""):
+            raise ValueError(f"tokenizer {name!r}: {FOREIGN[found]}")
         there = "neither a known name nor a folder"
         if os.path.isdir(name):
             there = f"a folder without {META_FILE} and {LIBRARY_FILE}"
@@ -156,10 +171,11 @@ class Tokenizer:
         return cls(f"ids:{n_ids}", "", ranks, with_specials(known, n_ids))
 
     @classmethod
-    def train(cls, texts, vocab_size: int) -> "Tokenizer":
+    def train(cls, texts, vocab_size: int, at_most: bool = False) -> "Tokenizer":
         """Iterable of str -> BPE of exactly `vocab_size` ids: 256 bytes, merges, 5 specials.
 
-        The same texts give the same ids. ValueError when they are not enough.
+        The same texts give the same ids. When they are not enough: ValueError, or with at_most
+        as many ids as they are enough for.
         """
         if vocab_size not in VOCAB_SIZES:
             raise ValueError(f"a vocabulary of {vocab_size:,} was asked for, expected "
@@ -167,12 +183,12 @@ class Tokenizer:
                              "--tokenizer=bpe:16000")
         found = train_bpe(texts, vocab_size - len(SPECIALS)).get_vocab()
         reached = len(found) + len(SPECIALS)
-        if reached < vocab_size:
+        if reached < vocab_size and not at_most:
             raise ValueError(f"the text is enough for a vocabulary of {reached:,}, {vocab_size:,} "
                              "were asked for: give more text, or ask for a smaller one, or use "
                              "--tokenizer=byte")
         ranks = {bytes(BYTE_OF[char] for char in token): i for token, i in found.items()}
-        return cls(f"bpe:{vocab_size}", PATTERN, ranks, with_specials({}, len(ranks)))
+        return cls(f"bpe:{reached}", PATTERN, ranks, with_specials({}, len(ranks)))
 
     def save(self, folder: str):
         """Writes two small files from which load(folder) restores this tokenizer offline."""
@@ -223,6 +239,12 @@ class Tokenizer:
     def __repr__(self):
         return (f"Tokenizer({self.name}, n_vocab={self.n_vocab}, "
                 f"fingerprint={self.fingerprint[:12]})")
+
+
+def has_file(path, name):
+    """Whether a path is a file of this name, or a folder that holds one."""
+    return (os.path.isfile(path) and os.path.basename(path) == name
+            or os.path.isfile(os.path.join(path, name)))
 
 
 def with_specials(specials, first_free):
@@ -447,7 +469,9 @@ def read_json(text):
     added = {token["content"]: token["id"] for token in data["added_tokens"]}
     normalizer = (data["normalizer"] or {}).get("type", "")
     pattern = pattern_of(data["pre_tokenizer"] or {})
-    if normalizer in ("", "NFC") and pattern in PATTERNS:
+    # The library finds added tokens that are not special in a text before it cuts the rest.
+    adds_to_text = any(not token["special"] for token in data["added_tokens"])
+    if normalizer in ("", "NFC") and pattern in PATTERNS and not adds_to_text:
         ranks = ranks_of(library, data["model"], added)
         if ranks is not None:
             return pattern, ranks, added, normalizer, ""

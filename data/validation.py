@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from array import array
 from functools import partial
 
@@ -20,8 +21,7 @@ from data import bins
 from data.bins import SPLITS, DataError
 from data.documents import call_tokenizer, digest, progress
 from data.ids import BLOCK, cut_documents, cut_rows, n_data_ids, read_blocks, without_markers
-from data.reader import Tokens
-from data.tokenizer import Tokenizer
+from data.reader import Tokens, load_tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Compute-optimal for causal language models (Hoffmann et al. 2022, 2203.15556).
@@ -31,6 +31,8 @@ TOKENS_A_PARAMETER = 20
 EPOCHS = 4
 # Most data have too few longer rows to learn the positions beyond: those are sinusoidal.
 MOST_LEARNED_POSITIONS = 4096
+LEAST_STEPS = 200  # a shorter run learns nothing, however little text there is
+CPU_FLOPS = 1e11  # of training on a laptop's processor, a second
 PRESET_VOCABULARY = 30522  # words, for which the heads of config/*.py state their parameters
 BAR = 40  # characters of the longest bar of a histogram
 
@@ -44,7 +46,7 @@ def validate_folder(data_dir, run="", tokens_per_s=0.0):
     rate, meta = measured_rate(run, tokens_per_s), bins.load_meta(data_dir)
     problems, measured, columns = [], {}, {}
     width = done = 0  # tokens a row, 0 without rows; tokens read so far
-    tok = call_tokenizer(Tokenizer.load, os.path.join(data_dir, meta["tokenizer"]))
+    tok = call_tokenizer(load_tokenizer, data_dir, meta)
     if "sources" in meta:
         bins.check_sources(data_dir, meta, thoroughly=True)
         width = meta["sources"]["width"]
@@ -280,9 +282,11 @@ def recommend(data_dir, tok, train, n_val, width, rate, rate_from):
     train: numbers of the train split; n_val: tokens of val; width: tokens a row, 0 without rows;
     rate: tokens/s, 0 if not known, and where it was measured.
     """
-    block_size = width
-    if not block_size:  # the power of 2 that holds 90 % of the documents, from 64 to 2048
-        block_size = 2 ** max(6, min(11, (train["document_length"]["p90"] - 1).bit_length()))
+    longest = width  # the power of 2 that holds 90 % of the documents, from 64 to 2048
+    if not longest:
+        longest = 2 ** max(6, min(11, (train["document_length"]["p90"] - 1).bit_length()))
+    every, commands, large = presets(tok.vocab_size, longest, width), [], []
+    block_size = every[0][3]
     if min(n_val, train["tokens"]) < block_size:
         print(f"\ntoo few tokens to train and validate on rows of {block_size:,}")
         return []
@@ -290,9 +294,11 @@ def recommend(data_dir, tok, train, n_val, width, rate, rate_from):
     print(f"\n{train['tokens']:,} tokens are enough for {enough_for:,} parameters: "
           f"{TOKENS_A_PARAMETER} tokens a parameter (2203.15556, of causal models), each token up "
           f"to {EPOCHS} times (2305.16264)")
-    every, commands = presets(tok.vocab_size, block_size), []
-    fitting = [preset for preset in every if preset[0] <= enough_for][-2:]
-    for n_params, name, preset in fitting or every[:1]:
+    fitting = [preset for preset in every if preset[0] <= enough_for] or every[:1]
+    if not rate and not has_gpu():  # without a measured rate, that of a usual processor
+        slow = [preset for preset in fitting[1:] if cpu_days(preset[0], train["tokens"]) > 1]
+        fitting, large = [preset for preset in fitting if preset not in slow], slow
+    for n_params, name, preset, block_size in fitting[-2:]:
         settings = plan(n_params, preset, train["tokens"], block_size, tok.has_text)
         changed = [f"--{key}={value}" for key, value in settings.items() if value != preset[key]]
         commands.append(shlex.join(["python", "train.py", f"config/{name}",
@@ -305,6 +311,11 @@ def recommend(data_dir, tok, train, n_val, width, rate, rate_from):
             ratio = n_params / max(enough_for, 1)
             more += f"; the smallest there is, it wants {ratio:,.1f} times as much"
         print(f"  {n_params:,} parameters, {n_tokens:,} tokens{more}\n    {commands[-1]}")
+    if large:
+        n_params, name, *_ = large[-1]
+        days = cpu_days(n_params, train["tokens"])
+        print(f"  also enough for config/{name}, which takes about {days:,.0f} days without a GPU, "
+              "and none is here")
     if not rate:
         print("  how long: --tokens_per_s=RATE, or --out_dir=RUN with the log of a run of that "
               "size on that machine")
@@ -324,10 +335,24 @@ def measured_rate(run, given):
     return float(np.median(rates)) if rates else 0.0, f"as in {run}"
 
 
-def presets(vocab_size, block_size):
-    """[(parameters, name, settings)] of config/*.py whose head states a size, smallest first.
+def has_gpu():
+    """Whether this machine has a GPU; asked without torch, which takes seconds to load."""
+    is_apple = sys.platform == "darwin" and os.uname().machine == "arm64"
+    return is_apple or any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd")))
 
-    The parameters are those with tables for this vocabulary and for positions of such rows.
+
+def cpu_days(n_params, train_tokens):
+    """Days that training takes on a processor of CPU_FLOPS: 6 FLOPs a parameter and token."""
+    n_tokens = min(n_params * TOKENS_A_PARAMETER, train_tokens * EPOCHS)
+    return 6 * n_params * n_tokens / CPU_FLOPS / 86400
+
+
+def presets(vocab_size, longest, width):
+    """[(parameters, name, settings, tokens a row)] of config/*.py whose head states a size,
+    smallest first.
+
+    Rows are of `width` tokens, or, with width 0, those of the preset where documents have up to
+    `longest`. The parameters are those with tables for this vocabulary and for such positions.
     """
     found = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(ROOT), "config", "*.py"))):
@@ -336,11 +361,12 @@ def presets(vocab_size, block_size):
         if not head:
             continue
         settings = configure({"__file__": os.path.join(ROOT, "train.py")}, [path])
+        block_size = width or min(longest, settings["block_size"])
         n_positions = block_size if block_size <= MOST_LEARNED_POSITIONS else 0
         more_rows = vocab_size - PRESET_VOCABULARY + n_positions - settings["block_size"]
         n_params = int(head[1].replace(",", "")) + more_rows * settings["token_dim"]
         # Presets of one size differ in their masks only: the first by name stands for all.
-        found.setdefault(n_params, (os.path.basename(path), settings))
+        found.setdefault(n_params, (os.path.basename(path), settings, block_size))
     return [(n_params, *found[n_params]) for n_params in sorted(found)]
 
 
@@ -357,11 +383,11 @@ def plan(n_params, preset, train_tokens, block_size, has_text):
     while batch_size % micro_batch:
         micro_batch -= 1
     # A tenth of a short run, at most, is warm-up, and it is evaluated ten times or more.
-    max_steps = n_tokens // (batch_size * block_size)
+    max_steps = max(LEAST_STEPS, n_tokens // (batch_size * block_size))
     a_tenth = -(-max_steps // 10)
     is_learned = block_size <= MOST_LEARNED_POSITIONS
     return {"block_size": block_size, "batch_size": batch_size, "micro_batch": micro_batch,
-            "max_steps": max(1, max_steps), "warmup_steps": min(preset["warmup_steps"], a_tenth),
+            "max_steps": max_steps, "warmup_steps": min(preset["warmup_steps"], a_tenth),
             "eval_interval": min(preset["eval_interval"], a_tenth),
             "position": preset["position"] if is_learned else "sinusoidal",
             "masking_type": preset["masking_type"] if has_text else "token"}

@@ -19,10 +19,10 @@ is padded.
 Shapes: B rows, T tokens, C concepts, D width, d token width, N texts.
 """
 
-import codecs
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -33,8 +33,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from data.texts import read_lines
 from data.tokenizer import MAX_PRETOKEN
-from lib.files import write_json
+from lib.files import file_hash, write_json
 from lib.health import check_finite
 
 # A file is embedded in chunks. One chunk is in memory at a time, and a kill loses at most one.
@@ -121,57 +122,23 @@ def embed_rows(model, rows, names, batch_tokens, device):
 
 # ---- texts from a file --------------------------------------------------------
 
-def read_texts(path, start=0):
-    """Lines of a file, or the field "text" of each line of a .jsonl, from byte `start` on.
+def read_texts(path):
+    """Yields (text, whether bytes that are not UTF-8 became U+FFFD) of a file; see data/texts.py.
 
-    Yields (text, whether bytes that are not UTF-8 became U+FFFD, byte where the next line begins).
-    Only \\n ends a line: str.splitlines would also cut at characters that belong to a text. Raises
-    ValueError for a .jsonl line without a text.
+    A text is a line, or the field "text" of .jsonl, .parquet and the like. Raises ValueError.
     """
-    with open(path, "rb") as file:
-        file.seek(start)
-        for number, line in enumerate(file, 1):
-            data = line.rstrip(b"\r\n")
-            if start == 0:
-                data = data.removeprefix(codecs.BOM_UTF8)
-            start += len(line)
-            decoded = data.decode("utf-8", "replace")
-            # A text may hold U+FFFD itself; only where bytes were replaced does encoding differ.
-            replaced = "\ufffd" in decoded and decoded.encode() != data
-            text = text_of_json(decoded, path, number) if path.endswith(".jsonl") else decoded
-            yield text, replaced, start
-
-
-def text_of_json(line, path, number):
-    """The field "text" of a line of a .jsonl file; ValueError where there is none."""
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        text = None
-    if not isinstance(text, str):
-        raise ValueError(f"{path}, line {number}: found {line[:60]!r}, expected a JSON object with "
-                         'a string in the field "text"; mend or remove the line')
-    return text
+    return read_lines(path)
 
 
 def survey(path):
     """Reads all of a file -> (number of texts, sha256 of the file). ValueError if it is unfit."""
     if not os.path.isfile(path):
-        raise ValueError(f"{path}: no such file; expected one with a text a line, or .jsonl with "
-                         'a field "text"')
-    sha256, n, last = hashlib.sha256(), 0, b"\n"
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            sha256.update(block)
-            n, last = n + block.count(b"\n"), block[-1:]
-    if last != b"\n":  # the last line need not end in \n
-        n += 1
+        raise ValueError(f"{path}: no such file; expected one with a text a line, or .jsonl or "
+                         '.parquet with a field "text"')
+    n = sum(1 for _ in read_texts(path))  # finds a line without a text now, not after hours
     if not n:
         raise ValueError(f"{path} is empty; expected a text a line")
-    if path.endswith(".jsonl"):
-        for _ in read_texts(path):  # finds a line without a text now, not after hours
-            pass
-    return n, sha256.hexdigest()
+    return n, file_hash(path)
 
 
 def sha256_of(weights):
@@ -217,14 +184,16 @@ def embed_file(path, to, embed, identity):
 
     embed(texts) -> (float32 (n, width), number of texts cut); it must depend on these texts alone.
     identity: all settings that decide its result, as a dict that JSON can hold. The state, also
-    written to `to`.json: identity, done, offset (bytes of the input read), cut, replaced. Raises
-    ValueError where `to` was begun from another input or identity.
+    written to `to`.json: identity, done, cut, replaced. Raises ValueError where `to` was begun from
+    another input or identity.
     """
+    check_place(to)
+    to = os.path.realpath(to) if os.path.islink(to) else to  # a link stays, its file is written
     n, sha256 = survey(path)
     width = embed([""])[0].shape[1]
     identity = identity | dict(texts=n, input_sha256=sha256, width=width)
     header = npy_header(n, width)
-    fresh = dict(identity=identity, done=0, offset=0, cut=0, replaced=0)
+    fresh = dict(identity=identity, done=0, cut=0, replaced=0)
     state = load_state(to, identity) or fresh
     if state["done"] == n and os.path.exists(to):
         print(f"{to} is complete: {n:,} texts", flush=True)
@@ -240,14 +209,14 @@ def embed_file(path, to, embed, identity):
             write_json(to + ".json", state)
         show = progress(n, state["done"])
         most_texts = min(CHUNK_TEXTS, max(1, CHUNK_NUMBERS // width))
-        for chunk in chunks(read_texts(path, state["offset"]), most_texts):
-            texts, replaced, offsets = zip(*chunk)
+        rest = itertools.islice(read_texts(path), state["done"], None)
+        for chunk in chunks(rest, most_texts):
+            texts, replaced = zip(*chunk)
             vectors, cut = embed(list(texts))
             file.write(np.ascontiguousarray(vectors, "<f4").data)
             file.flush()
             os.fsync(file.fileno())
             state["done"] += len(chunk)
-            state["offset"] = offsets[-1]
             state["cut"] += cut
             state["replaced"] += sum(replaced)
             write_json(to + ".json", state)
@@ -257,6 +226,15 @@ def embed_file(path, to, embed, identity):
                              f"{n:,} before. Run it again after rm {to}.tmp {to}.json")
         os.replace(to + ".tmp", to)
     return state
+
+
+def check_place(to):
+    """Raises ValueError where no result can be written, before hours of work."""
+    if not to:
+        raise ValueError("to is empty; expected the name of a file, such as --to=embeddings.npy")
+    if os.path.isdir(to):
+        raise ValueError(f"{to} is a folder; expected the name of a file, such as "
+                         f"--to={os.path.join(to, 'embeddings.npy')}")
 
 
 def npy_header(n, width):
@@ -274,16 +252,19 @@ def load_state(to, identity):
     overwritten or mixed.
     """
     found = [path for path in (to + ".tmp", to) if os.path.exists(path) and os.path.getsize(path)]
-    if not found:
+    if not found and not os.path.exists(to + ".json"):
         return None
-    made = found[0]
+    made = (*found, to + ".json")[0]
     ways = f"give another --to, or remove it: rm {made} {to}.json"
     try:
         with open(to + ".json", encoding="utf-8") as file:
             state = json.load(file)
         before, done = state["identity"], state["done"]
     except (OSError, ValueError, LookupError, TypeError):
-        raise ValueError(f"{made} exists, and no {to}.json says what it is; {ways}") from None
+        there = f"{to}.json exists and is of something else"
+        if found:
+            there = f"{made} exists, and no {to}.json says what it is"
+        raise ValueError(f"{there}; {ways if found else 'give another --to'}") from None
     if not done:
         return None
     changed = [f"{key} is {before.get(key)} there and {value} now"

@@ -132,8 +132,8 @@ def file_hash(path):
     """sha256 (hex) of a file."""
     sha256 = hashlib.sha256()
     with open(path, "rb") as file:
-        # in pieces of 4 MiB: bins can be larger than memory
-        while block := file.read(2**22):
+        # in pieces of 1 MiB: bins can be larger than memory
+        while block := file.read(2**20):
             sha256.update(block)
     return sha256.hexdigest()
 

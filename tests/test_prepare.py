@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 from conftest import crashed, zstd
 
-from data import bins, documents, workers
+from configurator import read_settings
+from data import bins, documents, inputs, workers
 from data import reader as shards
+from data.bins import DataError
+from data.merge import merge_parts
 from data.tokenizer import Tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -28,6 +32,12 @@ from data import documents
 documents.CHUNK_BYTES = 20_000
 runpy.run_path({ROOT!r} + "/prepare.py", run_name="__main__")
 """
+
+
+def all_settings(**changes):
+    """The settings of prepare.py with their defaults, but for `changes`."""
+    known = read_settings(os.path.join(ROOT, "prepare.py"))
+    return {**{name: default for name, (default, _) in known.items()}, **changes}
 
 
 def texts(n=60):
@@ -254,8 +264,9 @@ def test_a_mistyped_tokenizer_does_not_bind_the_folder(corpus, tmp_path):
     args, _ = corpus
     assert "gpt22" in refusal(args[0], f"--out_dir={tmp_path}", "--tokenizer=gpt22")
     assert "bpe:16000" in refusal(args[0], f"--out_dir={tmp_path}", "--tokenizer=bpe:many")
-    # not enough text for the default vocabulary
-    assert "16,000 were asked for" in refusal(args[0], f"--out_dir={tmp_path}")
+    # not enough text for this vocabulary
+    message = refusal(args[0], f"--out_dir={tmp_path}", "--tokenizer=bpe:16000")
+    assert "16,000 were asked for" in message
     assert prepare(args[0], f"--out_dir={tmp_path}", "--tokenizer=byte")["n_vocab"] == 261
 
 
@@ -429,6 +440,184 @@ def test_50_mb_on_one_line_in_bounded_memory(tmp_path):
     data = b"".join((tmp_path / f"out/{split}.bin").read_bytes()[::2] for split in ("train", "val"))
     n_documents = json.loads(out)["documents"]  # each ends in eot_id, 260, whose low byte is 4
     assert sum(data) == sum((tmp_path / "a.txt").read_bytes()) + 4 * n_documents
+
+
+# --------------------------------------------------------------------------------------------------
+# one text is enough
+
+def prepared(tmp_path, name, data, **changes):
+    """What prepare.py makes of one file, in this process -> (its summary, the splits)."""
+    (tmp_path / name).write_bytes(data)
+    asked = all_settings(out_dir=str(tmp_path / "out"), num_proc=1, **changes)
+    done = inputs.prepare_text({**asked, "input": str(tmp_path / name)},
+                               inputs.find_inputs(str(tmp_path / name)))
+    return done, json.loads((tmp_path / "out/meta.json").read_text())
+
+
+@pytest.mark.parametrize("size", [300, 2000, 20_000, 1_000_000])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", " ", ""])
+def test_one_text_file_of_any_size_gives_train_and_val(size, line_end, tmp_path, capsys):
+    some = texts(1 + size // 300)
+    text = (line_end * 2).join(some)[:size]
+    done, meta = prepared(tmp_path, "input.txt", text.encode())
+    assert sum(map(len, decoded(tmp_path / "out"))) == len(text)
+    share = meta["splits"]["val"]["bytes"] / done["bytes"]
+    assert share == pytest.approx(0.1, abs=0.06 if size > 10_000 else 0.3)
+    said = capsys.readouterr().out
+    assert "pieces of up to" in said and "val got " in said and "--tokenizer=" in said
+    again = inputs.prepare_text(
+        all_settings(out_dir=str(tmp_path / "out"), input=str(tmp_path / "input.txt")),
+        inputs.find_inputs(str(tmp_path / "input.txt")))
+    assert again["val_tokens"] == done["val_tokens"], "the same command finds it complete"
+
+
+def test_the_vocabulary_follows_the_size_of_the_text(tmp_path):
+    # The last has so few different words that it is not enough for all of the ids.
+    for size, expected in ((10_000, ["byte", 261]), (30_000, ["bpe:<=512", 512]),
+                           (1_200_000, ["bpe:<=1000", 1000]), (2_100_000, ["bpe:<=2000", None])):
+        text = " ".join(texts(size // 900))[:size]
+        _, meta = prepared(tmp_path, f"{size}.txt", text.encode())
+        n_vocab = meta["n_vocab"] if expected[1] else None
+        assert [meta["settings"]["tokenizer"], n_vocab] == expected
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 30])
+@pytest.mark.parametrize("kind", ["jsonl", "json.gz", "parquet"])
+def test_few_documents_are_cut_and_many_are_kept(n, kind, tmp_path):
+    if kind == "parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"text": texts(n)}), tmp_path / "table")
+        data = (tmp_path / "table").read_bytes()
+    else:
+        data = "".join(json.dumps({"text": text}) + "\n" for text in texts(n)).encode()
+        data = gzip.compress(data) if kind == "json.gz" else data
+    done, meta = prepared(tmp_path, f"a.{kind}", data)
+    assert meta["splits"]["val"]["documents"] > 0 < meta["splits"]["train"]["documents"]
+    assert (done["documents"] == n) == (n == 30)
+    assert sorted("".join(decoded(tmp_path / "out"))) == sorted("".join(texts(n)))
+
+
+def test_a_val_fraction_that_was_given_is_kept_if_both_splits_get_text(tmp_path):
+    data = "".join(json.dumps({"text": text}) + "\n" for text in texts(60)).encode()
+    _, meta = prepared(tmp_path, "a.jsonl", data, val_fraction=0.3)
+    assert meta["settings"]["val_fraction"] == 0.3
+    shutil.rmtree(tmp_path / "out")
+    done, meta = prepared(tmp_path, "b.jsonl", data, val_fraction=1e-6)
+    assert done["documents"] == 60 and meta["splits"]["val"]["documents"] == 1
+
+
+def test_a_folder_made_with_other_defaults_is_left_as_it_is(tmp_path):
+    """Of 60 files of one document each, as an earlier version prepared them."""
+    data = "".join(json.dumps({"text": text}) + "\n" for text in texts(60)).encode()
+    done, _ = prepared(tmp_path, "a.jsonl", data, val_fraction=0.2, cut_chars=1_000_000,
+                       tokenizer="bpe:600")
+    again, _ = prepared(tmp_path, "a.jsonl", data)
+    assert {**again, "seconds": 0} == {**done, "seconds": 0, "tokenizer_seconds": 0.0,
+                                       "mb_per_s": None}
+
+
+def test_shards_choose_what_one_machine_chooses(tmp_path):
+    for i, text in enumerate(texts(8)):
+        (tmp_path / f"{i}.txt").write_text(text)
+    files = inputs.find_inputs(str(tmp_path))
+    for name, shard in (("one", ""), ("parts/0", "0/2"), ("parts/1", "1/2")):
+        inputs.prepare_text(all_settings(input=str(tmp_path), out_dir=str(tmp_path / name),
+                                         shard=shard, num_proc=1, tokenizer="byte"), files)
+    merge_parts(str(tmp_path / "parts/*"), str(tmp_path / "both"))
+    assert contents(tmp_path / "both") == contents(tmp_path / "one")
+    assert "cut_all" in json.loads((tmp_path / "one/meta.json").read_text())["settings"]
+
+
+def test_few_documents_of_token_ids_give_train_and_val(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 900, (30, 50)).astype(np.uint16)
+    np.save(tmp_path / "a.npy", ids)
+    args = [f"--input={tmp_path}/a.npy", f"--out_dir={tmp_path}/out", "--vocab_size=1000",
+            "--eot_id=999"]
+    done = prepare(*args)
+    assert (done["documents"], done["val_tokens"]) == (30, 3 * 51)
+    assert prepare(*args)["val_tokens"] == done["val_tokens"]
+
+
+def test_a_short_pipe_is_enough_too(tmp_path):
+    text = "\n\n".join(texts(60))
+    done = subprocess.run([sys.executable, f"{ROOT}/prepare.py", "--input=-", "--num_proc=1"],
+                          input=text.encode(), cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["out_dir"] == "data/mine"
+    assert sum(map(len, decoded(tmp_path / "data/mine"))) == len(text)
+
+
+# --------------------------------------------------------------------------------------------------
+# nothing is removed or replaced that prepare.py did not write
+
+
+FOREIGN = ["train.bin", "val_00003.bin", "rows.bin.tmp", "dropped.jsonl", "tokenizer.tmp/a",
+           "tokenizer/tokenizer.json", "seen_texts_1.tmp", "meta.json.tmp", "progress.json",
+           "meta.json", "shard.json"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_others_with_our_names_are_refused_and_kept(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    for content in ("{}", "precious"):
+        (tmp_path / name).write_text(content)
+        with pytest.raises((DataError, FileNotFoundError), match=re.escape(name.split("/")[0])):
+            small(tmp_path, texts())
+        assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.bin", "model.bin.tmp", "trainer.bin",
+                                  "seen_films.tmp", "train.binary", "val/cat.jpg", "best.tmp"])
+def test_files_of_others_beside_ours_stay_as_they_are(name, tmp_path, monkeypatch):
+    """Also when a killed command goes on, and when a budget leaves a split empty."""
+    monkeypatch.setattr(documents, "CHUNK_BYTES", 20_000)
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("precious")
+    with pytest.raises(DataError, match="none of"):
+        small(tmp_path / "out", texts(), max_bytes=1)
+    real, calls = documents.commit, iter(range(9))
+
+    def commit(*args):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(documents, "commit", commit)
+        with pytest.raises(KeyboardInterrupt):
+            small(tmp_path / "out", texts())
+    (tmp_path / "out/train.bin").write_text("of another program")
+    with pytest.raises(DataError, match="train.bin was not made by this command"):
+        small(tmp_path / "out", texts())
+    assert (tmp_path / "out/train.bin").read_text() == "of another program"
+    (tmp_path / "out/train.bin").unlink()
+    small(tmp_path / "out", texts())
+    small(tmp_path / "whole", texts())
+    (tmp_path / "whole" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "whole" / name).write_text("precious")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_an_empty_out_dir_a_file_and_a_way_back_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="out_dir is empty"):
+        small("", texts())
+    (tmp_path / "input.txt").write_text("some text")
+    assert "expected a path" in refusal("--input=input.txt", "--out_dir=")
+    (tmp_path / "input.txt").unlink()
+    (tmp_path / "file").write_text("precious")
+    for out_dir in ("file", "file/deeper"):
+        with pytest.raises(DataError, match="is a file, or lies in one"):
+            small(out_dir, texts())
+    small("missing/../bins", texts())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bins", "file"]
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("deep/er")
+    small("link/../here", texts())
+    small("link", texts())
+    assert (tmp_path / "deep/here/meta.json").exists() and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "deep/er/train.bin").exists()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ out_dir = "out/run"  # a training run: best.pt (else ckpt.pt) and tokenizer/
 text = ""  # text with one or more [MASK]; empty: one text a line from standard input
 checkpoint = "auto"  # auto | best | last | PATH; auto: the best, or a newer one not yet evaluated
 top = 5  # candidates to show for each mask
-embed = ""  # embed this file instead: a text a line, or .jsonl with a field "text"
+embed = ""  # embed this file instead: a text a line, or .jsonl, .parquet with a field "text"
 to = "embeddings.npy"  # where embeddings go; np.load(to, mmap_mode="r") reads them
 pooling = "auto"  # max (over concepts; transformer: tokens) | concepts (all) | mean (tokens) | auto
 batch_tokens = 4096  # tokens (or concepts) at once; texts in a batch have equal length, no padding

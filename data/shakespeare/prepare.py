@@ -27,6 +27,7 @@ config = configure(globals())
 
 from data.bins import DataError
 from data.documents import from_texts, one_message, write_dataset
+from data.texts import Reader
 from data.workers import cut
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -34,10 +35,11 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 
 def documents():
     """-> iterable of (text, None): pieces that join to the file and end after a speech."""
+    if input and not os.path.isfile(input):
+        raise DataError(f"--input={input}: no such file")
     try:
         if input:
-            with open(input, encoding="utf-8") as file:
-                text = file.read()
+            text = "".join(Reader().texts(input, ".txt"))
         else:
             with urllib.request.urlopen(URL, timeout=30) as file:
                 text = file.read().decode("utf-8")

@@ -233,7 +233,8 @@ def test_decontamination_finds_what_sets_of_13_words_find(tmp_path):
         found.append(expected)
     assert 20 < sum(found) < 50
     assert Filters(settings(decontaminate=str(tmp_path))).judge(prose(500, 200))[0] == ""
-    for bad, part in (({"decontaminate": str(tmp_path / "none")}, "expected .tsv, .jsonl or .txt"),
+    missing = str(tmp_path / "none")
+    for bad, part in (({"decontaminate": missing}, "no such file or folder; expected .tsv"),
                       ({"decontaminate": str(tmp_path), "decontaminate_words": 3}, "at least 5")):
         with pytest.raises(DataError, match=part):
             Filters(settings(**bad))

@@ -3,6 +3,7 @@ report says of the tokens is so."""
 
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -26,10 +27,12 @@ from test_ids import (
 )
 
 from data import ids as id_files
+from data import validation
 from data.bins import DataError
 from data.documents import digest
 from data.reader import TokenData
 from data.splitting import make_split
+from data.tokenizer import Tokenizer
 from data.validation import plan, presets, validate_folder
 from model import ConceptConfig, ConceptEncoder
 
@@ -308,12 +311,39 @@ def test_a_damaged_split_is_refused(name, raw, tmp_path):
         TokenData(str(tmp_path / "out"), "train", 64)
 
 
-def test_a_bin_that_leads_out_of_a_prepared_folder_is_refused(data_dir, tmp_path):
+def test_linked_bins_are_read_if_they_hold_what_was_prepared(data_dir, tmp_path):
     folder = shutil.copytree(data_dir, tmp_path / "bins")
+    for name in ("train.bin", "tokenizer"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    expected = TokenData(str(data_dir), "train", 64).block([3, 5])
+    assert (TokenData(str(folder), "train", 64).block([3, 5]) == expected).all()
+    assert result(call("prepare.py", "validate", f"--data_dir={folder}"))["valid"]
+    # Any other file is refused, also one of the same size, and so is a name that leads out.
+    data = bytearray((tmp_path / "train.bin").read_bytes())
+    data[10] ^= 1
+    (tmp_path / "other.bin").write_bytes(data)
     (folder / "train.bin").unlink()
-    (folder / "train.bin").symlink_to(data_dir / "train.bin")
+    (folder / "train.bin").symlink_to(tmp_path / "other.bin")
+    with pytest.raises(DataError, match="is a link to .*other.bin, which is not what meta.json"):
+        TokenData(str(folder), "train", 64)
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["splits"]["train"]["files"][0]["name"] = "../train.bin"
+    (folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(DataError, match="leads out of"):
         TokenData(str(folder), "train", 64)
+
+
+def test_a_split_removes_no_links_and_no_tokenizer_that_it_did_not_write(raw, tmp_path):
+    (tmp_path / "photos.jpg").write_text("x")
+    for place in ("links/train/cat.jpg", "tok/tokenizer/tokenizer.json"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).symlink_to(tmp_path / "photos.jpg")
+        for symlink in (0, 1):
+            with pytest.raises(DataError, match="not made by this|begun with another|damaged|json"):
+                make_split(str(raw[0]), str(tmp_path / place.split("/")[0]), OPTIONS,
+                           val_ratio=0.4, symlink=symlink)
+        assert (tmp_path / place).is_symlink() and (tmp_path / place).read_text() == "x"
 
 
 def test_validate_finds_tokens_in_both_splits_and_other_bytes(raw, tmp_path):
@@ -390,7 +420,7 @@ def test_killed_at_any_step_then_the_same_split(raw, tmp_path, monkeypatch):
     outs = list(crashed(split, tmp_path, (os, "replace"), (os, "symlink"), moments=["before"]))
     for out in outs:
         assert contents(out) == contents(tmp_path / "whole"), out.name
-    assert len(outs) == 8  # two files of the tokenizer, two lists, three links, meta.json
+    assert len(outs) == 9  # the tokenizer, its two files, two lists, three links, meta.json
 
 
 def test_a_full_disk_is_one_message(raw, tmp_path):
@@ -466,9 +496,27 @@ def test_time_comes_from_a_measured_rate_alone(data_dir, tmp_path, capsys):
         said_with(str(tmp_path / "nothing"))
 
 
+@pytest.mark.parametrize("n_tokens, gpu, expected", [
+    (400_000, False, ["mini.py"]), (8000, True, ["mini.py"]), (4 * 10**8, False, ["mini.py"]),
+    (4 * 10**8, True, ["micro_balanced.py", "micro_wide.py"])])
+def test_what_is_recommended_fits_the_data_and_the_machine(n_tokens, gpu, expected, monkeypatch,
+                                                           capsys):
+    """Rows of the preset, many in a step; no month on a laptop; no run of a few steps."""
+    monkeypatch.setattr(validation, "has_gpu", lambda: gpu)
+    train = {"tokens": n_tokens, "document_length": {"p90": 3000}}
+    commands = validation.recommend("data/mine", Tokenizer.load("byte"), train, 5000, 0, 0, "")
+    assert [re.search(r"config/(\S+)", command)[1] for command in commands] == expected
+    for command in commands:
+        given = dict(re.findall(r"--(\w+)=(\S+)", command))
+        assert "block_size" not in given and int(given.get("batch_size", 16)) >= 16, command
+        assert int(given["max_steps"]) >= 200
+    said = capsys.readouterr().out
+    assert ("days without a GPU" in said) == (n_tokens > 10**8 and not gpu)
+
+
 def test_sizes_of_presets_are_those_of_the_models():
     """For any vocabulary and length, from the head of a file; test_readme.py checks the heads."""
-    [(n, settings)] = [(n, settings) for n, name, settings in presets(512, 2048)
+    [(n, settings)] = [(n, settings) for n, name, settings, _ in presets(512, 2048, 2048)
                        if name == "mini.py"]
     names = settings.keys() & ConceptConfig.__dataclass_fields__.keys()
     fields = {key: settings[key] for key in names}
@@ -476,7 +524,7 @@ def test_sizes_of_presets_are_those_of_the_models():
     with torch.device("meta"):
         assert ConceptEncoder(ConceptConfig(**fields)).num_params() == n
     # Beyond 4,096 positions are sinusoidal, so there is no table of them.
-    [long] = [n for n, name, _ in presets(512, 8192) if name == "mini.py"]
+    [long] = [n for n, name, *_ in presets(512, 8192, 8192) if name == "mini.py"]
     assert long == n - 2048 * settings["token_dim"]
     assert plan(n, settings, 9**9, 8192, 1)["position"] == "sinusoidal"
 

@@ -239,6 +239,20 @@ def test_the_folder_that_was_trained_is_the_one_that_is_evaluated(made, quick):
     assert commands[-1] == ["tools/eval.py", "--out_dir=out/mine"]
 
 
+def test_make_train_runs_the_commands_of_this_repository_from_any_folder(
+        made, quick, tmp_path, monkeypatch):
+    _, commands, answers = quick
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["quick.py", f"--data={made}/bins", "--size=mini"])
+    names = ["prepare.py", "train.py", "config/mini.py", "tools/eval.py"]
+    prepare, train, preset, evaluate = (os.path.relpath(ROOT / name) for name in names)
+    answers |= {name: answer(stopped="max_steps", out_dir="out/bins_mini")
+                for name in (prepare, train, evaluate)}
+    runpy.run_path(str(ROOT / "data/quick.py"), run_name="__main__")
+    assert [command[0] for command in commands] == [prepare, train, evaluate]
+    assert commands[1][1:] == [preset, f"--data_dir={made}/bins", "--out_dir=out/bins_mini"]
+
+
 def test_mistakes_name_what_is_expected(quick, tmp_path):
     run, commands, _ = quick
     refused(run(ok=False), "make train DATA=texts/ SIZE=micro")

@@ -129,7 +129,7 @@ def as_seen(name, text):
 
 def test_ids_are_those_of_the_library_and_give_the_text_back(case):
     name, _, tok, reference = case
-    assert bool(tok.library) == (name in ("gemma", "unknown_pattern"))
+    assert bool(tok.library) == (name not in ("llama3", "gpt2"))
     texts = TEXTS + ODD + random_texts(400, seed=11)
     texts += ["a\u0301 e\u0301\u0323 \u1100\u1161", "<eos><unk>"]
     compared = 0
@@ -204,6 +204,44 @@ def test_both_regular_expression_engines_mean_the_same_characters(part):
     assert not set(matched) & set(left) - {"'"}
 
 
+def with_added(*tokens):
+    """A byte-level BPE with tokens that are added to the text, not special ones."""
+    tokenizer = byte_level(LLAMA3_PATTERN)
+    tokenizer.add_tokens(list(tokens))
+    return tokenizer.to_str()
+
+
+RUNS = [AddedToken(" " * n, normalized=False) for n in range(2, 9)]
+
+
+@pytest.mark.parametrize("tokens", [
+    [*RUNS, AddedToken("<tool_call>", normalized=False)],
+    [AddedToken("word", single_word=True)], [AddedToken("<x>", lstrip=True, rstrip=True)],
+    [AddedToken("na\u00efve", normalized=True), AddedToken("na")]],
+    ids=["runs of spaces", "single word", "strips", "overlap"])
+def test_added_tokens_that_are_not_special_are_those_of_the_library(tokens, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(with_added(*tokens), encoding="utf-8")
+    tok = Tokenizer.load(str(tmp_path))
+    reference = Reference.from_file(str(tmp_path / "tokenizer.json"))
+    texts = ["a  b   c        d", "<tool_call>  x", "a word, words sword word", " <x> y<x>z",
+             "na\u00efve nave na", *TEXTS]
+    hub = Reference.from_str(hub_files.hub_tokenizer(tok).to_str())
+    for text, ids in zip(texts, tok.encode(texts)):
+        assert ids.tolist() == reference.encode(text, add_special_tokens=False).ids, text[:50]
+        assert hub.encode(text).ids == [tok.eot_id, *ids, tok.eot_id], text[:50]
+        assert tokens[0].lstrip or tok.decode(ids) == text
+
+
+@pytest.mark.parametrize("name, message", [
+    ("vocab.txt", "WordPiece .* not supported.*--tokenizer=bpe:30000"),
+    ("merges.txt", "tokenizer.json is: python -c"), ("tokenizer.model", "SentencePiece")])
+def test_vocabularies_of_others_are_named_with_what_helps(name, message, tmp_path):
+    (tmp_path / name).write_text("[PAD]\n[UNK]\n")
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(ValueError, match=message):
+            Tokenizer.load(str(path))
+
+
 def wordpiece():
     return Reference(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")).to_str()
 
@@ -233,13 +271,14 @@ def test_what_does_not_give_the_text_back_is_refused(make, message, tmp_path):
 
 def test_merges_that_ranks_cannot_say_stay_with_the_library(tmp_path):
     """The same vocabulary with two merges swapped: tiktoken would give other ids."""
-    data = json.loads(qwen2())
+    whole = byte_level(QWEN2_PATTERN).to_str()
+    data = json.loads(whole)
     merges = data["model"]["merges"]
     merges[3], merges[9] = merges[9], merges[3]
     swapped = Reference.from_str(json.dumps(data))
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     tok = Tokenizer.load(str(tmp_path))
-    assert tok.library and tokenizer_json.read_json(qwen2())[4] == ""
+    assert tok.library and tokenizer_json.read_json(whole)[4] == ""
     swapped.encode_special_tokens = True
     for text, ids in zip(TEXTS, tok.encode(TEXTS)):
         assert ids.tolist() == swapped.encode(text, add_special_tokens=False).ids

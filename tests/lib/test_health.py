@@ -317,7 +317,7 @@ def test_zero_shot_similarity_reads_glue_and_agrees_with_numpy(runs, tmp_path):
     assert found["trained"]["table"]["spearman"] > 0.5
     assert -1 <= found["trained"]["concepts"]["pearson"] <= 1
     (tmp_path / "dev.tsv").write_text("a\tb\n1\t2\n")
-    refused(evaluate_run(f"{runs}/concept", sts, ok=False), "0 scored pairs")
+    refused(evaluate_run(f"{runs}/concept", sts, ok=False), "expected GLUE's STS-B")
     for broken in (b"\xff\xfe\x00", b"sentence1\tsentence2\tscore\na\tb\tx\n"):
         (tmp_path / "dev.tsv").write_bytes(broken)
         done = evaluate_run(f"{runs}/concept", sts, ok=False)
