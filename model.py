@@ -595,23 +595,25 @@ class ConceptEncoder(nn.Module):
             total_weight = weights.sum().clamp(min=1e-9)  # nothing to predict: a loss of 0, not NaN
         return nats / total_weight
 
-    def encode(self, ids, attention_mask=None, added=None, table_Vd=None, start=0):
+    def encode(self, ids, attention_mask=None, added=None, table_Vd=None, start=0,
+               vectors_BTd=None):
         """ids (B,T) int64 -> concepts (B,C,D), tokens (B,T,d). ValueError for rows too long.
 
         attention_mask (B,T): True or 1 = real token. added (B,T,d) is added to the token embeddings
         (segments, soft prompts). table_Vd: self.table() if it is there already. start: position of
-        the first token.
+        the first token. vectors_BTd: token embeddings that are read instead of the table's.
         """
         check_length(ids, self.cfg)
         B, T = ids.shape
-        table_Vd = self.table() if table_Vd is None else table_Vd
+        if vectors_BTd is None:
+            vectors_BTd = F.embedding(ids, self.table() if table_Vd is None else table_Vd)
         real_BT = None if attention_mask is None else attention_mask.bool()
         documents_BT = self.documents(ids)
         read_mask, self_mask = self.masks(ids, real_BT, documents_BT)
 
         # Tokens: embedding and position, then their neighbours.
         places_T = torch.arange(T, device=ids.device) + start
-        x_BTd = F.embedding(ids, table_Vd) + self.position_codes(places_T)
+        x_BTd = vectors_BTd + self.position_codes(places_T)
         if added is not None:
             x_BTd = x_BTd + added
         x_BTd = normalize(x_BTd)
@@ -622,7 +624,7 @@ class ConceptEncoder(nn.Module):
         # Concepts: they start the same for every row and read its tokens once a layer.
         words_BTd = owner_BT = None
         if self.lexicon:
-            words_BTd = normalize(F.embedding(ids, table_Vd))
+            words_BTd = normalize(vectors_BTd)
             owner_BT = ids % self.cfg.n_concept
         c_BCD = self.concepts.expand(B, -1, -1)
         for i, layer in enumerate(self.layers):

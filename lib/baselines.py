@@ -152,13 +152,13 @@ class Transformer(nn.Module):
             total_weight = weights.sum().clamp(min=1e-9)
         return self.nats(states, targets, weights) / total_weight
 
-    def encode(self, ids, attention_mask=None, added=None):
+    def encode(self, ids, attention_mask=None, added=None, vectors_BTd=None):
         """ids (B,T) int64 -> registers (B,R,d), tokens (B,T,d) before the last layer."""
         check_length(ids, self.cfg)
         B, T = ids.shape
         R, documents_BT = self.cfg.n_register, self.documents(ids)
         real_BT = None if attention_mask is None else attention_mask.bool()
-        x_BTd = F.embedding(ids, self.wte)
+        x_BTd = F.embedding(ids, self.wte) if vectors_BTd is None else vectors_BTd
         if added is not None:
             x_BTd = x_BTd + added
         x_BTd = normalize(x_BTd)

@@ -243,7 +243,8 @@ class States(torch.Tensor):
 
     @classmethod
     def of(cls, states, lexicon_state, row=None):
-        states = states.as_subclass(cls)
+        if not torch.compiler.is_exporting():  # torch.export follows plain tensors only
+            states = states.as_subclass(cls)
         states.lexicon_state, states.row = lexicon_state, row
         return states
 

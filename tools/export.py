@@ -4,8 +4,8 @@
     python tools/export.py --out_dir=out/demo --to=exported --task_dir=out/demo/glue/mrpc
     python tools/export.py --out_dir=out/demo --to=exported --onnx=1 --push=USER/REPO --private=1
 
-The folder holds config.json, model.safetensors, the tokenizer, a model card, and one Python file
-with the model's code, copied from this repository. With --task_dir it is the classifier that
+The folder holds config.json, model.safetensors, the tokenizer, a model card, and Python files with
+the model's code, copied from this repository. With --task_dir it is the classifier that
 finetune_glue.py has made. Before the folder appears, it is loaded again and compared with the
 run: ids of texts, and logits of padded, masked and single rows. A difference is an error, and
 then nothing is written. Takes seconds, with onnx half a minute; needs requirements-extra.txt.
@@ -32,6 +32,7 @@ config = configure(globals())
 import contextlib
 import json
 import logging
+import math
 import re
 import shutil
 import tempfile
@@ -41,8 +42,16 @@ import numpy as np
 import torch
 
 from lib.files import remove_file, write_json
+from lib.fill import encode_masked
 from lib.heads import Classifier, encode_texts, padded
-from lib.run import build_model, load_run, read_checkpoint, read_log, user_mistakes
+from lib.run import (
+    build_model,
+    load_run,
+    read_checkpoint,
+    read_log,
+    settings_of,
+    user_mistakes,
+)
 from masking import MASKING_TYPES
 
 # transformers copies the code of a folder to its cache and runs it there. The copies of a check
@@ -52,9 +61,16 @@ os.environ.setdefault("HF_MODULES_CACHE", code_copies.name)
 try:
     import huggingface_hub
     import transformers
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    from tools.hub_files import hub_tokenizer, modeling_source, write_onnx
+    from tools.hub_files import (
+        MODELING,
+        code_files,
+        copy_name,
+        special_ids,
+        write_onnx,
+        write_tokenizer,
+    )
     from tools.hub_model import EncoderConfig
     if onnx:
         import onnxruntime  # noqa: F401
@@ -63,12 +79,14 @@ except ImportError as error:
     requirements = os.path.join(ROOT, "requirements-extra.txt")
     sys.exit(f"error: {error.name} is not installed; pip install -r {requirements}")
 
-CODE = "modeling_concept_encoders"  # the Python file's name
+CODE = copy_name(MODELING)  # the Python file of the classes below
 AUTO_CLASSES = {
     "AutoConfig": "EncoderConfig",
     "AutoModel": "EncoderModel",
     "AutoModelForMaskedLM": "EncoderForMaskedLM",
     "AutoModelForSequenceClassification": "EncoderForSequenceClassification",
+    "AutoModelForTokenClassification": "EncoderForTokenClassification",
+    "AutoModelForQuestionAnswering": "EncoderForQuestionAnswering",
 }
 INPUTS = ["input_ids", "attention_mask"]
 if task_dir:
@@ -77,11 +95,15 @@ LOCAL = dict(trust_remote_code=True, local_files_only=True)
 # Largest difference in fp32, relative to the largest logit where that is above 1.
 TOLERANCE = 1e-5
 ONNX_TOLERANCE = 1e-4
-# All files that an export may hold. A folder with any other file is never replaced.
+# All files that an export may hold, beside the code that its config.json names. A folder with any
+# other file is never replaced.
 FILES = {
     "README.md", "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json",
     f"{CODE}.py", "sentence_bert_config.json", "model.safetensors", "model.onnx", "model.onnx.data",
 }
+# What finetune_glue.py has written into model.pt.
+TASK_FIELDS = {"model_settings", "model", "head", "labels", "n_texts", "scale",
+               "tokenizer_fingerprint"}
 CARD = """---
 library_name: transformers
 pipeline_tag: {task}
@@ -89,8 +111,8 @@ tags: [concept-encoder, masked-language-modeling]
 ---
 # {name}
 
-{what}. AutoModel, AutoModelForMaskedLM and AutoModelForSequenceClassification load it too;
-{code}.py holds the code.
+{what}. AutoModel and AutoModelForMaskedLM, -SequenceClassification, -TokenClassification and
+-QuestionAnswering load it too; the Python files hold the code.
 
 | | |
 |---|---|
@@ -102,13 +124,26 @@ from transformers import pipeline
 {use}
 ```
 
-Limits: padding must be on the right, where the tokenizer puts it; it does not change the result.
-Names of special tokens such as [MASK] or [SEP] in a text are read as these tokens.
-`trust_remote_code=True` runs the Python file in this folder: read it first. The model can repeat
-sentences and errors of its training text.
+Limits: padding, on either side, changes nothing if the attention_mask tells where it is. Names of
+special tokens such as [MASK] or [SEP] in a text are read as these tokens. `trust_remote_code=True`
+runs the Python files in this folder: read them first. AutoTokenizer needs it to put spaces between
+words that are given one by one. The model can repeat sentences and errors of its training text.
 
 Settings of the training run: `{settings}`
 """
+
+SEARCH = """
+
+# for search by late interaction: all concepts of a text, as many for a long text as for a short one
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+
+def vectors(texts):  # -> (texts, concepts, width), of length 1
+    return model.multi_vectors(
+        **tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+
+scores = (vectors(["a query"])[:, None] @ vectors(["one text", "another"]).mT).amax(-1).sum(-1)"""
 
 
 # ---- the folder ----------------------------------------------------------------
@@ -125,35 +160,38 @@ def read_task(encoder, tok):
                          f"python finetune_glue.py --out_dir={out_dir} has written, such as "
                          f"{out_dir}/glue/mrpc")
     task = read_checkpoint(path)
-    missing = {"model_settings", "model", "head", "labels", "n_texts", "scale"} - set(task)
+    missing = TASK_FIELDS - set(task if isinstance(task, dict) else ())
     if missing:
         raise ValueError(f"{path} was not written by finetune_glue.py: it has no "
                          f"{', '.join(sorted(missing))}")
-    settings = dict(arch=encoder.arch) | vars(encoder.cfg) | dict(dropout=0.0)
-    if encoder.arch == "concept":  # fine-tuning keeps only some of the concepts
-        settings["n_concept"] = task["model_settings"].get("n_concept")
-    same_model = task["model_settings"] == settings
-    if not same_model or task["tokenizer_fingerprint"] != tok.fingerprint:
-        raise ValueError(f"{path} was fine-tuned from another model or tokenizer than that of "
-                         f"{out_dir}; give the --out_dir it was fine-tuned with")
+    try:
+        model = classifier_of(task)
+        # Fine-tuning keeps only some of the concepts, and has a dropout of its own.
+        found, of_run = settings_of(model.encoder), settings_of(encoder)
+        differing = {name for name in found | of_run if found.get(name) != of_run.get(name)}
+        if differing - {"n_concept", "dropout"} or task["tokenizer_fingerprint"] != tok.fingerprint:
+            raise ValueError(f"it was fine-tuned from another model or tokenizer than that of "
+                             f"{out_dir}; give the --out_dir it was fine-tuned with")
+        return model, task["labels"]
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        # RuntimeError: model.py was edited after the fine-tuning; others: damaged by hand
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ValueError(f"{path} cannot be exported: {kind}{error}; or fine-tune again: python "
+                         f"finetune_glue.py --out_dir={out_dir}") from None
+
+
+def classifier_of(task):
+    """What finetune_glue.py has saved -> Classifier in eval mode."""
     head = task["head"]
-    model = Classifier(build_model(settings), len(head["out.bias"]), task["n_texts"])
+    encoder = build_model(task["model_settings"])
+    model = Classifier(encoder, len(head["out.bias"]), task["n_texts"])
     weights = {f"encoder.{name}": t for name, t in task["model"].items()} | head
     # A score was learned in standard units; the exported model gives it as the data set has it.
     mean, spread = task["scale"]
     weights["out.weight"] = head["out.weight"] * spread
     weights["out.bias"] = head["out.bias"] * spread + mean
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:  # model.py was edited after the fine-tuning
-        raise ValueError(f"{path} was written with another model.py: {error}") from None
-    return model.eval(), task["labels"]
-
-
-def special_ids(tok):
-    """Roles that `transformers` knows -> ids. Our end-of-document mark is its bos and its eos."""
-    return dict(pad=tok.pad_id, mask=tok.mask_id, cls=tok.cls_id, sep=tok.sep_id, bos=tok.eot_id,
-                eos=tok.eot_id)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def hub_config(model, labels, encoder, tok):
@@ -182,18 +220,21 @@ def write_folder(folder, model, labels, encoder, tok):
     def write(name, value):
         write_json(os.path.join(folder, name), value)
 
-    write("config.json", hub_config(model, labels, encoder, tok))
+    code = code_files(encoder)
+    write("config.json", hub_config(model, labels, encoder, tok) | dict(code_files=sorted(code)))
     # An encoder is part of EncoderForMaskedLM; a Classifier's parts have their own names there.
     prefix = "" if task_dir else "encoder."
-    weights = {prefix + name: t.clone() for name, t in model.state_dict().items()}
-    save_file(weights, os.path.join(folder, "model.safetensors"), metadata=dict(format="pt"))
-    with open(os.path.join(folder, f"{CODE}.py"), "w", encoding="utf-8") as file:
-        file.write(modeling_source(encoder))
-    hub_tokenizer(tok, bool(task_dir)).save(os.path.join(folder, "tokenizer.json"))
-    tokens = {f"{role}_token": tok.special_names[i] for role, i in special_ids(tok).items()}
-    write("tokenizer_config.json", tokens | dict(
-        tokenizer_class="PreTrainedTokenizerFast", model_max_length=encoder.cfg.longest,
-        padding_side="right", model_input_names=INPUTS, clean_up_tokenization_spaces=False))
+    weights = {}
+    for name, t in model.state_dict().items():
+        name = re.sub(r"\bwte$", "embeddings.weight", name)  # there the table is an nn.Embedding
+        weights[prefix + name] = t.contiguous()
+    # Not save_file: its files can be read by their owner only.
+    with open(os.path.join(folder, "model.safetensors"), "wb") as file:
+        file.write(save(weights, metadata=dict(format="pt")))
+    for name, text in code.items():
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(text)
+    write_tokenizer(folder, tok, encoder.cfg.longest, INPUTS)
     if not task_dir:  # for sentence_transformers: the embedding of a text is pooler_output
         module = "sentence_transformers.models.Transformer"
         write("modules.json", [dict(idx=0, name="0", path="", type=module)])
@@ -212,7 +253,8 @@ def sample_texts(encoder, tok):
     Without the names of special ids: these the exported tokenizer reads in another way.
     """
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as readme:
-        texts = list(readme) + modeling_source(encoder).splitlines()
+        texts = list(readme)
+    texts += "\n".join(code_files(encoder).values()).splitlines()
     texts += ["x" * 2500, " " * 2500 + "!", "a\t\r\n b\x85\0",
               "don\u2019t I'M 3.14 123456 \u65e5\u672c \ud55c\uad6d \u0645 e\u0301\u0301 "
               "\U0001f469\u200d\U0001f467"]
@@ -220,18 +262,6 @@ def sample_texts(encoder, tok):
     texts += [tok.decode(order[i:i + 50]) for i in range(0, len(order), 50)]
     names = re.compile("|".join(map(re.escape, tok.specials)))
     return [part for text in texts for part in names.split(text) if part.strip()]
-
-
-def ids_with_masks(text, tok):
-    """Ids of a text with [MASK], between end-of-document marks, as sample.py makes them."""
-    pieces = text.split("[MASK]")
-    if tok.name != "byte":  # the space before a mask belongs to the hidden word
-        pieces[:-1] = [piece.removesuffix(" ") for piece in pieces[:-1]]
-    first, *others = (ids.tolist() for ids in tok.encode(pieces))
-    row = [tok.eot_id, *first]
-    for ids in others:
-        row += [tok.mask_id, *ids]
-    return row + [tok.eot_id]
 
 
 def check_tokenizer(folder, encoder, tok):
@@ -251,8 +281,10 @@ def check_tokenizer(folder, encoder, tok):
             found += zip(batch["input_ids"], batch["token_type_ids"])
         texts = texts + texts
     else:
-        texts += [f"{a} [MASK]{b}\n[MASK]  [MASK] [MASK]" for a, b in zip(texts[::7], texts[3::7])]
-        wanted = [ids_with_masks(text, tok) for text in texts]
+        wanted = [[tok.eot_id, *ids.tolist(), tok.eot_id] for ids in tok.encode(texts)]
+        masked = [f"{a} [MASK]{b}\n[MASK]  [MASK] [MASK]" for a, b in zip(texts[::7], texts[3::7])]
+        wanted += [encode_masked(text, tok) for text in masked]
+        texts += masked
         found = hub(texts)["input_ids"]
     for text, a, b in zip(texts, wanted, found):
         if a != b:
@@ -343,20 +375,36 @@ def check_model(folder, model, encoder, tok):
 # ---- the model card ------------------------------------------------------------
 
 
-def read_json(name):
-    """A file of the run -> its value, {} where it is missing."""
-    path = os.path.join(out_dir, name)
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+@contextlib.contextmanager
+def file_of_run(name, remedy):
+    """Yields what a JSON file of the run holds, {} where it is missing.
+
+    Whatever goes wrong with its content becomes a ValueError that names the file and the remedy.
+    """
+    folder = out_dir if os.path.isdir(out_dir) else os.path.dirname(out_dir)
+    path = os.path.join(folder, name)
+    try:
+        found = {}
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+        yield found
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); remove it{remedy}, "
+                         "then export again") from None
+
+
+def nats(loss):
+    return "unknown" if loss is None or not math.isfinite(loss) else f"{loss:.4f} nats"
 
 
 def facts(model, encoder, checkpoint, tok):
     """Where the model comes from, as rows of a table: {title: text}."""
-    made_by = read_json("config.json")
-    entropies = [record["unigram_entropy"] for record in read_log(out_dir)
-                 if "unigram_entropy" in record]
+    with file_of_run("config.json", "; the model card then does not name the code") as made_by:
+        code = f"git {made_by.get('git') or 'unknown'}, torch {made_by.get('torch') or 'unknown'}"
+    folder = out_dir if os.path.isdir(out_dir) else os.path.dirname(out_dir)
+    entropies = [record["unigram_entropy"] for record in read_log(folder)
+                 if isinstance(record, dict) and record.get("unigram_entropy")]
     entropy = "unknown"
     if entropies:
         entropy = f"{entropies[-1]:.4f} nats, the loss without any context"
@@ -365,27 +413,31 @@ def facts(model, encoder, checkpoint, tok):
         "architecture": f"{encoder.arch} {getattr(encoder.cfg, 'bottleneck', '')}",
         "parameters": f"{n_params:,}",
         "pretraining": f"{checkpoint['tokens']:,} tokens in {checkpoint['step']:,} steps",
-        "best validation loss": f"{checkpoint['best_loss']:.4f} nats a masked token",
+        "best validation loss": f"{nats(checkpoint['best_loss'])} a masked token",
         "unigram entropy": entropy,
         "longest row": f"{encoder.cfg.longest:,} tokens of {tok.name}, {tok.n_vocab:,} ids",
-        "code": f"git {made_by.get('git') or 'unknown'}, torch {made_by.get('torch', 'unknown')}",
+        "code": code,
     }
 
 
 def measurements():
     """What eval.py and finetune_glue.py have measured of the run, as rows of a table."""
     rows = {}
-    for data, results in read_json("eval.json").get("data", {}).items():
-        for masks in MASKING_TYPES:
-            if results.get(masks):
-                loss, accuracy = results[masks]["loss"], results[masks]["accuracy"]
-                title = f"{masks} masks, {os.path.basename(data)}"
-                rows[title] = f"{loss:.4f} nats, accuracy {accuracy:.1%}"
-    for task, r in read_json("glue.json").items():
-        for metric, middle in r["median"].items():
-            rows[f"{task}, {metric}"] = (
-                f"{middle:.4f} [{r['min'][metric]:.4f}, {r['max'][metric]:.4f}], median of "
-                f"{len(r['runs'])} seeds; majority answer {r['majority'][metric]:.4f}")
+    remedy = f" or measure again: python tools/eval.py --out_dir={out_dir}"
+    with file_of_run("eval.json", remedy) as measured:
+        for data, results in measured.get("data", {}).items():
+            for masks in MASKING_TYPES:
+                if results.get(masks):
+                    loss, accuracy = results[masks]["loss"], results[masks]["accuracy"]
+                    title = f"{masks} masks, {os.path.basename(data)}"
+                    rows[title] = f"{nats(loss)}, accuracy {accuracy:.1%}"
+    remedy = f" or fine-tune again: python finetune_glue.py --out_dir={out_dir}"
+    with file_of_run("glue.json", remedy) as tasks:
+        for task, r in tasks.items():
+            for metric, middle in r["median"].items():
+                rows[f"{task}, {metric}"] = (
+                    f"{middle:.4f} [{r['min'][metric]:.4f}, {r['max'][metric]:.4f}], median of "
+                    f"{len(r['runs'])} seeds; majority answer {r['majority'][metric]:.4f}")
     return rows
 
 
@@ -403,20 +455,20 @@ def card(model, encoder, checkpoint, tok, n_texts, found):
 print(classify(dict(text="one text", text_pair="and the second of a pair")))"""
     else:
         task, what = "fill-mask", "A masked language model"
-        pooled = "mean over the tokens"
+        pooled, search = "mean over the tokens", ""
         if encoder.arch == "concept":
-            pooled = "maximum over the concepts"
+            pooled, search = "maximum over the concepts", SEARCH.format(name=name)
         use = f"""fill = pipeline("fill-mask", "{name}", trust_remote_code=True)
 print(fill("The capital of France is [MASK]."))
 
 # the {pooled}; last_hidden_state of AutoModel has all of them
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{name}", trust_remote_code=True)
-print(model.encode(["one text", "another"]))"""
+print(model.encode(["one text", "another"]))""" + search
     # Settings that are paths stay out: they tell about this machine and help nobody elsewhere.
     settings = {k: v for k, v in checkpoint["settings"].items() if os.sep not in str(v)}
     return CARD.format(
-        name=name, task=task, what=what, use=use, code=CODE, settings=json.dumps(settings),
+        name=name, task=task, what=what, use=use, settings=json.dumps(settings),
         rows="\n".join(f"| {title} | {text} |" for title, text in rows.items()))
 
 
@@ -425,11 +477,21 @@ print(model.encode(["one text", "another"]))"""
 
 def is_earlier_export(folder):
     """Whether a folder holds files of an export and nothing else."""
-    names = set(os.listdir(folder))
-    if names - FILES or "config.json" not in names:
-        return False
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        return EncoderConfig.model_type in file.read()
+    files = files_of_export(folder)
+    return bool(files) and set(os.listdir(folder)) <= files
+
+
+def files_of_export(folder):
+    """Names of the files that an export to this folder has written or may have; none: no export."""
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            found = json.load(file)
+        # A model that transformers has saved again may be fine-tuned: it is no export any more.
+        if found["model_type"] != EncoderConfig.model_type or "transformers_version" in found:
+            return set()
+        return FILES | set(found.get("code_files", []))
+    except (OSError, ValueError, LookupError, TypeError):  # missing, damaged, or of something else
+        return set()
 
 
 def check_target(folder):
@@ -487,7 +549,7 @@ def export(folder, model, labels, encoder, tok, checkpoint):
 
 def remove_export(folder):
     """Removes the files of an export and its folder, but no file of another name."""
-    for name in FILES:
+    for name in files_of_export(folder):
         remove_file(os.path.join(folder, name))
     with contextlib.suppress(OSError):  # there is none, or it holds something else
         os.rmdir(folder)
@@ -497,8 +559,8 @@ def upload(folder):
     """Pushes the folder that was checked. -> address of the repository on the hub."""
     api = huggingface_hub.HfApi()
     address = api.create_repo(push, private=private, exist_ok=True)
-    api.upload_folder(repo_id=push, folder_path=folder, delete_patterns=sorted(FILES),
-                      commit_message="Export")
+    api.upload_folder(repo_id=push, folder_path=folder, commit_message="Export",
+                      delete_patterns=[*sorted(FILES), "concept_encoders_*.py"])
     return str(address)
 
 
@@ -513,6 +575,8 @@ def main():
         if task_dir:
             model, labels = read_task(encoder, tok)
             encoder = model.encoder
+        # They end in the model card. What is wrong with the files is said before the work.
+        facts(model, encoder, checkpoint, tok), measurements()
     try:
         with user_mistakes():
             n_texts, found = export(folder, model, labels, encoder, tok, checkpoint)

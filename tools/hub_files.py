@@ -1,53 +1,70 @@
-"""What `transformers` reads beside the weights: one Python file, the tokenizer, and model.onnx.
+"""What `transformers` reads beside the weights: Python files, the tokenizer, and model.onnx.
 
 tools/export.py writes the files with these functions, and compares each with the training run.
 """
 
 import ast
-import builtins
 import math
 import os
 import re
-from dataclasses import dataclass
-from graphlib import TopologicalSorter
 
 import tokenizers
 import torch
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from data.tokenizer import MAX_PRETOKEN
+from lib.files import write_json
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-HUB_CLASSES = "tools.hub_model"  # the module whose classes transformers loads
+MODELING = "tools.hub_model"  # the modules whose classes transformers loads
+TOKENIZATION = "tools.hub_tokenizer"
 
-# ---- one Python file ------------------------------------------------------------
+# ---- the Python files -------------------------------------------------------------
 #
-# An exported model must not need this repository, so its code is copied into one file. OneFile
-# starts from the classes in tools/hub_model.py and follows each name that they use to where it is
-# defined: in the same module, or in another module of the repository that this one imports. It
-# copies the definition unchanged and follows the names in there. Modules stand in the file in the
-# order in which they import each other, and all of them share its one namespace:
+# An exported model must not need this repository. Its folder gets a copy of each module of the
+# repository that the classes of transformers import, directly or not. The copies stand side by
+# side, because transformers finds no modules in subfolders, and import each other from there:
 #
-#     from X import a         nothing is left of it: a is defined above, in the part of X
-#     from X import a as b    b = a                                     at the end of X's part
-#     from lib import m       m = SimpleNamespace(f=f, ...)             at the end of m's part
-#     import torch, ...       (other packages)                          at the top of the file
+#     from lib.heads import a       from .concept_encoders_lib_heads import a
+#     from lib import kernels       from . import concept_encoders_lib_kernels as kernels
+#     import masking as m           from . import concept_encoders_masking as m
 #
-# Every other import of our own modules, and one name for two things, raise ValueError.
+# Nothing else in a module changes, and other packages are imported as before.
 
 
-def modeling_source(model):
-    """-> the text of a file with the `transformers` classes for a model of this repository."""
-    file = OneFile()
-    classes = file.module(HUB_CLASSES)
-    # hub_model.py imports one architecture under these names; the file gets that of the model.
-    classes.ours["Config"] = (type(model.cfg).__module__, type(model.cfg).__name__)
-    classes.ours["Encoder"] = (type(model).__module__, type(model).__name__)
-    for statement in classes.statements:
-        file.keep(classes, statement)
+def code_files(model):
+    """A model of this repository -> {file name: text} of its `transformers` classes and all that
+    they import. ValueError for an import that cannot be copied.
+    """
+    files, todo = {}, [MODELING, TOKENIZATION]
+    while todo:
+        module = todo.pop()
+        with open(module_path(module), encoding="utf-8") as file:
+            text = file.read()
+        if module == MODELING:
+            # It imports one architecture; the folder gets that of the model.
+            for name, role in ((type(model.cfg), "Config"), (type(model), "Encoder")):
+                text, n = re.subn(rf"from model import \w+ as {role}\b",
+                                  f"from {name.__module__} import {name.__name__} as {role}", text)
+                assert n == 1, role
+        text, needed = import_copies(module, text)
+        files[module] = text
+        todo += sorted(needed - {*files, *todo})
     with open(os.path.join(ROOT, "LICENSE"), encoding="utf-8") as licence:
-        head = "".join(f"# {line}".rstrip() + "\n" for line in licence)
-    return f"{head}\n{file.text()}\n"
+        head = "".join(f"# {line}".rstrip() + "\n" for line in licence) + "\n"
+    # transformers looks for "from .NAME import" in a file to find out what else to copy to its
+    # cache. It does not know "from . import NAME", so each file is named in that way too.
+    others = [f"from .{copy_name(module)} import __name__ as _  # noqa: F401\n"
+              for module in sorted(set(files) - {MODELING, TOKENIZATION})]
+    found = {f"{copy_name(module)}.py": head + text for module, text in files.items()}
+    found[f"{copy_name(MODELING)}.py"] += "\n# All files of this model.\n" + "".join(others)
+    return found
+
+
+def copy_name(module):
+    """lib.kernels -> the name of its copy, without .py."""
+    named = {MODELING: "modeling_concept_encoders", TOKENIZATION: "tokenization_concept_encoders"}
+    return named.get(module) or "concept_encoders_" + module.replace(".", "_")
 
 
 def module_path(name):
@@ -60,155 +77,63 @@ def is_ours(name):
     return os.path.isfile(module_path(name))
 
 
-@dataclass
-class Statement:
-    """A statement at the top level of a module, with the comments above it."""
-    text: str
-    node: ast.stmt
-    kept: bool = False  # it goes into the file
+def import_copies(module, text):
+    """The text of one of our modules -> (text that imports copies, names of modules it needs)."""
+    data, needed = text.encode(), set()
+    starts = [0]  # of each line, in bytes, as ast counts columns
+    for line in data.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    nodes = [node for node in ast.walk(ast.parse(text))
+             if isinstance(node, (ast.Import, ast.ImportFrom))]
+    # From the last to the first: what stands before an import keeps its place.
+    for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset), reverse=True):
+        start = starts[node.lineno - 1] + node.col_offset
+        end = starts[node.end_lineno - 1] + node.end_col_offset
+        before = data[start:end].decode()
+        after = import_copy(module, node, before, needed)
+        data = data[:start] + after.encode() + data[end:]
+    return data.decode(), needed
 
-    def binds(self):
-        """Names that a definition defines. Empty: not a definition, it always has to be kept."""
-        if isinstance(self.node, (ast.FunctionDef, ast.ClassDef)):
-            # Functions that are called _ are only registered somewhere by their decorator.
-            return {self.node.name} - {"_"}
-        targets = self.node.targets if isinstance(self.node, ast.Assign) else []
-        names = [part for target in targets for part in ast.walk(target)]
-        return {part.id for part in names if isinstance(getattr(part, "ctx", None), ast.Store)}
 
-
-class Module:
-    """The text of one of our modules: its statements, and what its imports bind."""
-
-    def __init__(self, name):
-        self.name = name
-        self.statements = []
-        self.ours = {}  # name in here -> (module, name in there); (module, None): the module itself
-        self.others = {}  # name in here -> lines that import it from another package
-        self.needs = []  # modules that must stand before this one
-        self.aliases = {}  # name -> the line that gives something of this module another name
-        self.done = set()  # names that are already in the file
-        with open(module_path(name), encoding="utf-8") as file:
-            text = file.read()
-        lines, end = text.splitlines(), 0
-        for node in ast.parse(text).body:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                for alias in node.names:
-                    self.add_import(node, alias)
-            else:
-                self.statements.append(Statement("\n".join(lines[end:node.end_lineno]), node))
-            end = node.end_lineno
-
-    def add_import(self, node, alias):
+def import_copy(module, node, before, needed):
+    """What an import statement becomes. Adds the names of our modules in it to `needed`."""
+    kept, ours = [], []
+    if isinstance(node, ast.ImportFrom):
+        origin = node.module or ""
+        if node.level:  # from .x import y: relative to the package that holds the module
+            package = module.split(".")[:-node.level]
+            origin = ".".join(package + ([origin] if origin else []))
+        if is_ours(origin):
+            needed.add(origin)
+            return re.sub(r"from\s+[.\w]+\s+import", f"from .{copy_name(origin)} import", before,
+                          count=1)
+    for alias in node.names:
         if isinstance(node, ast.Import):
-            line = ast.unparse(ast.Import([alias]))
-            if is_ours(alias.name):
-                self.refuse(line)
-            self.others.setdefault(alias.asname or alias.name.split(".")[0], []).append(line)
-            return
-        line = ast.unparse(ast.ImportFrom(node.module, [alias], node.level))
-        if node.level or alias.name == "*" or node.module == "__future__":
-            self.refuse(line)
-        name = alias.asname or alias.name
-        if is_ours(f"{node.module}.{alias.name}"):
-            self.ours[name] = (f"{node.module}.{alias.name}", None)
-        elif is_ours(node.module):
-            self.ours[name] = (node.module, alias.name)
+            name = alias.name
+            # "import lib.extra" binds the name lib, and there is no lib among the copies.
+            binds, fits = alias.asname or name, alias.asname or "." not in name
         else:
-            self.others[name] = [line]
-
-    def refuse(self, line):
-        raise ValueError(
-            f"{module_path(self.name)}: the export cannot copy {line!r} into one file; expected "
-            "from MODULE import NAME at the top of the module")
-
-
-class OneFile:
-    """Collects the definitions of a file; see above."""
-
-    def __init__(self):
-        self.modules = {}  # name -> Module
-        self.imports = set()  # lines at the top
-        self.meanings = {}  # name in the file -> what it stands for
-
-    def module(self, name):
-        if name not in self.modules:
-            module = self.modules[name] = Module(name)
-            for statement in module.statements:
-                if not statement.binds():
-                    self.keep(module, statement)
-        return self.modules[name]
-
-    def keep(self, module, statement):
-        """Puts a statement into the file, and all that it needs."""
-        if statement.kept:
-            return
-        statement.kept = True
-        for name in statement.binds():
-            self.claim(name, f"that of {module_path(module.name)}")
-        for part in ast.walk(statement.node):
-            if isinstance(part, (ast.Import, ast.ImportFrom)):  # inside a function
-                names = [alias.name for alias in part.names] + [getattr(part, "module", "")]
-                if any(is_ours(name or "") for name in names):
-                    module.refuse(ast.unparse(part))
-            elif isinstance(part, ast.Name):  # or a local variable: that makes no difference
-                self.need(module, part.id)
-
-    def need(self, module, name):
-        """Puts into the file what a name stands for in a module."""
-        if name in module.done:
-            return
-        module.done.add(name)
-        definitions = [statement for statement in module.statements if name in statement.binds()]
-        if name in module.ours:
-            self.link(module, name)
-        elif name in module.others:
-            self.imports.update(module.others[name])
-            self.claim(name, module.others[name][0])
-        elif not definitions and hasattr(builtins, name):
-            self.claim(name, "that of Python")
-        for statement in definitions:
-            self.keep(module, statement)
-
-    def link(self, module, name):
-        """What a module imports from another one of ours."""
-        origin_name, original = module.ours[name]
-        origin = self.module(origin_name)
-        module.needs.append(origin_name)
-        if original is None:
-            names = sorted(set().union(*(statement.binds() for statement in origin.statements)))
-            self.imports.add("from types import SimpleNamespace")
-            same = ", ".join(f"{each}={each}" for each in names)
-            line = f"{name} = SimpleNamespace({same})"
+            name = f"{origin}.{alias.name}".strip(".")
+            binds, fits = alias.asname or alias.name, True
+        if is_ours(name) and fits:
+            needed.add(name)
+            ours.append(f"from . import {copy_name(name)} as {binds}")
+        elif is_ours(name) or is_ours_only(name):
+            raise ValueError(f"{module_path(module)}, line {node.lineno}: the export cannot copy "
+                             f"{before!r}; expected from MODULE import NAME")
         else:
-            names, line = [original], f"{name} = {original}"
-        for each in names:
-            self.need(origin, each)
-        if name != original:
-            self.claim(name, line)
-            origin.aliases[name] = line
+            kept.append(alias)
+    if not ours:
+        return before
+    if kept:
+        node.names = kept
+        ours.append(ast.unparse(node))
+    return "; ".join(ours)
 
-    def claim(self, name, meaning):
-        """Raises ValueError when a name already stands for something else."""
-        before = self.meanings.setdefault(name, meaning)
-        if before != meaning:
-            raise ValueError(f"the export puts all code into one file, where {name!r} would stand "
-                             f"for two things: {before}, and {meaning}; rename one of them")
 
-    def text(self):
-        def order(line):  # Python's own modules first
-            return "transformers" in line, "torch" in line, line
-
-        parts = ["\n".join(sorted(self.imports, key=order))]
-        needs = {name: module.needs for name, module in self.modules.items()}
-        for name in TopologicalSorter(needs).static_order():
-            module = self.modules[name]
-            title = f"# ---- {name.replace('.', '/')}.py "
-            code = "\n".join(statement.text for statement in module.statements if statement.kept)
-            parts.append(f"{title:-<100}\n\n{code.strip()}")
-            if module.aliases:
-                parts.append("\n".join(module.aliases.values()))
-        return "\n\n\n".join(parts)
+def is_ours_only(name):
+    """Whether a name is one of our packages, or something in it that is no module."""
+    return os.path.isfile(os.path.join(ROOT, name.split(".")[0], "__init__.py"))
 
 
 # ---- the tokenizer ----------------------------------------------------------------
@@ -230,7 +155,7 @@ def hub_tokenizer(tok, is_classifier=False):
     """Our Tokenizer -> one of the `tokenizers` library that gives the same ids.
 
     It also adds what a row begins and ends with: as heads.encode_texts for a classifier, else as
-    sample.encode_masked. Unlike ours, it reads the names of special ids in a text as these ids.
+    lib.fill.encode_masked. Unlike ours, it reads the names of special ids in a text as these ids.
     """
     hub = Tokenizer.from_str(tok.library) if tok.library else from_ranks(tok)
     start, end = ("[CLS]", "[SEP]") if is_classifier else ("<|endoftext|>", "<|endoftext|>")
@@ -242,18 +167,46 @@ def hub_tokenizer(tok, is_classifier=False):
         if words_have_a_space:
             steps.append(normalizers.Prepend(" "))
     elif words_have_a_space:
-        # The space before a mask belongs to the hidden token.
-        steps.append(normalizers.Replace(" [MASK]", "[MASK]"))
+        # The space before a mask belongs to the hidden token. Only the space is replaced: [MASK]
+        # keeps its place in the text, which its offsets tell.
+        steps.append(normalizers.Replace(Regex(r" (?=\[MASK\])"), ""))
     if steps:
         hub.normalizer = normalizers.Sequence(steps + ([hub.normalizer] if hub.normalizer else []))
     # normalized=True: looked for after the normalizer has removed the space before it
     hub.add_special_tokens([
         tokenizers.AddedToken(name, special=True, normalized=name == "[MASK]" and not is_classifier)
         for name in tok.specials])
-    hub.post_processor = tokenizers.processors.TemplateProcessing(
+    template = tokenizers.processors.TemplateProcessing(
         single=f"{start}:0 $A:1 {end}:1", pair=f"{start}:0 $A:1 {end}:1 $B:2 {end}:2",
         special_tokens=[(name, tok.specials[name]) for name in {start, end}])
+    # A token's offsets are those of its word, without the space before it: libraries find the words
+    # of a text by the gaps between them. A space that the normalizer has put there has no offset.
+    trim = tokenizers.processors.ByteLevel(
+        trim_offsets=True, add_prefix_space=is_classifier and words_have_a_space)
+    hub.post_processor = tokenizers.processors.Sequence([trim, template])
     return hub
+
+
+def special_ids(tok):
+    """Roles that `transformers` knows -> ids. Our end-of-document mark is its bos and its eos."""
+    return dict(pad=tok.pad_id, mask=tok.mask_id, cls=tok.cls_id, sep=tok.sep_id, bos=tok.eot_id,
+                eos=tok.eot_id)
+
+
+def write_tokenizer(folder, tok, longest, inputs):
+    """Writes the tokenizer's files. inputs: names of what the model takes; a classifier takes
+    token_type_ids. longest: tokens of the model's longest row.
+    """
+    is_classifier, split_words = "token_type_ids" in inputs, "add spaces"
+    if is_classifier:  # its rows begin with a space, but for bytes, where that is dropped
+        split_words = "refuse" if tok.name == "byte" else "have spaces"
+    hub_tokenizer(tok, is_classifier).save(os.path.join(folder, "tokenizer.json"))
+    tokens = {f"{role}_token": tok.special_names[i] for role, i in special_ids(tok).items()}
+    write_json(os.path.join(folder, "tokenizer_config.json"), tokens | dict(
+        auto_map=dict(AutoTokenizer=[None, f"{copy_name(TOKENIZATION)}.EncoderTokenizer"]),
+        split_words=split_words, tokenizer_class="PreTrainedTokenizerFast",
+        model_max_length=longest, padding_side="right", model_input_names=inputs,
+        clean_up_tokenization_spaces=False))
 
 
 def byte_characters():
@@ -280,6 +233,8 @@ def from_ranks(tok):
     # The library's regular expressions read {1,3}+ as a repetition of repetitions and $ as the
     # end of a line; ours mean a possessive repetition and the end of the text.
     pattern = re.sub(r"(\{\d+,\d+\})\+", r"\1", tok.pattern).replace("$", r"\z")
+    if not merges:  # bytes: the pieces make no difference to the ids, but they are called words
+        pattern = r" ?[^\s]+|\s"
     hub.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(pattern), "isolated"),
         pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{MAX_PRETOKEN}}}"), "isolated"),

@@ -1,0 +1,105 @@
+"""What turns a pretrained encoder into a classifier: a head on the rows that lib/heads.py makes.
+
+The rows are [CLS] a [SEP] b [SEP] for two texts, [CLS] a [SEP] for one. A learned vector for
+the segment ([CLS], first text, second text) is added to each token. The head is one linear layer on
+two features:
+- The state of the pretrained decoder at the place of [CLS]. [CLS] starts as a copy of [MASK], so
+  the decoder starts with what it knows: predicting a masked token from the concepts.
+- For a pair, a comparison. The encoder reads each text in a row of its own, which gives concept
+  states u and v. Every concept is compared with itself, GELU(W [u, v, |u - v|, u * v]) with the
+  same W for all, and the mean over concepts is taken. This works because concept c is responsible
+  for the ids with id % n_concept == c: u and v of one concept are about the same words.
+
+[SEP] starts as a copy of the end-of-document token, the other token that pretraining has seen
+between texts. A sentence has fewer words than a pretrained model has concepts, so comparing with a
+part of the concepts is better and faster than with all (records/glue has what else was tried).
+A Transformer has no concepts; the mean of its token states stands for them.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+# tools/export.py copies this file and what it imports into exported models.
+from model import gather_rows
+
+
+class Classifier(nn.Module):
+    """An encoder (any MaskedEncoder) with a head: n_out numbers a row of n_texts (1 or 2) texts.
+
+    n_out is the number of labels, or 1 for a score.
+    """
+    def __init__(self, encoder, n_out, n_texts, dropout=0.1):
+        super().__init__()
+        self.encoder = encoder
+        self.n_texts = n_texts
+        self.segments = nn.Parameter(torch.zeros(3, encoder.cfg.token_width))  # see `forward`
+        self.drop = nn.Dropout(dropout)
+        width = encoder.cfg.concept_dim if encoder.arch == "concept" else encoder.cfg.token_dim
+        # one matrix for all concepts: a fine-tuning set is too small for one each
+        self.compare = nn.Linear(4 * width, width) if n_texts == 2 else None
+        self.out = nn.Linear(n_texts * width, n_out)
+        # small, so that the first answers are near even and the loss starts at log(n_out)
+        nn.init.normal_(self.out.weight, 0, 0.02)
+        nn.init.zeros_(self.out.bias)
+
+    @torch.no_grad()
+    def init_special_tokens(self, tok):
+        """Gives [CLS] and [SEP], which pretraining never showed, the embeddings of known tokens."""
+        self.encoder.wte[tok.cls_id] = self.encoder.wte[tok.mask_id]
+        self.encoder.wte[tok.sep_id] = self.encoder.wte[tok.eot_id]
+
+    def forward(self, ids, segments, real):
+        """ids (B,T) int64, segments (B,T) int64, real (B,T) bool -> (B,n_out) float32.
+
+        segments: 0 for [CLS], 1 and 2 for the texts. real: False for padding.
+        """
+        segment_BTd = F.embedding(segments, self.segments)
+        concepts, tokens = self.encoder.encode(ids, real, added=segment_BTd)
+        return self.answer(concepts, tokens, ids, segments, real)
+
+    def answer(self, concepts, tokens, ids, segments, real, vectors_BTd=None):
+        """What encode returned with the segments added, and its input -> (B,n_out)."""
+        cls_B1 = torch.zeros(ids.shape[0], 1, dtype=torch.int64, device=ids.device)
+        documents = self.encoder.documents(ids)
+        states_B1D = self.encoder.decode(concepts, tokens, cls_B1, documents, real)
+        features_BF = states_B1D[:, 0].float()
+        if self.compare is not None:
+            # both texts of each row as one batch (2B,T): all first texts, then all second ones
+            chosen = torch.cat((real & (segments == 1), real & (segments == 2)))
+            twice_BTd = None if vectors_BTd is None else torch.cat((vectors_BTd, vectors_BTd))
+            both = self.read_part(torch.cat((ids, ids)), chosen, twice_BTd)
+            u_BCD, v_BCD = both.unflatten(0, (2, ids.shape[0]))
+            # the features of InferSent (1705.02364, figure 1) and the comparison of the
+            # decomposable attention model (1606.01933, section 3.2)
+            pair_BCF = torch.cat((u_BCD, v_BCD, (u_BCD - v_BCD).abs(), u_BCD * v_BCD), dim=-1)
+            pair_BCF = self.drop(pair_BCF).to(self.compare.weight.dtype)
+            compared_BCD = F.gelu(self.compare(pair_BCF))
+            features_BF = torch.cat((features_BF, compared_BCD.float().mean(1)), dim=-1)
+        # fp32 under autocast; an exported model may have been loaded in bf16
+        return self.out(self.drop(features_BF).to(self.out.weight.dtype))
+
+    def read_part(self, ids, chosen, vectors_BTd=None):
+        """Encodes a part of each row, the tokens where chosen (B,T) is True, as a row of its own.
+
+        -> concepts (B,C,D) float32, or without concepts the mean token state (B,1,d) float32; zeros
+        where no token is chosen. The chosen tokens must follow each other.
+        """
+        first_B1 = chosen.int().argmax(1, keepdim=True)
+        n_B1 = chosen.sum(1, keepdim=True)
+        # An exported graph has one shape for all values, so there the rows keep their length.
+        longest = ids.shape[1] if torch.compiler.is_exporting() else max(1, int(n_B1.max()))
+        place_T = torch.arange(longest, device=ids.device)
+        real = place_T < n_B1
+        place_BT = (first_B1 + place_T).clamp(max=ids.shape[1] - 1)
+        ids = ids.gather(1, place_BT)
+        if vectors_BTd is not None:
+            vectors_BTd = gather_rows(vectors_BTd, place_BT)
+        if self.encoder.cfg.isolate_documents:  # what follows must not count as further documents
+            ids = ids.masked_fill(~real, self.encoder.cfg.eot_id)
+        concepts, tokens = self.encoder.encode(ids, real, vectors_BTd=vectors_BTd)
+        if self.encoder.arch == "concept":
+            return concepts.float() * (n_B1 > 0)[..., None]
+        # a pre-norm Transformer ends without a norm, and its states differ in length
+        tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]) * real[..., None]
+        return tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None]
