@@ -99,7 +99,6 @@ from configurator import configure, read_settings
 config = configure(globals())
 defaults = {name: default for name, (default, _) in read_settings(__file__).items()}
 
-import json
 import math
 import os
 import sys
@@ -112,6 +111,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.reader import Batches, TokenData
 from data.tokenizer import Tokenizer
 from lib import health, run
+from lib.files import print_result
 from lib.machine import StopSignals, autocast, choose_dtype, find_machine, matmul_peak, memory_gib
 from lib.start import token_vectors
 from masking import MaskedBatch, check_masking, mask_batch
@@ -565,10 +565,10 @@ if stopped not in ("max_steps", "max_minutes", "patience", "overfit"):
                 "command goes on from there")
 if machine.is_main:
     evaluations = [r["val_loss"] for r in run.read_log(out_dir) if "val_loss" in r]
-    machine.say(json.dumps(dict(
+    print_result(dict(
         out_dir=out_dir, step=step, tokens=data.tokens(step), stopped=stopped,
         loss=None if math.isnan(loss_now) else loss_now,
         val_loss=evaluations[-1] if evaluations else None,
         best_val_loss=None if math.isinf(best_loss) else best_loss,
         unigram_entropy=unigram_entropy, params=model.num_params(),
-        tokens_per_s=round(tokens_per_s), minutes=round(minutes(), 2), skipped=int(skipped))))
+        tokens_per_s=round(tokens_per_s), minutes=round(minutes(), 2), skipped=int(skipped)))

@@ -14,6 +14,7 @@ The last line on stdout is JSON.
 
 # ---- settings ---------------------------------------------------------------
 out_dir = "out/run"  # a training run: best.pt (else ckpt.pt) and tokenizer/
+checkpoint = "auto"  # auto | best | last | PATH; auto: the best, or a newer one not yet evaluated
 to = "exported"  # folder to write; an earlier export is replaced, anything else there is an error
 task_dir = ""  # folder with a fine-tuned model.pt, such as out/demo/glue/mrpc; empty: pretrained
 onnx = False  # also model.onnx, for any number and length of rows
@@ -41,7 +42,7 @@ import warnings
 import numpy as np
 import torch
 
-from lib.files import remove_file, write_json
+from lib.files import print_result, remove_file, write_json
 from lib.fill import encode_masked
 from lib.heads import Classifier, encode_texts, padded
 from lib.run import (
@@ -570,16 +571,16 @@ def main():
     folder = os.path.realpath(to)
     with user_mistakes():
         check_settings(folder)
-        encoder, tok, checkpoint = load_run(out_dir, "cpu")
+        encoder, tok, loaded = load_run(out_dir, "cpu", checkpoint)
         model, labels = encoder, None
         if task_dir:
             model, labels = read_task(encoder, tok)
             encoder = model.encoder
         # They end in the model card. What is wrong with the files is said before the work.
-        facts(model, encoder, checkpoint, tok), measurements()
+        facts(model, encoder, loaded, tok), measurements()
     try:
         with user_mistakes():
-            n_texts, found = export(folder, model, labels, encoder, tok, checkpoint)
+            n_texts, found = export(folder, model, labels, encoder, tok, loaded)
     except Exception as error:  # transformers, safetensors and onnx each raise their own
         sys.exit("error: the export does not work, nothing was written: "
                  f"{type(error).__name__}: {error}")
@@ -595,7 +596,7 @@ def main():
                      f"{type(error).__name__}: {error}\n"
                      "check the network, the name and the token's rights; the same command tries "
                      "again")
-    print(json.dumps(result))
+    print_result(result)
 
 
 if __name__ == "__main__":
