@@ -542,8 +542,9 @@ while not stopped:
         # These take a third of a second: not after every step where evaluations are frequent.
         if machine.is_main and (stopped or time.monotonic() - last_drawn > 10):
             draw_curves()
-            peak = max(peak, matmul_peak(machine.device, dtype))  # others may have used the CPU
             last_drawn = time.monotonic()
+            if not stopped:  # others may have used the CPU when it was measured at the start
+                peak = max(peak, matmul_peak(machine.device, dtype))
         window_start += time.monotonic() - pause
     elif is_preempted or save_is_due:
         save()

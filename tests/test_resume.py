@@ -315,12 +315,12 @@ def test_an_unknown_tracker_is_refused(data_dir, tmp_path):
 
 # ---- curves and health -----------------------------------------------------------------
 
-def test_each_evaluation_says_how_to_read_the_concepts_and_draws_the_curves(finished, data_dir,
-                                                                            tmp_path):
-    done = train(data_dir, tmp_path, "--stop_at_step=11")
+def test_evaluations_say_how_to_read_the_concepts_and_draw_the_curves(data_dir, tmp_path):
+    done = call("train.py", *tiny(data_dir, tmp_path, "--max_steps=2", "--eval_interval=1"),
+                picture=True)
     assert "concepts untrained: effective rank" in done.stdout
     assert re.search(r"concepts (good|watch|collapsed)", done.stdout)
-    assert (finished / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_damaged_line_of_the_log_is_passed_over(finished, tmp_path):

@@ -19,7 +19,7 @@ from lib.run import read_checkpoint, read_log
 TINY = ["--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=8", "--concept_dim=32",
         "--token_dim=32", "--ffn_dim=64", "--n_mixer=1", "--batch_size=8", "--micro_batch=8",
         "--max_steps=20", "--warmup_steps=5", "--eval_interval=10", "--eval_rows=16",
-        "--log_interval=1", "--dtype=fp32", "--learning_rate=3e-3"]
+        "--log_interval=1", "--dtype=fp32", "--learning_rate=3e-3", "--health_rows=8"]
 
 
 def tiny(data_dir, out_dir, *args):

@@ -10,6 +10,7 @@ paragraphs of its docstrings that read like English, each once.
 """
 
 import ast
+import collections
 import functools
 import glob
 import inspect
@@ -73,7 +74,12 @@ def docstrings(source):
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    for node in ast.walk(tree):
+    # ast.walk, without the expressions: most nodes are, and no docstring is in one
+    todo = collections.deque([tree])
+    while todo:
+        node = todo.popleft()
+        for block in ("body", "handlers", "orelse", "finalbody", "cases"):
+            todo.extend(getattr(node, block, ()))
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield ast.get_docstring(node, clean=False) or ""
 
