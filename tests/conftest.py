@@ -133,31 +133,32 @@ def run(*args, ok=True, env=None, nproc=1, timeout=240, fresh=False):
     return done
 
 
-def call(script, *args, ok=True, picture=False):
+def call(script, *args, ok=True, picture=False, cwd=ROOT):
     """Runs a script in this process, which spares the seconds of a new one -> like run().
 
-    picture: whether train.py draws curves.png, which takes as long as all else of a tiny run.
+    cwd: where it runs, and where its path starts. picture: whether train.py draws curves.png, which
+    takes as long as all else of a tiny run.
     """
     out, code = io.StringIO(), 0
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
-    before = sys.argv, os.getcwd(), torch.get_num_threads()
+    before = sys.argv, sys.path[:], os.getcwd(), torch.get_num_threads()
     sys.argv = [script, *map(str, args)]
-    os.chdir(ROOT)
+    os.chdir(cwd)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(out))
             if script == "train.py" and not picture:
                 stack.enter_context(mock.patch("lib.run.draw_curves"))
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            runpy.run_path(str(Path(cwd, script)), run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if isinstance(stop.code, str):
             out.write(stop.code + "\n")
     finally:
-        sys.argv, cwd, threads = before
-        os.chdir(cwd)
+        sys.argv, sys.path[:], folder, threads = before
+        os.chdir(folder)
         torch.set_num_threads(threads)
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -196,6 +197,22 @@ def wait_for(process, text):
         if text in line:
             return seen
     raise AssertionError(f"{text!r} never came:\n{seen}")
+
+
+class Fork:
+    """In place of subprocess.Popen: a Python script that a command starts runs in a fork."""
+    started = []  # the scripts and arguments of all
+
+    def __init__(self, command, env, stdout, **_):
+        Fork.started.append(command[1:])
+        self.process = fork(os.getcwd(), command[1:], stdout.name, stdout.name, env)
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+    def terminate(self):
+        self.process.terminate()
 
 
 class Crash(BaseException):

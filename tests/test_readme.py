@@ -11,8 +11,9 @@ from runpy import run_path
 
 import pytest
 import torch
-from conftest import ROOT, run, run_script
+from conftest import ROOT, Fork, call, run, run_script
 
+from lib import jobs
 from model import ConceptConfig, ConceptEncoder
 
 READMES = ["README.md", "data/README.md", "config/README.md", "tools/README.md"]  # in this order
@@ -80,8 +81,9 @@ def clone(tmp_path_factory):
     return clone
 
 
-def test_every_command_of_the_readme_runs(clone):
+def test_every_command_of_the_readme_runs(clone, monkeypatch):
     """In order, in one copy of the repository; make with -n."""
+    monkeypatch.setattr(jobs, "stopping", False)
     assert len(COMMANDS) >= 8
     done_before = []
     for command in COMMANDS:
@@ -97,6 +99,10 @@ def test_every_command_of_the_readme_runs(clone):
         elif words[0] == "torchrun":
             nproc = int(words[1].removeprefix("--nproc_per_node="))
             done = run_script(words[2:], cwd=clone, nproc=nproc)
+        elif words[1] == "tools/sweep.py":
+            with monkeypatch.context() as patch:
+                patch.setattr(subprocess, "Popen", Fork)  # its runs start at once
+                done = call(*words[1:], cwd=clone, ok=False)
         else:
             assert words[0] == "python", command
             done = run_script(words[1:], cwd=clone)
@@ -187,8 +193,8 @@ def test_preset_heads_state_size_cost_and_time_correctly(path):
 
 def test_torch_load_never_unpickles_code():
     for path in [p for p in ROOT.glob("**/*.py") if not {".venv", "records"} & {*p.parts}]:
-        for call in re.findall(r"torch\.load\([^\n]*", path.read_text()):
-            assert "weights_only=True" in call, f"{path.name}: {call}"
+        for line in re.findall(r"torch\.load\([^\n]*", path.read_text()):
+            assert "weights_only=True" in line, f"{path.name}: {line}"
 
 
 def test_help_of_every_command_lists_its_settings():

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, call, fork, refused, result, run
+from conftest import ROOT, Fork, call, refused, result, run
 
 from configurator import configure
 from lib import files as files_of_lib
@@ -26,22 +26,6 @@ strict   --bottleneck=strict --n_concept=6   # the arm's own settings win over t
 plain    --arch=transformer
 """
 SWEEP = str(ROOT / "tools/sweep.py")
-
-
-class Fork:
-    """A subprocess.Popen of a Python script in a fork, which starts at once."""
-    started = []  # the scripts and arguments of all
-
-    def __init__(self, command, env, stdout, **_):
-        Fork.started.append(command[1:])
-        self.process = fork(os.getcwd(), command[1:], stdout.name, stdout.name, env)
-
-    def wait(self):
-        self.process.join()
-        return self.process.exitcode
-
-    def terminate(self):
-        self.process.terminate()
 
 
 @pytest.fixture(autouse=True)
@@ -224,14 +208,12 @@ def test_a_name_with_a_bar_or_other_signs_keeps_the_table_whole(sweep, tmp_path)
 # ---- another folder ------------------------------------------------------------------
 
 
-def test_relative_paths_mean_the_folder_where_the_sweep_was_started(
-        data_dir, tmp_path, monkeypatch):
+def test_relative_paths_mean_the_folder_where_the_sweep_was_started(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "data" / "mine")
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "base.py").write_text('data_dir = "data/mine"\nn_layer = 3\n')
-    monkeypatch.setattr("conftest.ROOT", tmp_path)  # where commands run
     done = call(SWEEP, f"--base={BASE} conf/base.py", "--arms=a --n_head=4", "--seeds=1",
-                "--out_dir=o")
+                "--out_dir=o", cwd=tmp_path)
     assert result(done)["runs"] == 1
     config = json.loads((tmp_path / "o/a_s1/config.json").read_text())
     assert config["data_dir"] == "data/mine" and config["n_layer"] == 3
