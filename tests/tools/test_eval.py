@@ -266,17 +266,16 @@ def test_mistakes_end_in_one_message(runs, data_dir, tmp_path):
         refused(call(*command, ok=False), "glue.json", message)
 
 
-def test_sts_1_finds_glue_or_says_which_path_to_give(evaluated, runs, tmp_path, monkeypatch):
+def test_sts_1_finds_glue_or_says_which_path_to_give(evaluated, runs, tmp_path):
     (tmp_path / "tools").mkdir()
     shutil.copy(ROOT / "tools/eval.py", tmp_path / "tools")
-    monkeypatch.setattr("conftest.ROOT", tmp_path)  # where commands run
     command = ["tools/eval.py", f"--out_dir={runs['concept']}", "--rows=2", "--health_rows=0",
                "--sts=1", "--dtype=fp32"]
-    refused(call(*command, ok=False), "there is no glue/STS-B/dev.tsv",
+    refused(call(*command, ok=False, cwd=tmp_path), "there is no glue/STS-B/dev.tsv",
             "--sts=FOLDER/STS-B/dev.tsv")
     (tmp_path / "glue" / "STS-B").mkdir(parents=True)
     shutil.copy(evaluated[0].parent / "dev.tsv", tmp_path / "glue" / "STS-B")
-    done = call(*command)
+    done = call(*command, cwd=tmp_path)
     expected = result(evaluated[1])["sts"]["trained"]["concepts, max"]
     assert result(done)["sts"]["trained"]["concepts, max"] == pytest.approx(expected, abs=1e-4)
     assert "what sample.py --embed writes, concepts, max" in done.stdout
