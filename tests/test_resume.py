@@ -139,8 +139,9 @@ def test_a_finished_run_trains_on_with_more_steps(finished, data_dir, tmp_path):
 
 @pytest.mark.parametrize("args, reason", [
     (["--patience=2", "--eval_interval=2", "--learning_rate=.5"], "patience"),
-    (["--overfit_batch=true", "--concept_dim=64", "--batch_size=2", "--micro_batch=2",
-      "--max_steps=400", "--eval_interval=200"], "overfit")])
+    (["--overfit_batch=true", "--concept_dim=64", "--block_size=32", "--batch_size=1",
+      "--micro_batch=1", "--learning_rate=1e-2", "--max_steps=400", "--eval_interval=200"],
+     "overfit")])
 def test_an_early_stop_is_remembered(args, reason, data_dir, tmp_path):
     first = result(train(data_dir, tmp_path, *args))
     again = [result(train(data_dir, tmp_path, *args)) for _ in range(2)]
@@ -231,10 +232,10 @@ def test_a_lowest_rate_above_the_peak_is_refused(data_dir, tmp_path):
 # ---- several processes -----------------------------------------------------------------
 
 def test_two_processes_with_dropout_and_a_time_limit_resume_bit_for_bit(data_dir, tmp_path):
-    args = ["--dropout=0.2", "--max_minutes=60"]
+    args = ["--dropout=0.2", "--max_minutes=60", "--max_steps=8"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     train(data_dir, whole, *args, nproc=2)
-    train(data_dir, halves, *args, "--stop_at_step=7", nproc=2)
+    train(data_dir, halves, *args, "--stop_at_step=3", nproc=2)
     train(data_dir, halves, *args, nproc=2)
     assert losses(whole) == losses(halves) and same_weights(whole, halves)
 
@@ -252,7 +253,8 @@ torch.save([p.detach() for p in names["model"].parameters()], f"{names['out_dir'
 
 def test_processes_stay_together_whatever_their_clocks_say(data_dir, tmp_path):
     """The learning rate under max_minutes and the dropout of each process."""
-    run("-c", CLOCKS, *tiny(data_dir, tmp_path, "--max_minutes=1", "--dropout=0.1"), nproc=2)
+    run("-c", CLOCKS, *tiny(data_dir, tmp_path, "--max_minutes=1", "--dropout=0.1",
+                            "--max_steps=8"), nproc=2)
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a, b))
 
@@ -282,6 +284,7 @@ def test_one_wandb_run_for_all_starts_and_tensorboard_beside_it(data_dir, tmp_pa
     assert (tmp_path / "wandb_id").read_text() == run_id
     folders = [path.name for path in tmp_path.glob("wandb/offline-run-*")]
     assert {name.split("-")[-1] for name in folders} == {run_id}
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
 
