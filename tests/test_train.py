@@ -463,6 +463,8 @@ def test_the_transformer_trains_in_the_same_loop_and_says_what_it_does_not_use(d
     args = ["--arch=transformer", "--n_register=3", "--max_steps=4"]
     done = train(data_dir, tmp_path, *args, fresh=True)
     assert "does not use bottleneck, concept_dim" in done.stdout
+    assert "concepts" not in done.stdout.split("starting at step 0")[1], "it has none to measure"
+    assert "\n\n" not in done.stdout
     run = result(done)
     resumed = result(train(data_dir, tmp_path, *args))
     assert run["step"] == resumed["step"] == 4 and run["val_loss"] == resumed["val_loss"]
