@@ -104,6 +104,7 @@ class Tokenizer:
         ids = [specials[special] for special in SPECIALS]
         self.pad_id, self.mask_id, self.cls_id, self.sep_id, self.eot_id = ids
         self.has_text = bool(pattern or library)
+        self.is_bytes = ranks == BYTE_RANKS and not normalizer  # then the ids are the UTF-8 itself
         self.n_vocab = self.bpe.max_token_value + 1
         self.vocab_size = -(-self.n_vocab // 64) * 64  # multiples of 64 are faster on a GPU
         self.make_tables()
@@ -131,8 +132,7 @@ class Tokenizer:
         """
         name, names = str(dir_or_name), ("byte", *TIKTOKEN_NAMES)
         if name == "byte":
-            ranks = {bytes([byte]): byte for byte in range(256)}
-            return cls(name, BYTE_PATTERN, ranks, with_specials({}, 256))
+            return cls(name, BYTE_PATTERN, dict(BYTE_RANKS), with_specials({}, 256))
         if name in TIKTOKEN_NAMES:
             return cls(name, *published_vocabulary(name))
         if re.fullmatch(r"ids:\d+(:-?\d+)?", name):
@@ -211,6 +211,9 @@ class Tokenizer:
             raise ValueError(f"tokenizer {self.name} knows ids only, not which text they stand "
                              "for; prepare the data with its tokenizer (--tokenizer=) to read and "
                              "write text")
+        if self.is_bytes:
+            return [np.frombuffer(mended(text).encode(), np.uint8).astype(np.uint32)
+                    for text in texts]
         encoded = []
         for text in texts:
             parts = [self.bpe.encode_ordinary(piece) for piece in self.pieces(mended(text))]
@@ -275,6 +278,7 @@ def fingerprint_of(pattern, ranks, specials, *others):
 PATTERN = ("['\u2019](?:[sdmtSDMT]|ll|ve|re|LL|VE|RE)(?![\\p{L}\\p{M}\\p{N}])"
            "| ?\\p{L}[\\p{L}\\p{M}]*| ?\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+")
 BYTE_PATTERN = r"[\s\S]{1,16}"  # bytes are never joined, so any cut will do; 16 is the fastest
+BYTE_RANKS = {bytes([byte]): byte for byte in range(256)}
 KIND_CHANGE = re.compile(r"\s\S|\S\s")
 # Scripts without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, Tai, kana, bopomofo, Han. Not Hangul.
 UNSPACED = re.compile(

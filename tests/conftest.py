@@ -277,6 +277,6 @@ def data_dir(tmp_path_factory):
         sentences = [f"The {rng.choice(nouns)} {rng.choice(verbs)} the {rng.choice(nouns)}."
                      for _ in range(60)]
         (folder / f"{n:02}.txt").write_text(" ".join(sentences))
-    run("prepare.py", f"--input={folder}/*.txt", f"--out_dir={folder}/bins", "--tokenizer=byte",
-        "--val_fraction=0.2", "--num_proc=1")
+    call("prepare.py", f"--input={folder}/*.txt", f"--out_dir={folder}/bins", "--tokenizer=byte",
+         "--val_fraction=0.2", "--num_proc=1")
     return folder / "bins"

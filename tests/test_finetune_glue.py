@@ -8,6 +8,8 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
-from conftest import ROOT, SHARED, call, fork, refused, result, run
+from conftest import ROOT, SHARED, call, refused, result
 
 from data.tokenizer import Tokenizer
 from lib import glue
@@ -483,7 +485,7 @@ def test_a_killed_run_goes_on_and_nothing_finished_is_run_again(tuned):
     kept, lost = (out / f"glue/mood/pretrained_lr0.003_seed{seed}.json" for seed in (1, 2))
     content, time = lost.read_bytes(), kept.stat().st_mtime
     lost.write_bytes(content[:100])  # as a kill leaves it at worst
-    again = result(run(*args, "--jobs=2"))  # in processes of their own this time
+    again = result(call(*args, "--jobs=2"))  # in processes of their own this time
     assert again["mood"]["median"] == before["mood"]["median"] and kept.stat().st_mtime == time
     fresh, old = json.loads(lost.read_text()), json.loads(content)
     assert fresh["history"] == old["history"], "the same seed gives the same run"
@@ -683,9 +685,9 @@ def test_an_output_that_is_gone_does_not_end_it(tuned, tmp_path):
     out, args, _ = tuned
     (out / "glue.md").unlink()
     errors = write(tmp_path / "errors", "")
-    process = fork(ROOT, list(map(str, args)), "/dev/full", errors)
-    process.join(100)
-    assert process.exitcode == 0, errors.read_text()
+    with open("/dev/full", "w") as full, open(errors, "w") as log:
+        process = subprocess.run([sys.executable, *args], cwd=ROOT, stdout=full, stderr=log)
+    assert process.returncode == 0, errors.read_text()
     assert "majority answer" in (out / "glue.md").read_text(), "it went on to its end"
 
 

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import crashed, zstd
+from conftest import call, crashed, zstd
 
 from configurator import read_settings
 from data import bins, documents, inputs, workers
@@ -55,12 +56,10 @@ def write_jsonl(path, some_texts):
     return path
 
 
-def start(*args, code=None, **popen):
-    """Starts prepare.py, or python -c `code`, with `args`."""
-    script = [os.path.join(ROOT, "prepare.py")]
-    command = [sys.executable, *(["-c", code] if code else script)]
+def start(*args, code=SMALL_CHUNKS, **popen):
+    """Starts a new python -c `code` with `args`: for kills, and for what a process owns."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *map(str, args)], **pipes, **popen)
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], **pipes, **popen)
 
 
 def finished(process):
@@ -70,18 +69,18 @@ def finished(process):
     return process.returncode, out, err
 
 
-def prepare(*args, **popen):
-    """Runs prepare.py to its good end -> its JSON line."""
-    rc, out, err = finished(start(*args, **popen))
-    assert rc == 0, err
-    return json.loads(out.splitlines()[-1])
+def prepare(*args, script="prepare.py", chunk_bytes=documents.CHUNK_BYTES):
+    """Runs a script to its good end, in this process -> its JSON line."""
+    with mock.patch.object(documents, "CHUNK_BYTES", chunk_bytes):
+        done = call(os.path.join(ROOT, script), *args, cwd=os.getcwd())
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def refusal(*args, **popen):
-    """Runs prepare.py to its bad end -> its message."""
-    rc, _, err = finished(start(*args, **popen))
-    assert rc == 1
-    return err
+def refusal(*args):
+    """Runs prepare.py to its bad end, in this process -> what it said."""
+    done = call(os.path.join(ROOT, "prepare.py"), *args, ok=False, cwd=os.getcwd())
+    assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout
+    return done.stdout
 
 
 def small(folder, some_texts, **settings):
@@ -117,11 +116,20 @@ def decoded(folder):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """1,500 documents, 1.4 MB, and what an undisturbed run makes of them."""
+    """1,500 documents, 1.4 MB, and what an undisturbed run makes of them; it trains a BPE."""
     folder = tmp_path_factory.mktemp("corpus")
     path = write_jsonl(folder / "in.jsonl", texts(1500))
     args = [f"--input={path}", "--tokenizer=bpe:600", "--val_fraction=0.05"]
-    prepare(*args, f"--out_dir={folder / 'whole'}", "--num_proc=1", code=SMALL_CHUNKS)
+    prepare(*args, f"--out_dir={folder / 'whole'}", "--num_proc=1", chunk_bytes=20_000)
+    return args, folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """The same with the vocabulary of `corpus`, so that not every run trains one."""
+    folder, ([given, _, share], whole) = tmp_path_factory.mktemp("trained"), corpus
+    args = [given, f"--tokenizer={whole / 'tokenizer'}", share]
+    prepare(*args, f"--out_dir={folder / 'whole'}", "--num_proc=1", chunk_bytes=20_000)
     return args, folder / "whole"
 
 
@@ -139,9 +147,9 @@ def wait_for_commit(process, folder, beyond):
     assert process.poll() is None, "it finished before it could be disturbed"
 
 
-def test_bytes_do_not_depend_on_num_proc(corpus, tmp_path):
-    args, whole = corpus
-    prepare(*args, f"--out_dir={tmp_path}", "--num_proc=3", code=SMALL_CHUNKS)
+def test_bytes_do_not_depend_on_num_proc(trained, tmp_path):
+    args, whole = trained
+    prepare(*args, f"--out_dir={tmp_path}", "--num_proc=3", chunk_bytes=20_000)
     assert contents(tmp_path) == contents(whole)
 
 
@@ -149,11 +157,11 @@ def test_kill_9_at_any_moment_then_the_same_bytes(corpus, tmp_path):
     args, whole = corpus
     rng, kills = np.random.default_rng(), []
     # the first kill comes while the vocabulary is made
-    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)
+    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2")
     time.sleep(rng.uniform(0.2, 0.6))
     process.kill()
     for num_proc in (1, 2, 1, 2):
-        process = start(*args, f"--out_dir={tmp_path}", f"--num_proc={num_proc}", code=SMALL_CHUNKS)
+        process = start(*args, f"--out_dir={tmp_path}", f"--num_proc={num_proc}")
         wait_for_commit(process, tmp_path, max(0, committed(tmp_path)))
         time.sleep(rng.uniform(0, 0.03))
         process.kill()
@@ -164,7 +172,7 @@ def test_kill_9_at_any_moment_then_the_same_bytes(corpus, tmp_path):
         shards.TokenData(str(tmp_path), "train", 8)
     message = refusal(*args[:2], f"--out_dir={tmp_path}", "--val_fraction=0.1")
     assert "val_fraction is 0.05 there and 0.1 now" in message and "rm -rf" in message
-    prepare(*args, f"--out_dir={tmp_path}", code=SMALL_CHUNKS)
+    prepare(*args, f"--out_dir={tmp_path}", chunk_bytes=20_000)
     assert contents(tmp_path) == contents(whole)
 
 
@@ -182,44 +190,45 @@ def test_a_crash_before_or_after_any_step_then_the_same_bytes(where, tmp_path, m
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_cleanly_and_the_same_command_goes_on(stop, corpus, tmp_path):
-    args, whole = corpus
-    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)
+def test_a_signal_stops_cleanly_and_the_same_command_goes_on(stop, trained, tmp_path):
+    args, whole = trained
+    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2")
     wait_for_commit(process, tmp_path, 0)
     process.send_signal(stop)
     rc, _, err = finished(process)
     assert rc == 1 and "the same command goes on" in err
-    prepare(*args, f"--out_dir={tmp_path}", code=SMALL_CHUNKS)
+    prepare(*args, f"--out_dir={tmp_path}", "--num_proc=1", chunk_bytes=20_000)
     assert contents(tmp_path) == contents(whole)
 
 
-def test_a_full_disk_is_one_message_and_the_same_command_goes_on(corpus, tmp_path):
-    args, whole = corpus
+def test_a_full_disk_is_one_message_and_the_same_command_goes_on(trained, tmp_path):
+    args, whole = trained
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    message = refusal(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS,
-                      preexec_fn=limit)
+    rc, _, message = finished(start(*args, f"--out_dir={tmp_path}", "--num_proc=2",
+                                    preexec_fn=limit))
+    assert rc == 1
     assert "while writing" in message and "goes on" in message and committed(tmp_path) > 0
-    prepare(*args, f"--out_dir={tmp_path}", code=SMALL_CHUNKS)
+    prepare(*args, f"--out_dir={tmp_path}", "--num_proc=1", chunk_bytes=20_000)
     assert contents(tmp_path) == contents(whole)
 
 
-def test_a_killed_tokenising_process_is_one_message(corpus, tmp_path):
-    args, whole = corpus
-    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)
+def test_a_killed_tokenising_process_is_one_message(trained, tmp_path):
+    args, whole = trained
+    process = start(*args, f"--out_dir={tmp_path}", "--num_proc=2")
     wait_for_commit(process, tmp_path, 0)
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
         os.kill(int(file.read().split()[0]), signal.SIGKILL)
     rc, _, err = finished(process)
     assert rc == 1 and "--num_proc=1" in err
-    prepare(*args, f"--out_dir={tmp_path}", code=SMALL_CHUNKS)
+    prepare(*args, f"--out_dir={tmp_path}", "--num_proc=1", chunk_bytes=20_000)
     assert contents(tmp_path) == contents(whole)
 
 
-def test_tokenising_processes_end_with_a_killed_parent(corpus, tmp_path):
-    process = start(*corpus[0], f"--out_dir={tmp_path}", "--num_proc=2", code=SMALL_CHUNKS)
+def test_tokenising_processes_end_with_a_killed_parent(trained, tmp_path):
+    process = start(*trained[0], f"--out_dir={tmp_path}", "--num_proc=2")
     wait_for_commit(process, tmp_path, 0)
     process.kill()
     # Every worker inherited stderr, so this returns when none of them is left.
@@ -439,7 +448,9 @@ def test_50_mb_on_one_line_in_bounded_memory(tmp_path):
     assert parent + 2 * child < 1000, f"{parent} MiB and twice {child} MiB"
     data = b"".join((tmp_path / f"out/{split}.bin").read_bytes()[::2] for split in ("train", "val"))
     n_documents = json.loads(out)["documents"]  # each ends in eot_id, 260, whose low byte is 4
-    assert sum(data) == sum((tmp_path / "a.txt").read_bytes()) + 4 * n_documents
+    text = (tmp_path / "a.txt").read_bytes()
+    total, expected = (np.frombuffer(part, np.uint8).sum(dtype=np.int64) for part in (data, text))
+    assert total == expected + 4 * n_documents
 
 
 # --------------------------------------------------------------------------------------------------
@@ -628,13 +639,15 @@ def data_script(name):
 
 
 def run_data(name, *args):
-    return prepare(*args, code=data_script(name))
+    return prepare(*args, "--num_proc=1", script=f"data/{name}/prepare.py")
 
 
 def test_pydocs_is_english_and_the_same_each_time(tmp_path):
-    for folder in ("a", "b"):
-        result = run_data("pydocs", "--max_bytes=300000", "--tokenizer=byte",
-                          f"--out_dir={tmp_path / folder}")
+    args = ["--max_bytes=300000", "--tokenizer=byte"]
+    # In a new process too, which has other hashes of strings.
+    rc, _, err = finished(start(*args, f"--out_dir={tmp_path}/b", code=data_script("pydocs")))
+    assert rc == 0, err
+    result = run_data("pydocs", *args, f"--out_dir={tmp_path}/a")
     assert 300_000 <= result["bytes"] < 400_000
     assert contents(tmp_path / "a", meta=False) == contents(tmp_path / "b", meta=False)
     words = " ".join(decoded(tmp_path / "a")).split()
@@ -669,8 +682,8 @@ def test_no_network_names_input(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name in ("shakespeare", "wikitext2"):
-        message = refusal(f"--out_dir={tmp_path / name}", code=data_script(name))
-        assert "--input=" in message
+        rc, _, err = finished(start(f"--out_dir={tmp_path / name}", code=data_script(name)))
+        assert rc == 1 and "--input=" in err
 
 
 @pytest.mark.skipif(not os.path.isdir(DATA), reason="real data is not part of the repository")

@@ -10,8 +10,11 @@ import io
 import json
 import os
 import re
+import runpy
 import shutil
+import signal
 import socket
+import sys
 import time
 from types import SimpleNamespace
 from unittest import mock
@@ -21,7 +24,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, call, crashed, fork, refused, result, zstd
+from conftest import ROOT, call, crashed, refused, result, zstd
 from datasets.packaged_modules.parquet import parquet as parquet_module
 
 from data import bins, documents, hub
@@ -292,25 +295,29 @@ def test_a_resumed_run_does_not_read_the_files_before_it(tmp_path, monkeypatch):
 # kill -9
 
 
-SMALL_CHUNKS = """
-import os, runpy, signal, sys
-from data import bins, documents
-documents.CHUNK_BYTES = 1500
-goal, early, *sys.argv = int(sys.argv[1]), sys.argv[2] == "True", *sys.argv[3:]
-real, committed = bins.write_json, 0
+def killed_at(goal, early, args):
+    """Runs a script in a fork of this process, which kills itself once `goal` documents are in."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        documents.CHUNK_BYTES = 1500
+        real, n_rows = bins.write_json, 0
 
-def write_json(path, state):
-    global committed
-    if early and committed >= goal:  # a chunk is in the bins, and nothing vouches for it
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(path, state)
-    committed = state.get("n_rows", 0)
-    if not early and committed >= goal:
-        os.kill(os.getpid(), signal.SIGKILL)
+        def write_json(path, state):
+            nonlocal n_rows
+            if early and n_rows >= goal:  # a chunk is in the bins, and nothing vouches for it
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(path, state)
+            n_rows = state.get("n_rows", 0)
+            if not early and n_rows >= goal:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-bins.write_json = write_json
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+        bins.write_json, sys.argv = write_json, args
+        runpy.run_path(str(ROOT / args[0]), run_name="__main__")
+    finally:
+        os._exit(0)
 
 
 def committed(out):
@@ -327,13 +334,10 @@ def test_kill_9_at_random_commits_then_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "texts", many)
     standin(name, tmp_path / "hub")
     call(*arguments(name, tmp_path / "hub", tmp_path / "whole"))
-    script, out, rng, kills = tmp_path / "small.py", tmp_path / "out", np.random.default_rng(), [0]
-    script.write_text(SMALL_CHUNKS)
+    out, rng, kills = tmp_path / "out", np.random.default_rng(), [0]
     for last in (False, False, True):
         goal = 10**9 if last else kills[-1] + int(rng.integers(1, 40))
-        args = [str(script), str(goal), str(rng.random() < 0.5),
-                *map(str, arguments(name, tmp_path / "hub", out))]
-        fork(ROOT, args, os.devnull, os.devnull).join()
+        killed_at(goal, rng.random() < 0.5, arguments(name, tmp_path / "hub", out))
         kills.append(committed(out))
     assert 0 < kills[1] < kills[2] and kills[3] == -1, kills
     assert contents(out) == contents(tmp_path / "whole")

@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import call, crashed, refused, result, run
+from conftest import call, crashed, refused, result
 from test_ids import (
     EOT,
     IDS,
@@ -544,9 +544,9 @@ def test_text_to_bins_to_split_to_training_to_evaluation(data_dir, tmp_path):
     done = result(call("prepare.py", "validate", f"--data_dir={tmp_path}/split"))
     python, script, *args = done["commands"][0].split()
     assert (python, script) == ("python", "train.py")
-    trained = result(run(script, *args, *QUICK, f"--out_dir={tmp_path}/run"))
+    trained = result(call(script, *args, *QUICK, f"--out_dir={tmp_path}/run"))
     assert trained["step"] == 3
-    evaluated = result(run("tools/eval.py", f"--out_dir={tmp_path}/run", "--rows=4",
+    evaluated = result(call("tools/eval.py", f"--out_dir={tmp_path}/run", "--rows=4",
                            "--health_rows=0"))
     assert evaluated["data"][f"{tmp_path}/split"]["whole_word"]["bits_per_byte"] > 0
 
@@ -561,10 +561,10 @@ def test_ids_without_a_tokenizer_train_on_single_tokens_only(tmp_path):
     shutil.rmtree(tmp_path / "out")
     assert result(call(*to_bins))["documents"] > 80
     args = [*train, *QUICK, f"--out_dir={tmp_path}/run"]
-    refused(run(*args, "--masking_type=whole_word", ok=False), "knows ids only",
+    refused(call(*args, "--masking_type=whole_word", ok=False), "knows ids only",
             "--masking_type=token")
-    assert result(run(*args))["step"] == 3
-    done = run("tools/eval.py", f"--out_dir={tmp_path}/run", "--rows=4", "--health_rows=4")
+    assert result(call(*args))["step"] == 3
+    done = call("tools/eval.py", f"--out_dir={tmp_path}/run", "--rows=4", "--health_rows=4")
     [found] = result(done)["data"].values()
     assert set(found) >= {"token"} and "span" not in found
     assert found["token"]["bits_per_byte"] is None

@@ -7,10 +7,11 @@ import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, refused, result, run_script
+from conftest import ROOT, call, refused, result
 
 from data.tokenizer import Tokenizer
 
@@ -163,16 +164,17 @@ def test_stats_of_nothing_are_refused(setting, message, made):
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
-    """data/quick.py in a folder of its own, where the commands it runs are forks of this process ->
+    """data/quick.py in a folder of its own, where the commands it runs run in this process ->
     function that runs it, list of its commands, {script: answer that replaces running it}."""
     for path in [*ROOT.glob("*.py"), ROOT / "config", ROOT / "tools"]:
         os.symlink(path, tmp_path / path.name)
-    commands, answers = [], {}
+    commands, answers, real = [], {}, subprocess.Popen
 
     class Process:
         def __init__(self, command, **_):
             commands.append(command[1:])
-            done = answers.get(command[1]) or run_script(command[1:], tmp_path)
+            with mock.patch.object(subprocess, "Popen", real):  # which they use too
+                done = answers.get(command[1]) or call(*command[1:], ok=False, cwd=tmp_path)
             self.stdout, self.returncode = done.stdout.splitlines(keepends=True), done.returncode
             sys.stderr.write(getattr(done, "stderr", ""))
 

@@ -306,8 +306,8 @@ def test_trained_vocabulary_is_exact_deterministic_and_the_trainers_own(bpe2k, p
 
 @needs_data
 def test_trained_ids_are_the_trainers_own_on_books_and_wikipedia():
-    train = read_texts("wikipedia_en.train", 3_000_000) + read_texts("books_en.train", 3_000_000)
-    held_out = read_texts("wikipedia_en.valid", 1_500_000) + read_texts("books_en.valid", 1_500_000)
+    train = read_texts("wikipedia_en.train", 1_500_000) + read_texts("books_en.train", 1_500_000)
+    held_out = read_texts("wikipedia_en.valid", 500_000) + read_texts("books_en.valid", 500_000)
     tok = Tokenizer.train(train, 8000)
     assert (tok.n_vocab, tok.vocab_size) == (8000, 8000)
     assert_same_ids_as_trainer(tok, train_bpe(train, 7995), held_out)

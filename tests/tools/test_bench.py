@@ -1,6 +1,7 @@
 """tools/bench.py runs at a tiny size and names mistakes. Speeds are in records/speed."""
 
 import json
+import multiprocessing
 import runpy
 import sys
 from functools import partial
@@ -30,7 +31,9 @@ def test_all_models_have_the_parameters_of_strict():
 
 @pytest.fixture
 def bench(monkeypatch, data_dir, tmp_path):
-    """A function that runs the command in this process; its workers are forks, which start soon."""
+    """Runs the command in this process. Its workers are forks of it, which start soon."""
+    monkeypatch.setattr(multiprocessing, "get_context",
+                        lambda method, real=multiprocessing.get_context: real("fork"))
     monkeypatch.setattr(machine, "matmul_peak", lambda *_, **__: 1e12)
     monkeypatch.setattr(peers, "bench_data", partial(peers.bench_data, B=2, T=64))
 

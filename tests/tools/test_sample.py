@@ -8,15 +8,15 @@ import json
 import os
 import shutil
 import signal
-import time
 import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import ROOT, call, refused, result, run, start
+from conftest import ROOT, call, refused, result
 from test_eval import make_run
 
 from data.tokenizer import Tokenizer
@@ -123,25 +123,14 @@ def numbers(texts):
     return np.array(vectors, np.float32), sum(len(text) > 9 for text in texts)
 
 
-KILLED = """  # in a process without threads, because it forks
-import os, signal, sys
-from lib import embed
-from tests.tools.test_sample import numbers
-
-folder, embed.CHUNK_TEXTS, embed.CHUNK_CHARS = sys.argv[1], 8, 90
-
-
-def job(to):
-    path = f"{folder}/texts.txt"
-    return embed.embed_file(path, to, lambda texts: embed.numbers(texts), dict(model="a"))
-
-
-def killed(to, n):
-    # job(to) in a child that kills itself instead of the n-th call of any of four functions
-    # -> whether there were so many calls
+def killed(work, to, owners, n):
+    """work(to) in a fork that kills itself instead of the n-th call of any function in `owners`,
+    [(owner, name)] -> whether there were so many calls."""
     child, calls = os.fork(), []
     if child:
-        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        code = os.waitpid(child, 0)[1]
+        assert code in (0, signal.SIGKILL), code
+        return code == signal.SIGKILL
 
     def deadly(function):
         def call(*args, **kwargs):
@@ -150,31 +139,40 @@ def killed(to, n):
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **kwargs)
         return call
-    embed.numbers, embed.write_json = deadly(numbers), deadly(embed.write_json)
-    os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
-    job(to)
-    os._exit(0)
+    code = 1
+    try:
+        for owner, name in owners:
+            setattr(owner, name, deadly(getattr(owner, name)))
+        work(to)
+        code = 0
+    finally:
+        os._exit(code)
 
 
-embed.numbers = numbers
-expected, n = job(f"{folder}/whole.npy"), 1
-while killed(to := f"{folder}/{n}.npy", n):
-    assert not os.path.exists(to), "no half file under its name"
-    killed(to, 7)  # and once more while going on
-    assert job(to) == expected
-    assert open(to, "rb").read() == open(f"{folder}/whole.npy", "rb").read()
-    assert not os.path.exists(to + ".tmp")
-    n += 1
-print(n)
-"""
-
-
-def test_killed_at_any_moment_the_same_call_goes_on_and_gives_the_same_bytes(tmp_path):
+def test_killed_at_any_moment_the_same_call_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch):
     """While a chunk is embedded, between a chunk and its record, before the last rename."""
     texts = [f"text {i} a" * (i % 4) for i in range(20)]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
-    done = run("-c", KILLED, tmp_path, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT}/tests"})
-    assert int(done.stdout.splitlines()[-1]) > 20, "so many moments were tried"
+    monkeypatch.setattr(embed, "CHUNK_TEXTS", 8)
+    monkeypatch.setattr(embed, "CHUNK_CHARS", 90)
+    model = SimpleNamespace(numbers=numbers)
+
+    def job(to):
+        return embed.embed_file(f"{tmp_path}/texts.txt", str(to),
+                                lambda texts: model.numbers(texts), dict(model="a"))
+
+    owners = [(model, "numbers"), (embed, "write_json"), (os, "fsync"), (os, "replace")]
+    whole, to, n = tmp_path / "whole.npy", tmp_path / "1.npy", 1
+    expected = job(whole)
+    while killed(job, to, owners, n):
+        assert not to.exists(), "no half file under its name"
+        killed(job, to, owners, 7)  # and once more while going on
+        assert job(to) == expected
+        assert to.read_bytes() == whole.read_bytes()
+        assert not Path(f"{to}.tmp").exists()
+        n += 1
+        to = tmp_path / f"{n}.npy"
+    assert n > 20, "so many moments were tried"
     assert np.array_equal(np.load(tmp_path / "whole.npy"), numbers(texts)[0])
 
 
@@ -182,13 +180,10 @@ def test_a_killed_command_goes_on_to_the_same_bytes(runs, tmp_path):
     path, to, n = tmp_path / "texts.txt", tmp_path / "e.npy", 3 * embed.CHUNK_TEXTS
     path.write_text("".join(f"{i % 31} reads {i % 7}\n" for i in range(n)))
     command = [f"--out_dir={runs['concept']}", f"--embed={path}", "--dtype=fp32"]
-    process = start("tools/sample.py", *command, f"--to={to}")
-    end = time.monotonic() + 60
-    while not (state := state_of(to)).get("done") and time.monotonic() < end:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert 0 < state_of(to)["done"] < n and not to.exists(), state
+    # The first record of a chunk is written whole, the next never.
+    assert killed(lambda to: call("tools/sample.py", *command, f"--to={to}"), to,
+                  [(embed, "write_json")], 3)
+    assert 0 < state_of(to)["done"] < n and not to.exists(), state_of(to)
     first = call("tools/sample.py", *command, f"--to={to}")
     assert "going on after" in first.stdout
     call("tools/sample.py", *command, f"--to={tmp_path}/whole.npy")
