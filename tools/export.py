@@ -248,21 +248,25 @@ def write_folder(folder, model, labels, encoder, tok):
 # ---- the check -----------------------------------------------------------------
 
 
-def sample_texts(encoder, tok):
-    """Prose and sources of this repository, odd Unicode, and every entry of the vocabulary.
+def sample_texts(folder, tok):
+    """Lines of the README and of the folder's code, odd Unicode, every entry of the vocabulary.
 
     Without the names of special ids: these the exported tokenizer reads in another way.
     """
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as readme:
         texts = list(readme)
-    texts += "\n".join(code_files(encoder).values()).splitlines()
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".py"):
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
+                texts += file.read().splitlines()
     texts += ["x" * 2500, " " * 2500 + "!", "a\t\r\n b\x85\0",
               "don\u2019t I'M 3.14 123456 \u65e5\u672c \ud55c\uad6d \u0645 e\u0301\u0301 "
               "\U0001f469\u200d\U0001f467"]
     order = np.random.default_rng(0).permutation(np.flatnonzero(~tok.is_special))
     texts += [tok.decode(order[i:i + 50]) for i in range(0, len(order), 50)]
     names = re.compile("|".join(map(re.escape, tok.specials)))
-    return [part for text in texts for part in names.split(text) if part.strip()]
+    parts = [part for text in texts for part in names.split(text) if part.strip()]
+    return list(dict.fromkeys(parts))  # sources repeat many lines, the license above all
 
 
 def check_tokenizer(folder, encoder, tok):
@@ -272,15 +276,17 @@ def check_tokenizer(folder, encoder, tok):
     with the first text whose ids differ.
     """
     hub = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
-    texts = sample_texts(encoder, tok)
+    texts = sample_texts(folder, tok)
     if task_dir:
         wanted, found = [], []
-        for columns in ([texts], [texts, texts[7:]]):
+        # Pairs show what is put around texts and where they are cut: some are enough.
+        pairs = [texts[::4], texts[2::4]]
+        for columns in ([texts], pairs):
             rows, kinds, _ = encode_texts(list(zip(*columns)), tok, encoder.cfg.longest)
             wanted += [(row.tolist(), kind.tolist()) for row, kind in zip(rows, kinds)]
             batch = hub(*(column[:len(rows)] for column in columns), truncation=True)
             found += zip(batch["input_ids"], batch["token_type_ids"])
-        texts = texts + texts
+        texts += pairs[0]
     else:
         wanted = [[tok.eot_id, *ids.tolist(), tok.eot_id] for ids in tok.encode(texts)]
         masked = [f"{a} [MASK]{b}\n[MASK]  [MASK] [MASK]" for a, b in zip(texts[::7], texts[3::7])]

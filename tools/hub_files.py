@@ -83,8 +83,7 @@ def import_copies(module, text):
     starts = [0]  # of each line, in bytes, as ast counts columns
     for line in data.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    nodes = [node for node in ast.walk(ast.parse(text))
-             if isinstance(node, (ast.Import, ast.ImportFrom))]
+    nodes = import_statements(ast.parse(text))
     # From the last to the first: what stands before an import keeps its place.
     for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset), reverse=True):
         start = starts[node.lineno - 1] + node.col_offset
@@ -93,6 +92,18 @@ def import_copies(module, text):
         after = import_copy(module, node, before, needed)
         data = data[:start] + after.encode() + data[end:]
     return data.decode(), needed
+
+
+def import_statements(tree):
+    """All import statements of a parsed file. Expressions hold none, and most nodes are in them."""
+    found, todo = [], [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.append(node)
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            todo += getattr(node, field, [])
+    return found
 
 
 def import_copy(module, node, before, needed):
@@ -142,12 +153,16 @@ def is_ours_only(name):
 def last_merge(token, ranks):
     """The two parts that tiktoken joins last to make a token; None if its merges never make it."""
     parts = [token[i:i + 1] for i in range(len(token))]
+    found = [ranks.get(a + b, math.inf) for a, b in zip(parts, parts[1:])]  # of each pair
     while len(parts) > 2:
-        pairs = enumerate(zip(parts, parts[1:]))
-        rank, i = min((ranks.get(a + b, math.inf), i) for i, (a, b) in pairs)
+        rank = min(found)
         if rank == math.inf:
             return None
+        i = found.index(rank)
         parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        del found[i]
+        for j in range(max(0, i - 1), min(i + 1, len(found))):  # the pairs with the new part
+            found[j] = ranks.get(parts[j] + parts[j + 1], math.inf)
     return parts
 
 
