@@ -25,7 +25,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S)
 SMALL_CONFIG = dict(max_steps=2, n_layer=1, batch_size=4, micro_batch=2, concept_dim=64,
                     ffn_dim=128, eval_rows=2, health_rows=4, max_minutes=0)
 SMALL = {
-    "data/pydocs/prepare.py": dict(max_bytes=700_000, tokenizer="bpe:2000"),
+    "data/pydocs/prepare.py": dict(max_bytes=300_000, tokenizer="bpe:1000"),
     "tools/eval.py": dict(rows=4, health_rows=4),
     "data/stats.py": dict(vocabularies="600"),
     "finetune_glue.py": dict(seeds=1, grid_seeds=0, epochs=1),
@@ -33,7 +33,7 @@ SMALL = {
         base="--n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2 "
              "--block_size=64 --data_dir=data/pydocs",
         arms="open --ffn_dim=592\nmixers --arch=transformer --n_layer=0 --ffn_dim=1760",
-        flops=1e9),
+        flops=1e8),
 }
 
 

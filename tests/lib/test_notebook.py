@@ -1,12 +1,10 @@
 """The functions for notebooks: the same results as the commands, and nothing starts at import."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, result
+from conftest import call, result, run_script
 from test_train import train
 
 from lib.notebook import embed, evaluate, fill, finetune, load
@@ -65,5 +63,4 @@ def test_importing_it_reads_no_command_line_and_starts_nothing():
     code = ("import sys; sys.argv = ['kernel', '-f', 'kernel.json', '--max_steps=1']; "
             "import lib.notebook; print(sorted(m for m in sys.modules if m in "
             "('train', 'finetune_glue', 'tools.sample')))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr
+    assert run_script(["-c", code]).stdout == "[]\n"
