@@ -11,7 +11,7 @@ from runpy import run_path
 
 import pytest
 import torch
-from conftest import ROOT, Fork, call, run, run_script
+from conftest import ROOT, Fork, call, run_script
 
 from lib import jobs
 from model import ConceptConfig, ConceptEncoder
@@ -200,4 +200,4 @@ def test_torch_load_never_unpickles_code():
 def test_help_of_every_command_lists_its_settings():
     for script in ("train.py", "prepare.py", "finetune_glue.py", "tools/eval.py", "tools/sample.py",
                    "tools/export.py", "tools/sweep.py", "tools/bench.py"):
-        assert "settings, with their defaults" in run(script, "--help").stdout
+        assert "settings, with their defaults" in call(script, "--help").stdout
