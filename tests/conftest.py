@@ -41,11 +41,14 @@ SERVER.set_forkserver_preload(["torch", "torch._dynamo", "numpy", "scipy.stats",
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the files that take longest first: the workers then end at about the same time."""
-    longest = ["test_readme", "test_train", "test_prepare", "test_export", "test_bench",
-               "test_model", "test_learns", "test_hub", "test_sweep"]
-    order = {name: place for place, name in enumerate(longest)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(longest)))
+    """Puts the files that say `pytestmark = pytest.mark.long` first: workers end at one time then.
+
+    test_readme, whose longest test takes a minute by itself, says long(0) and begins at once.
+    """
+    def place(item):
+        mark = item.get_closest_marker("long")
+        return (mark.args or (1,))[0] if mark else 2
+    items.sort(key=place)
 
 
 STARTING = threading.Lock()
@@ -197,6 +200,21 @@ def wait_for(process, text):
         if text in line:
             return seen
     raise AssertionError(f"{text!r} never came:\n{seen}")
+
+
+def write_arrow_file(path, table, rows):
+    """A pyarrow.Table as .parquet, .feather or else a stream; `rows` a batch of it."""
+    import pyarrow.feather
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=7)
+    elif path.suffix == ".feather":
+        pyarrow.feather.write_feather(table, str(path))
+    else:
+        with pyarrow.OSFile(str(path), "wb") as file:
+            with pyarrow.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table, rows)
 
 
 class Fork:

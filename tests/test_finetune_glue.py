@@ -38,6 +38,8 @@ from lib.machine import find_machine
 from lib.run import build_model, load_run
 from model import ConceptConfig
 
+pytestmark = pytest.mark.long
+
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
 SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48",
          "--grid_seeds=0", "--n_concept=2"]

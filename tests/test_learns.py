@@ -7,11 +7,14 @@ strict one must send both kinds through the concepts, which fails while the conc
 each other.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 from test_model import small
 
 from lib import health
+
+pytestmark = pytest.mark.long
 
 WORDS, TOPICS, T, MASK = 32, 4, 24, 32
 LOCAL, NOISE = 0.5, 0.2

@@ -16,6 +16,8 @@ from lib.baselines import Transformer, TransformerConfig
 from lib.health import attention_weights
 from model import Attention, ConceptConfig, ConceptEncoder, OwnedAttention, attend
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 MASK, EOT, V = 90, 91, 92
 

@@ -23,6 +23,8 @@ from data.bins import DataError
 from data.merge import merge_parts
 from data.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.long
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.path.join(ROOT, "..", "shared", "data")
 # prepare.py with chunks of 20 kB instead of 4 MB: a small input can be killed at many moments

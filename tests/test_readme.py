@@ -16,6 +16,8 @@ from conftest import ROOT, Fork, call, run_script
 from lib import jobs
 from model import ConceptConfig, ConceptEncoder
 
+pytestmark = pytest.mark.long(0)
+
 READMES = ["README.md", "data/README.md", "config/README.md", "tools/README.md"]  # in this order
 README = "\n".join((ROOT / name).read_text() for name in READMES)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S)

@@ -11,6 +11,8 @@ from test_train import evaluations, losses, tiny, train
 from lib.machine import Machine, find_machine
 from lib.run import checkpoint_paths, load_run, read_checkpoint, read_log
 
+pytestmark = pytest.mark.long
+
 
 def weights(out_dir, name="ckpt.pt"):
     return read_checkpoint(out_dir / name)["model"]

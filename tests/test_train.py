@@ -16,6 +16,8 @@ from configurator import read_settings
 from lib import run as run_module
 from lib.run import read_checkpoint, read_log
 
+pytestmark = pytest.mark.long
+
 TINY = ["--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=8", "--concept_dim=32",
         "--token_dim=32", "--ffn_dim=64", "--n_mixer=1", "--batch_size=8", "--micro_batch=8",
         "--max_steps=20", "--warmup_steps=5", "--eval_interval=10", "--eval_rows=16",

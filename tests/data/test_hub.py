@@ -30,6 +30,8 @@ from datasets.packaged_modules.parquet import parquet as parquet_module
 from data import bins, documents, hub
 from data.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.long
+
 SETS = ("wikitext2", "wikitext103", "text8", "lm1b", "owt", "fineweb_edu", "pile", "minipile")
 
 

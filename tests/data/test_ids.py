@@ -7,11 +7,10 @@ import struct
 
 import numpy as np
 import pyarrow
-import pyarrow.feather
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import call, crashed, refused, result
+from conftest import call, crashed, refused, result, write_arrow_file
 
 from data import documents
 from data import ids as id_files
@@ -77,14 +76,7 @@ def write_megatron(path, some, code, dtype):
 def write_arrow(path, rows, kind="int32"):
     lists = pyarrow.array(rows, pyarrow.list_(pyarrow.type_for_alias(kind)))
     table = pyarrow.table({"text_id": range(len(rows)), "input_ids": lists})
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(table, path, row_group_size=7)
-    elif path.suffix == ".feather":
-        pyarrow.feather.write_feather(table, str(path))
-    else:
-        with pyarrow.OSFile(str(path), "wb") as file:
-            with pyarrow.ipc.new_stream(file, table.schema) as writer:
-                writer.write_table(table, max_chunksize=9)
+    write_arrow_file(path, table, rows=9)
 
 
 def one_a_row(path, some):

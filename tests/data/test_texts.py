@@ -6,10 +6,9 @@ import json
 import datasets
 import numpy as np
 import pyarrow
-import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from conftest import zstd
+from conftest import write_arrow_file, zstd
 from test_filters import prose, settings
 
 from data import inputs
@@ -27,15 +26,7 @@ def texts_of(path, **changes):
 
 
 def write_table(path, array, name="text"):
-    table = pyarrow.table([array], [name])
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(table, path, row_group_size=7)
-    elif path.suffix == ".feather":
-        pyarrow.feather.write_feather(table, str(path))
-    else:
-        with pyarrow.OSFile(str(path), "wb") as file:
-            with pyarrow.ipc.new_stream(file, table.schema) as writer:
-                writer.write_table(table, 5)
+    write_arrow_file(path, pyarrow.table([array], [name]), rows=5)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ from data.tokenizer import (
     train_bpe,
 )
 
+pytestmark = pytest.mark.long
+
 REPO = Path(__file__).resolve().parent.parent.parent
 DATA = REPO.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is missing")

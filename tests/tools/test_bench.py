@@ -16,6 +16,8 @@ from lib import machine
 from tools import peers
 from tools.peers import OURS, PEERS
 
+pytestmark = pytest.mark.long
+
 TINY = ["--lengths=32", "--tokens=32", "--repeats=1"]
 
 

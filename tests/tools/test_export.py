@@ -32,6 +32,8 @@ from test_tokenizer import ODD, needs_gpt2, random_texts, read_texts
 transformers = pytest.importorskip("transformers")
 from tools import hub_files, hub_tokenizer
 
+pytestmark = pytest.mark.long
+
 LOCAL = dict(trust_remote_code=True, local_files_only=True)
 SHAPE = dict(block_size=48, n_layer=2, n_head=4, token_dim=64, ffn_dim=64)
 CONCEPT = dict(arch="concept", n_concept=8, concept_dim=64) | SHAPE

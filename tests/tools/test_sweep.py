@@ -18,6 +18,8 @@ from lib import files as files_of_lib
 from lib import jobs
 from lib.files import FolderLock
 
+pytestmark = pytest.mark.long
+
 BASE = ("--dtype=fp32 --block_size=32 --n_layer=1 --n_head=2 --concept_dim=32 --token_dim=64 "
         "--ffn_dim=32 --batch_size=4 --max_steps=3 --eval_interval=2 --eval_rows=8 "
         "--health_rows=4 --init_table=random")
