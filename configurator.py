@@ -289,6 +289,14 @@ def set_streams():
         sys.stdin.reconfigure(encoding="utf-8")
 
 
+def without_traceback(kind, error, trace):
+    """sys.excepthook: Ctrl-C where a command has not yet begun, mostly while torch is imported."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped by Ctrl-C", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 def split_argument(arg, following, known):
     """An argument that sets something -> (name, value as text); ValueError says how to write it.
 
@@ -334,6 +342,7 @@ def configure(script_globals, argv=None):
         check_import(script)
         return values
     set_streams()
+    sys.excepthook = without_traceback
     # collected, not raised one by one: a user with three mistakes wants to see three messages
     problems = []
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from data.tokenizer import Tokenizer
 from lib.baselines import Transformer, TransformerConfig
-from lib.files import FolderLock, replace_file, write_json
+from lib.files import FolderLock, replace_file, to_json, write_json
 from lib.machine import autocast, is_out_of_memory, say
 from masking import check_masking, mask_batch
 from model import ConceptConfig, ConceptEncoder
@@ -479,18 +479,20 @@ def checkpoint_to_resume(out_dir, init_from, say):
 
 def check_new_folder(out_dir):
     """ValueError if out_dir, without a checkpoint, holds files that a new run would spoil."""
-    path = os.path.join(out_dir, "config.json")
-    found = [name for name in ("best.pt",) if os.path.exists(os.path.join(out_dir, name))]
-    if any(record["step"] > 0 for record in read_log(out_dir)):
-        found.append("log.jsonl")
-    # A run that ended before its first checkpoint leaves these two; it may be started again.
-    if os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read()
-        if '"data_dir"' not in text or '"mlm_probability"' not in text:
-            found.append("config.json")
-    elif os.path.exists(os.path.join(out_dir, "tokenizer")):
-        found.append("tokenizer")
+    def there(*names):
+        return [name for name in names if os.path.exists(os.path.join(out_dir, name))]
+
+    made_by = ""
+    if there("config.json"):
+        with open(os.path.join(out_dir, "config.json"), encoding="utf-8", errors="replace") as file:
+            made_by = file.read()
+    if '"data_dir"' in made_by and '"mlm_probability"' in made_by:
+        # A run that ended before its first checkpoint may be started again.
+        found = there("best.pt")
+        if any(record["step"] > 0 for record in read_log(out_dir)):
+            found.append("log.jsonl")
+    else:
+        found = there("config.json", "best.pt", "log.jsonl", "curves.png", "tokenizer", "wandb_id")
     if found:
         raise ValueError(f"{out_dir} has no checkpoint to go on from, but holds {', '.join(found)} "
                          "of something else; choose another --out_dir, or remove them")
@@ -797,13 +799,9 @@ def append_log(out_dir, record, trackers):
     nan and infinity are written as null, because JSON has no such numbers. A tracker that fails is
     dropped from `trackers` with a warning.
     """
-    clean = dict(record)
-    for key, value in record.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            clean[key] = None
     try:
         with open(os.path.join(out_dir, "log.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+            file.write(to_json(record) + "\n")
     except OSError as error:  # a full disk does not end the run; the numbers are on the screen
         say(f"WARNING: log.jsonl was not written: {error}")
     for name, log in list(trackers.items()):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from configurator import as_bool, configure, expand_path, read_settings
+from configurator import as_bool, configure, expand_path, read_settings, without_traceback
 from lib.run import ARCHS, bad_values, fields_of
 
 ROOT = Path(__file__).parent.parent
@@ -455,3 +455,11 @@ def test_every_config_file_is_accepted(path):
     for _, *arguments in filter(None, lines):
         arguments = shlex.split(sweep["base"]) + arguments
         accept("train.py", [str(ROOT / a) if a.endswith(".py") else a for a in arguments])
+
+
+def test_ctrl_c_before_a_command_begins_shows_no_traceback(capsys):
+    """Most of that time torch is being imported."""
+    without_traceback(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+    without_traceback(ZeroDivisionError, ZeroDivisionError("by zero"), None)
+    assert "ZeroDivisionError: by zero" in capsys.readouterr().err

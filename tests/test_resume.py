@@ -170,7 +170,7 @@ def test_a_stopped_run_says_what_is_saved_and_how_to_go_on(data_dir, tmp_path):
 
 # ---- folders ---------------------------------------------------------------------------
 
-@pytest.mark.parametrize("left", ["best.pt", "log.jsonl", "config.json", "tokenizer"])
+@pytest.mark.parametrize("left", ["best.pt", "log.jsonl", "config.json", "tokenizer", "curves.png"])
 @pytest.mark.parametrize("init_from", ["auto", "scratch"])
 def test_a_new_run_does_not_mix_with_what_a_folder_holds(left, init_from, finished, data_dir,
                                                          tmp_path):
@@ -180,11 +180,20 @@ def test_a_new_run_does_not_mix_with_what_a_folder_holds(left, init_from, finish
         (out / left).write_text('{"model_type": "bert"}')
     elif left == "tokenizer":
         shutil.copytree(finished / left, out / left)
+    elif left == "curves.png":
+        (out / left).write_text("my picture")
     else:
         shutil.copy(finished / left, out / left)
     before = sorted(out.iterdir())
     refused(train(data_dir, out, f"--init_from={init_from}", ok=False), left, "something else")
     assert sorted(out.iterdir()) == before
+
+
+def test_a_log_of_another_program_is_kept(data_dir, tmp_path):
+    """Its lines have no step, so a new run would take it for an empty log and empty it."""
+    (tmp_path / "log.jsonl").write_text('{"event": "mine"}\n')
+    refused(train(data_dir, tmp_path, ok=False), "log.jsonl of something else")
+    assert (tmp_path / "log.jsonl").read_text() == '{"event": "mine"}\n'
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_started_again(finished, data_dir,
