@@ -54,13 +54,13 @@ def floor():
     return -(p / p.sum(-1, keepdim=True)).gather(-1, word[..., None]).log().mean().item()
 
 
-def learn(steps=300, **shape):
+def learn(steps=150, **shape):
     """Trains a small model -> its loss, the rise with shuffled concepts, concept geometry."""
     model = small(vocab_size=WORDS + 1, block_size=T, ffn_dim=64, mask_id=MASK, **shape).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98))
     g = torch.Generator().manual_seed(0)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 6e-3 * min(1, (step + 1) / 30) * (1 - 0.95 * step / steps)
+        optimizer.param_groups[0]["lr"] = 0.012 * min(1, (step + 1) / 30) * (1 - 0.95 * step / steps)
         model(*masked(64, g)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -81,8 +81,8 @@ def test_open_solves_it_with_its_concepts():
 
     The floor itself is out of reach: it knows neighbours that may be hidden from the model.
     """
-    loss, shuffled, found = learn(200, arch="concept", bottleneck="open", n_mixer=1)
-    mixers, *_ = learn(200, arch="transformer", n_mixer=1, n_layer=0)
+    loss, shuffled, found = learn(arch="concept", bottleneck="open", n_mixer=1)
+    mixers, *_ = learn(arch="transformer", n_mixer=1, n_layer=0)
     assert loss < floor() + 0.5 < mixers
     assert shuffled > 0.3 and found["rank_share"] > 0.5 and found["duplicates"] < 0.05
 
@@ -91,5 +91,5 @@ def test_strict_fails_it_when_concepts_start_as_copies():
     """Concepts that start alike all read the same average, so they find the topic only."""
     good, shuffled, found = learn(bottleneck="strict", hide_masked=False)
     bad, *_ = learn(bottleneck="strict", hide_masked=False, concept_std=0.02)
-    assert good + 0.1 < bad and bad > floor() + 1.5
+    assert good + 0.05 < bad and bad > floor() + 1.5
     assert shuffled > 0.3 and found["rank_share"] > 0.5

@@ -1,11 +1,9 @@
 """The READMEs are true: commands run, links lead somewhere; presets are what their heads say."""
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import fields
 from runpy import run_path
 
@@ -120,9 +118,8 @@ def test_every_snippet_of_the_readme_runs(clone, tmp_path, snippet):
     """After the commands above, which it needs."""
     if "transformers" in snippet:
         pytest.importorskip("sentence_transformers")
-    env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=clone, capture_output=True,
-                          text=True, env=env)
+    env = {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = run_script(["-c", snippet], cwd=clone, env=env)
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
