@@ -60,7 +60,8 @@ def learn(steps=150, **shape):
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98))
     g = torch.Generator().manual_seed(0)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.012 * min(1, (step + 1) / 30) * (1 - 0.95 * step / steps)
+        decay = 1 - 0.95 * step / steps
+        optimizer.param_groups[0]["lr"] = 0.012 * min(1, (step + 1) / 30) * decay
         model(*masked(64, g)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
