@@ -342,6 +342,7 @@ def configure(script_globals, argv=None):
         check_import(script)
         return values
     set_streams()
+    # The imports of a command come after this line, and the one of torch takes seconds.
     sys.excepthook = without_traceback
     # collected, not raised one by one: a user with three mistakes wants to see three messages
     problems = []
