@@ -30,6 +30,9 @@ try:
 except ImportError:
     from backports import zstd  # noqa: F401
 
+# Nothing here loses its power, so nothing has to wait for the disk.
+os.fsync = lambda descriptor: None
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real data; tests that need it skip where it is not
 
@@ -67,6 +70,7 @@ def without_main(name):
 def forked(cwd, args, output, errors, env=()):
     """Runs `python args...` in a new fork of SERVER. output, errors: paths, or ends of a Pipe."""
     gc.freeze()  # collecting would copy the pages of torch that forks share
+    os.fsync = lambda descriptor: None
     os.environ.update(env)
     for number, place in ((0, os.devnull), (1, output), (2, errors)):
         is_pipe = hasattr(place, "fileno")
@@ -154,6 +158,8 @@ def call(script, *args, ok=True, picture=False, cwd=ROOT):
             stack.enter_context(contextlib.redirect_stderr(out))
             if script == "train.py" and not picture:
                 stack.enter_context(mock.patch("lib.run.draw_curves"))
+                # a tenth of a second, as long as a tiny run's steps
+                stack.enter_context(mock.patch("lib.machine.matmul_peak", return_value=1e11))
             runpy.run_path(str(Path(cwd, script)), run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
