@@ -67,6 +67,9 @@ class ConceptConfig:
     self_attention: bool = False  # concepts also read each other (open; strict always does)
     lexicon: bool = True  # concepts add logits for the words they have read (open)
     concept_std: float = 1.0  # standard deviation of the concepts at the start
+    anchored: bool | None = None  # concepts have places in the row, see Anchors; None: strict only
+    anchor_slope: float = 4.0  # Anchors: how local the most local head is
+    local_heads: float = 0.5  # Anchors: share of the heads that are local
     mask_id: int = -1  # id of [MASK]; needed by hide_masked
     eot_id: int = -1  # id that ends a document; needed by isolate_documents
 
@@ -94,6 +97,13 @@ class ConceptConfig:
             problems.append(f"mixer_kernel={self.mixer_kernel}: expected an odd number of tokens")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout}: expected 0 or more and below 1")
+        if self.anchored is None:
+            object.__setattr__(self, "anchored", self.bottleneck == "strict")
+        if not self.anchor_slope > 0:
+            problems.append(f"anchor_slope={self.anchor_slope}: expected a number above 0")
+        if not 0 < self.local_heads <= 1:
+            problems.append(f"local_heads={self.local_heads}: expected a share of the heads above "
+                            "0, up to 1")
         if self.hide_masked is None:  # as in train.py, where mask_id is always known
             object.__setattr__(self, "hide_masked", self.mask_id >= 0)
         if self.hide_masked and not 0 <= self.mask_id < self.vocab_size:
@@ -224,7 +234,7 @@ class Attention(nn.Module):
         self.gain = None if gain is None else nn.Parameter(torch.full((cfg.n_head,), gain))
 
     def forward(self, x_BQD, y_BNE, mask=None, rotary=None):
-        """mask bool, broadcastable to (B,H,Q,N), True = may read.
+        """mask, broadcastable to (B,H,Q,N): bool, True = may read, or float, added to the scores.
         rotary: (cos, sin) for the queries and for the keys, see rotate; None: no rotary positions.
         """
         k, v = self.kv(y_BNE).chunk(2, dim=-1)
@@ -271,8 +281,10 @@ class OwnedAttention(Attention):
         super().__init__(*args, **kwargs)
         self.n_owned_head = self.n_head // 2  # the last heads
 
-    def forward(self, x_BQD, y_BNE, mask, words_BNE, owner_BN):
-        """owner (B,N) int64 in [0, Q): the query that owns each token. mask (B,1,1,N) or None."""
+    def forward(self, x_BQD, y_BNE, mask, words_BNE, owner_BN, visible=None):
+        """owner (B,N) int64 in [0, Q): the query that owns each token. mask as in Attention, for
+        the other heads; visible (B,1,1,N) bool, for the owned ones: True = may read.
+        """
         D = x_BQD.shape[-1]
         e, n_free = D // self.n_head, self.n_head - self.n_owned_head
         # The rows of kv are all keys, then all values. The owned heads come last, so the last rows
@@ -287,8 +299,10 @@ class OwnedAttention(Attention):
         v = v.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
         q, k = split_heads(self.q(x_BQD), k, self.n_head, None, self.gain)
         q, k = q.to(v.dtype), k.to(v.dtype)
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask[:, :n_free]
         free = kernels.attention(q[:, :n_free], k[:, :n_free], v[:, :n_free], mask)
-        owned = attention_by_owner(q[:, n_free:], k[:, n_free:], v[:, n_free:], owner_BN, mask)
+        owned = attention_by_owner(q[:, n_free:], k[:, n_free:], v[:, n_free:], owner_BN, visible)
         read_BHQe = torch.cat((free, owned.to(v.dtype)), dim=1)
         return self.out(F.rms_norm(read_BHQe, (e,)).transpose(1, 2).flatten(2))
 
@@ -399,18 +413,44 @@ class ConceptLayer(nn.Module):
         self.ffn_norm, self.ffn = norm(D, cfg), GatedFFN(D, cfg)
         self.drop = nn.Dropout(cfg.dropout)
 
-    def forward(self, c_BCD, x_BTd, read_mask=None, self_mask=None, words_BTd=None, owner_BT=None):
-        """words and owner only for a layer with owned heads: see OwnedAttention. -> (B,C,D)."""
-        h_BCD = self.read_norm(c_BCD)
-        if owner_BT is None:
-            read_BCD = self.read(h_BCD, x_BTd, read_mask)
-        else:
-            read_BCD = self.read(h_BCD, x_BTd, read_mask, words_BTd, owner_BT)
+    def forward(self, c_BCD, x_BTd, read_mask=None, self_mask=None, *owned):
+        """owned: words, owner and visible, for a layer with OwnedAttention. -> (B,C,D)."""
+        read_BCD = self.read(self.read_norm(c_BCD), x_BTd, read_mask, *owned)
         c_BCD = c_BCD + self.drop(read_BCD)
         if self.self_attention is not None:
             h_BCD = self.self_norm(c_BCD)
             c_BCD = c_BCD + self.drop(self.self_attention(h_BCD, h_BCD, self_mask))
         return c_BCD + self.drop(self.ffn(self.ffn_norm(c_BCD)))
+
+
+# ---- places of concepts ---------------------------------------------------------------
+
+class Anchors:
+    """Places of the concepts in the row: concept c stands at (c + 1/2) x stride tokens.
+
+    In the first heads, the local ones, what stands far from a concept scores lower: for reading,
+    self-attention and decoding, score - slope x distance / stride, as in ALiBi (2108.12409).
+    The slopes fall from anchor_slope to an eighth of it. The other heads are global. There are no
+    parameters. Without places a strict bottleneck stays at word frequencies (records/anchors).
+    """
+    # One object serves a batch. place_BC and stride_BC are in tokens; B is 1 where all rows agree.
+    def __init__(self, cfg, place_BC, stride_BC):
+        self.cfg, self.place_BC, self.stride_BC = cfg, place_BC, stride_BC
+
+    def bias(self, places_BN, mask=None, slope=1.0):
+        """What is added to the scores of concepts with what stands at these places, in tokens.
+
+        -> (B,H,C,N). mask bool, broadcastable to this: False = no score at all. slope: of the most
+        local head, as a multiple of anchor_slope.
+        """
+        far_BCN = (self.place_BC[..., None] - places_BN[:, None]).abs() / self.stride_BC[..., None]
+        n_local = max(1, round(self.cfg.local_heads * self.cfg.n_head))
+        head_H = torch.arange(self.cfg.n_head, device=places_BN.device)
+        slope_H = slope * self.cfg.anchor_slope * 8.0 ** (-head_H / max(1, n_local - 1))
+        slope_H11 = (slope_H * (head_H < n_local))[:, None, None]
+        # Both limits fit fp16 and leave nothing of a score, also far from everything else.
+        bias_BHCN = (-slope_H11 * far_BCN[:, None]).clamp(min=-1e4)
+        return bias_BHCN if mask is None else bias_BHCN.masked_fill(~mask, -3e4)
 
 
 # ---- decoders -----------------------------------------------------------------------
@@ -588,7 +628,7 @@ class ConceptEncoder(nn.Module):
         table_Vd, start = self.table(), self.random_offset(ids.shape[1])
         concepts, tokens = self.encode(ids, attention_mask, table_Vd=table_Vd, start=start)
         states, *lexicon_state = self.read_concepts(
-            concepts, tokens, positions, self.documents(ids), start)
+            concepts, tokens, positions, self.documents(ids), attention_mask, start)
         head = self.head(states, table_Vd, lexicon_state)
         nats = self.cross_entropy(head, targets, weights)
         if total_weight is None:
@@ -609,11 +649,18 @@ class ConceptEncoder(nn.Module):
             vectors_BTd = F.embedding(ids, self.table() if table_Vd is None else table_Vd)
         real_BT = None if attention_mask is None else attention_mask.bool()
         documents_BT = self.documents(ids)
-        read_mask, self_mask = self.masks(ids, real_BT, documents_BT)
+        visible, self_mask = self.masks(ids, real_BT, documents_BT)
+        places_T = torch.arange(T, device=ids.device)
+        read_mask = visible
+        if self.cfg.anchored:
+            anchors = self.anchors(ids, real_BT, documents_BT)
+            read_mask = anchors.bias(places_T[None], visible)
+            if self.cfg.has_self_attention:
+                # half the slope per concept, of which each is one stride from the next
+                self_mask = anchors.bias(anchors.place_BC, self_mask, slope=0.5)
 
         # Tokens: embedding and position, then their neighbours.
-        places_T = torch.arange(T, device=ids.device) + start
-        x_BTd = vectors_BTd + self.position_codes(places_T)
+        x_BTd = vectors_BTd + self.position_codes(places_T + start)
         if added is not None:
             x_BTd = x_BTd + added
         x_BTd = normalize(x_BTd)
@@ -622,22 +669,20 @@ class ConceptEncoder(nn.Module):
         read_BTd = normalize(x_BTd) if self.mixers else x_BTd
 
         # Concepts: they start the same for every row and read its tokens once a layer.
-        words_BTd = owner_BT = None
+        owned = ()
         if self.lexicon:
-            words_BTd = normalize(vectors_BTd)
             owner_BT = ids % self.cfg.n_concept
+            owned = normalize(vectors_BTd), owner_BT, visible
         c_BCD = self.concepts.expand(B, -1, -1)
-        for i, layer in enumerate(self.layers):
-            if i == 0:  # the only layer with owned heads
-                c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask, words_BTd, owner_BT)
-            else:
-                c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask)
+        for layer in self.layers:
+            c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask, *owned)
+            owned = ()  # only the first layer has owned heads
         c_BCD = self.norm(c_BCD)
 
         # The lexicon's memory takes the place of the last numbers of each concept.
         if self.lexicon:
             memory_BCr = self.lexicon.context_memory(
-                read_BTd, owner_BT, self.cfg.n_concept, read_mask)
+                read_BTd, owner_BT, self.cfg.n_concept, visible)
             # Scaled to the size of the other numbers; decode undoes it.
             memory_BCr = (memory_BCr * self.cfg.context_dim**0.5).to(c_BCD.dtype)
             c_BCD = torch.cat((c_BCD[..., :self.cfg.content_dim], memory_BCr), dim=-1)
@@ -646,15 +691,16 @@ class ConceptEncoder(nn.Module):
     def decode(self, concepts, tokens, positions, documents=None, attention_mask=None, start=0):
         """What `encode` returned, and positions (B,K) int64 -> states (B,K,D) there.
 
-        With isolate_documents pass documents=model.documents(ids). attention_mask is there as in
-        the Transformer and changes nothing, because concepts have read real tokens only. With a
+        With isolate_documents pass documents=model.documents(ids). The places of concepts depend on
+        the attention_mask where rows are longer than block_size or hold several documents. With a
         lexicon the states are kernels.States, which carry what it knows of the row, for `logits`.
         """
         states_BKD, *lexicon_state = self.read_concepts(
-            concepts, tokens, positions, documents, start)
+            concepts, tokens, positions, documents, attention_mask, start)
         return kernels.States.of(states_BKD, lexicon_state) if lexicon_state else states_BKD
 
-    def read_concepts(self, concepts, tokens, positions, documents=None, start=0):
+    def read_concepts(self, concepts, tokens, positions, documents=None, attention_mask=None,
+                      start=0):
         """As decode -> plain states (B,K,D); with a lexicon also content (B,C,E), gate (B,K,C)."""
         if self.cfg.isolate_documents and documents is None:
             raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
@@ -666,6 +712,10 @@ class ConceptEncoder(nn.Module):
         if documents is not None:
             mask_BCK = self.serves(documents, documents.gather(1, positions))
             mask = mask_BCK.transpose(1, 2)[:, None]
+        if self.cfg.anchored:
+            real_BT = None if attention_mask is None else attention_mask.bool()
+            anchors = self.anchors(tokens[..., 0], real_BT, documents)
+            mask = anchors.bias(positions, None if mask is None else mask.mT).mT
         content_BCE = concepts[..., :self.cfg.content_dim]
         states_BKD = self.decoder(self.query(query_BKd), content_BCE, mask)
         if not self.lexicon:
@@ -750,6 +800,30 @@ class ConceptEncoder(nn.Module):
         n_document_B11 = (documents_BT[:, -1:, None] + 1).clamp(max=self.cfg.n_concept)
         concept_C1 = torch.arange(self.cfg.n_concept, device=wanted_BN.device)[:, None]
         return concept_C1 % n_document_B11 == wanted_BN[:, None] % n_document_B11
+
+    def anchors(self, row_BT, real_BT, documents_BT):
+        """Where the concepts stand in rows of the shape of row_BT. -> Anchors."""
+        C, device = self.cfg.n_concept, row_BT.device
+        number_1C = torch.arange(C, device=device)[None]
+        # The stride is the same in all rows up to block_size, so that a short text is read as a
+        # piece of a longer one is. In longer rows the concepts move apart.
+        shortest = self.cfg.block_size / C
+        if documents_BT is None:
+            length_B1 = torch.full((1, 1), row_BT.shape[1], device=device)
+            if real_BT is not None:
+                length_B1 = real_BT.sum(1, keepdim=True)
+            stride_B1 = (length_B1 / C).clamp(min=shortest)
+            return Anchors(self.cfg, (number_1C + 0.5) * stride_B1, stride_B1)
+        # The concepts that serve a document (see serves) are spread over it evenly.
+        served_BCT = self.serves(documents_BT, documents_BT)
+        if real_BT is not None:
+            served_BCT = served_BCT & real_BT[:, None]
+        n_document_B1 = (documents_BT[:, -1:] + 1).clamp(max=C)
+        n_serving_BC = (C - 1 - number_1C % n_document_B1) // n_document_B1 + 1
+        stride_BC = (served_BCT.sum(-1) / n_serving_BC).clamp(min=shortest)
+        first_BC = served_BCT.int().argmax(-1)
+        rank_BC = number_1C // n_document_B1
+        return Anchors(self.cfg, first_BC + (rank_BC + 0.5) * stride_BC, stride_BC)
 
     def masks(self, ids, real_BT, documents_BT):
         """Masks for concepts reading tokens (B,1,1 or C,T) and reading each other (B,1,C,C).

@@ -20,6 +20,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from lib.kernels import masked
 from lib.machine import autocast
 from lib.run import EVAL_SEED
 from masking import mask_batch
@@ -282,7 +283,7 @@ def decode_readers(model):
     return [block["read"] for block in model.decoder.blocks]
 
 
-def attention_weights(module, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=None):
+def attention_weights(module, x_BQD, y_BNE, mask=None, words=None, owner_BN=None, visible=None):
     """The softmax of an attention module of model.py, from the inputs of its forward. (B,H,Q,N).
 
     Rows sum to 1. In the heads of an OwnedAttention that read owned tokens only, the rows of a
@@ -294,15 +295,16 @@ def attention_weights(module, x_BQD, y_BNE, mask=None, words_BNE=None, owner_BN=
         q, k, gain = module.q(x_BQD), module.kv(y_BNE).chunk(2, dim=-1)[0], module.gain
     q, k = split_heads(q, k, module.n_head, None, gain)
     scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
-    if owner_BN is not None:
-        query_Q1 = torch.arange(q.shape[2], device=owner_BN.device)[:, None]
-        head_H11 = torch.arange(module.n_head, device=owner_BN.device)[:, None, None]
-        reads_all = head_H11 < module.n_head - module.n_owned_head
-        may_read = (owner_BN[:, None, None] == query_Q1) | reads_all
-        mask = may_read if mask is None else may_read & mask
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    return scores.softmax(-1).nan_to_num()
+    free = masked(scores, mask).softmax(-1)
+    if owner_BN is None:
+        return free
+    query_Q1 = torch.arange(q.shape[2], device=owner_BN.device)[:, None]
+    may_read = owner_BN[:, None, None] == query_Q1
+    if visible is not None:
+        may_read = may_read & visible
+    owned = scores.masked_fill(~may_read, -math.inf).softmax(-1).nan_to_num()
+    n_free = module.n_head - module.n_owned_head
+    return torch.cat((free[:, :n_free], owned[:, n_free:]), dim=1)
 
 
 def attention_use(read, decode):

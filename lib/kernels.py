@@ -20,7 +20,12 @@ import torch.nn.functional as F
 
 
 def attention_reference(q_BHQe, k_BHNe, v_BHNe, mask=None):
-    """softmax(q k^T / sqrt(e)) v. mask is bool, broadcastable to (B,H,Q,N), True = may read."""
+    """softmax(q k^T / sqrt(e)) v.
+
+    mask, broadcastable to (B,H,Q,N): bool, True = may read, or float, added to the scores.
+    """
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q_BHQe.dtype)
     return F.scaled_dot_product_attention(q_BHQe, k_BHNe, v_BHNe, attn_mask=mask)
 
 
@@ -32,10 +37,17 @@ def attention(q_BHQe, k_BHNe, v_BHNe, mask=None):
     fused = q.device.type != "cpu" or q.dtype != torch.bfloat16 or min(q.shape[2], k.shape[2]) > 512
     if fused:
         return attention_reference(q, k, v, mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    scores = masked((q * q.shape[-1] ** -0.5) @ k.mT, mask)
     return scores.softmax(-1) @ v
+
+
+def masked(scores, mask):
+    """Scores (B,H,Q,N) with the mask of attention_reference applied."""
+    if mask is None:
+        return scores
+    if mask.is_floating_point():
+        return scores + mask.to(scores.dtype)
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
 # ---- depthwise convolution ------------------------------------------------------

@@ -58,6 +58,8 @@ VARIANTS = [
     dict(bottleneck="open", hide_masked=True),
     dict(bottleneck="open", isolate_documents=True),
     dict(bottleneck="strict", isolate_documents=True),
+    dict(bottleneck="strict", anchored=False),
+    dict(bottleneck="open", anchored=True),
     dict(bottleneck="open", bias=True, n_decoder=2, n_mixer=1, mixer_kernel=3),
     dict(bottleneck="open", lexicon=False),
     dict(bottleneck="open", self_attention=True, n_concept=7),
@@ -132,6 +134,68 @@ def test_flops_agree_with_the_flop_counter(variant):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(*batch(B, T, K))
     assert abs(3 * counter.get_total_flops() / (model.flops_per_token(T, K, B) * B * T) - 1) < 0.01
+
+
+# ---- places of concepts ---------------------------------------------------------
+
+
+def test_scores_of_local_heads_fall_with_the_distance():
+    """slope x |token - (c + 1/2) T / C| / (T / C), the pilot's formula, written with loops."""
+    model, ids = small(bottleneck="strict", block_size=24, n_concept=8), torch.zeros(2, 24).long()
+    anchors = model.anchors(ids, None, None)
+    bias = anchors.bias(torch.arange(24)[None])
+    assert bias.shape == (1, 4, 8, 24)
+    for head, slope in enumerate((4, 0.5, 0, 0)):
+        for c in range(8):
+            for t in range(24):
+                far = abs((c + 0.5) * 3 - t) / 3
+                assert bias[0, head, c, t].item() == pytest.approx(-slope * far, abs=1e-5)
+
+
+def test_short_rows_keep_the_stride_and_long_rows_stretch_it():
+    model = small(anchored=True, position="sinusoidal", max_length=100)  # 8 concepts, 32 tokens
+    ids = torch.zeros(2, 10).long()
+    assert model.anchors(ids, None, None).stride_BC.tolist() == [[4.0]]
+    ids = torch.zeros(2, 80).long()
+    assert model.anchors(ids, None, None).stride_BC.tolist() == [[10.0]]
+    real = torch.arange(80) < torch.tensor([[64], [16]])
+    assert model.anchors(ids, real, None).stride_BC.tolist() == [[8.0], [4.0]]
+
+
+def test_padding_of_a_row_beyond_block_size_changes_nothing():
+    model = small(anchored=True, position="sinusoidal", max_length=100)
+    ids, positions, _, _ = batch(T=40)
+    real = torch.arange(60).expand(3, -1) < 40
+    padded = logits(model, F.pad(ids, (0, 20), value=7), positions, real)
+    assert torch.allclose(logits(model, ids, positions), padded, atol=1e-5)
+
+
+def test_concepts_of_an_isolated_document_stand_in_it():
+    model = small(bottleneck="strict", isolate_documents=True, n_concept=7)
+    ids = torch.zeros(1, 30).long().index_fill_(1, torch.tensor([9, 19]), EOT)
+    place = model.anchors(ids, None, model.documents(ids)).place_BC[0]
+    for c in range(7):
+        assert 10 * (c % 3) < place[c] < 10 * (c % 3) + 10 + 32 / 7
+
+
+@pytest.mark.parametrize("n_concept", [64, 5, 1])
+@both
+def test_any_number_of_concepts_and_length_of_rows_has_anchors(bottleneck, n_concept):
+    """More concepts than tokens, one, an odd stride; rows shorter than a stride; all padding."""
+    model = small(bottleneck=bottleneck, anchored=True, n_concept=n_concept)
+    for T in (1, 2, 32):
+        ids, positions, _, _ = batch(T=T, K=1)
+        real = torch.arange(T).expand(3, -1) < torch.tensor([[T], [0], [1]])
+        assert logits(model, ids, positions).isfinite().all()
+        assert logits(model, ids, positions, real).isfinite().all()
+
+
+@pytest.mark.parametrize("wrong, word", [
+    (dict(anchor_slope=0.0), "anchor_slope"), (dict(local_heads=0.0), "local_heads"),
+    (dict(local_heads=1.5), "local_heads")])
+def test_impossible_anchors_are_refused(wrong, word):
+    with pytest.raises(ValueError, match=word):
+        small(**wrong)
 
 
 # ---- what may reach what --------------------------------------------------------
@@ -287,7 +351,9 @@ def test_defaults_of_train_are_those_of_the_models():
     settings = {name: default for name, (default, _) in read_settings(ROOT / "train.py").items()}
     made = small(mask_id=MASK).cfg
     assert made.hide_masked == settings["hide_masked"] and not ConceptConfig().hide_masked
-    recipe = {"vocab_size", "block_size", "hide_masked"}  # taken from the data or explained above
+    assert small(bottleneck="strict").cfg.anchored and not made.anchored  # "auto" in train.py
+    # taken from the data or explained above
+    recipe = {"vocab_size", "block_size", "hide_masked", "anchored"}
     for config in (ConceptConfig, TransformerConfig):
         shape = {f.name: f.default for f in fields(config) if f.name in settings.keys() - recipe}
         differ = {n: (v, settings[n]) for n, v in shape.items() if v != settings[n]}
@@ -524,7 +590,7 @@ def test_owned_heads_read_owned_words_only():
         torch.rand(2, 1, 1, 40) < 0.8,
     )  # the fifth query owns nothing
     with torch.no_grad():
-        weights, w = attention_weights(read, x, y, mask, words, owner), read.kv.weight
+        weights, w = attention_weights(read, x, y, mask, words, owner, mask), read.kv.weight
         assert (
             torch.allclose(weights[:, :, :4].sum(-1), torch.ones(2, 4, 4))
             and (weights[:, 2:, 4] == 0).all()
@@ -536,7 +602,7 @@ def test_owned_heads_read_owned_words_only():
             torch.cat((y @ w[32:48].T, words @ w[48:].T), -1).unflatten(-1, (4, 8)).transpose(1, 2)
         )
         dense = F.rms_norm(weights @ values, (8,)).transpose(1, 2).flatten(2) @ read.out.weight.T
-        assert torch.allclose(read(x, y, mask, words, owner), dense, atol=1e-5)
+        assert torch.allclose(read(x, y, mask, words, owner, mask), dense, atol=1e-5)
 
 
 def test_what_a_head_reads_has_the_same_size_from_many_tokens_as_from_one():

@@ -35,6 +35,7 @@ from transformers.modeling_outputs import (
 )
 
 from lib.classifier import Classifier
+from lib.kernels import masked
 
 # In an exported folder these two names stand for the classes of the architecture it was made from.
 from model import ConceptConfig as Config
@@ -258,15 +259,16 @@ def attention_weights(read, x_BQD, y_BND, mask=None, *others):
     k_BND = read.kv(y_BND).chunk(2, dim=-1)[0]
     q, k = split_heads(read.q(x_BQD), k_BND, read.n_head, rotary, read.gain)
     scores = (q.float() @ k.float().mT) * q.shape[-1] ** -0.5
-    allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)
+    weights = masked(scores, mask).softmax(-1)
     if n_owned:
-        owner_B11N = others[1][:, None, None]
-        owns = owner_B11N == torch.arange(scores.shape[2], device=scores.device)[:, None]
-        owns = torch.cat((torch.ones_like(owns).expand(-1, read.n_head - n_owned, -1, -1),
-                          owns.expand(-1, n_owned, -1, -1)), dim=1)
-        allowed = allowed & owns
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    return (scores.softmax(-1) * allowed).to(y_BND.dtype)
+        _, owner_BN, visible = others
+        number_Q1 = torch.arange(scores.shape[2], device=scores.device)[:, None]
+        owns = owner_BN[:, None, None] == number_Q1
+        if visible is not None:
+            owns = owns & visible
+        owned = scores.masked_fill(~owns, torch.finfo(scores.dtype).min).softmax(-1) * owns
+        weights = torch.cat((weights[:, :-n_owned], owned[:, -n_owned:]), dim=1)
+    return weights.to(y_BND.dtype)
 
 
 # ---- what the classes share ------------------------------------------------------------
