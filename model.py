@@ -15,7 +15,9 @@ position and nothing else, so everything that is predicted has gone through the 
 for quality: tokens see their neighbours through a depthwise convolution, the decoder starts from
 the masked token's own state, and the lexicon copies words of the row.
 
-Three choices decide whether it trains at all; each has a test in tests/test_model.py:
+Four choices decide whether it trains at all; each has a test in tests/test_model.py or test_learns:
+- The concepts of a strict model have places in the row (Anchors). Without, it learns little more
+  than word frequencies.
 - The decoder query holds the position. Without it all masks of a row get the same prediction.
 - Concepts start with standard deviation 1. Near zero they all read the same average of the tokens
   and stay copies of each other.
@@ -431,7 +433,7 @@ class Anchors:
     In the first heads, the local ones, what stands far from a concept scores lower: for reading,
     self-attention and decoding, score - slope x distance / stride, as in ALiBi (2108.12409).
     The slopes fall from anchor_slope to an eighth of it. The other heads are global. There are no
-    parameters. Without places a strict bottleneck stays at word frequencies (records/anchors).
+    parameters.
     """
     # One object serves a batch. place_BC and stride_BC are in tokens; B is 1 where all rows agree.
     def __init__(self, cfg, place_BC, stride_BC):
