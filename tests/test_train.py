@@ -464,7 +464,7 @@ def test_sample_reads_standard_input(trained, monkeypatch):
 def test_the_transformer_trains_in_the_same_loop_and_says_what_it_does_not_use(data_dir, tmp_path):
     args = ["--arch=transformer", "--n_register=3", "--max_steps=4"]
     done = train(data_dir, tmp_path, *args, fresh=True)
-    assert "does not use bottleneck, concept_dim" in done.stdout
+    assert "does not use anchor_slope, anchored, bottleneck" in done.stdout
     assert "concepts" not in done.stdout.split("starting at step 0")[1], "it has none to measure"
     assert "\n\n" not in done.stdout
     run = result(done)

@@ -72,7 +72,8 @@ def test_every_arm_and_seed_is_in_the_table(sweep, out):
     saved = json.loads((out / "results.json").read_text())
     found = {(r["arm"], r["seed"]) for r in saved["results"]}
     assert found == {(arm, seed) for arm in first["loss"] for seed in (1, 2)}
-    assert saved["results"][0]["health"]["concept_rank"] > 0
+    ranks = {r["arm"]: r["health"]["concept_rank"] for r in saved["results"]}
+    assert ranks["strict"] > 0 and ranks["plain"] is None
     assert first["loss"]["strict"][0] != first["loss"]["strict"][1], "seeds differ"
 
 
