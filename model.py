@@ -71,7 +71,7 @@ class ConceptConfig:
     concept_std: float = 1.0  # standard deviation of the concepts at the start
     anchored: bool | None = None  # concepts have places in the row, see Anchors; None: strict only
     anchor_slope: float = 4.0  # Anchors: how local the most local head is
-    local_heads: float = 0.5  # Anchors: share of the heads that are local
+    local_heads: float = 0.75  # Anchors: share of the heads that are local
     mask_id: int = -1  # id of [MASK]; needed by hide_masked
     eot_id: int = -1  # id that ends a document; needed by isolate_documents
 
@@ -431,27 +431,31 @@ class Anchors:
     """Places of the concepts in the row: concept c stands at (c + 1/2) x stride tokens.
 
     In the first heads, the local ones, what stands far from a concept scores lower: for reading,
-    self-attention and decoding, score - slope x distance / stride, as in ALiBi (2108.12409).
-    The slopes fall from anchor_slope to an eighth of it. The other heads are global. There are no
-    parameters.
+    self-attention and decoding, score - slope x distance / stride, as in ALiBi (2108.12409). The
+    other heads are global. There are no parameters.
+
+    Each local head looks at another place: the first at the concept's own, the next half a stride
+    to the left and to the right, then a whole stride, and so on. So a concept knows the order of
+    the tokens around it, which are all alike to one head. Slopes fall as heads look farther.
     """
     # One object serves a batch. place_BC and stride_BC are in tokens; B is 1 where all rows agree.
     def __init__(self, cfg, place_BC, stride_BC):
         self.cfg, self.place_BC, self.stride_BC = cfg, place_BC, stride_BC
 
-    def bias(self, places_BN, mask=None, slope=1.0):
+    def bias(self, places_BN, mask=None):
         """What is added to the scores of concepts with what stands at these places, in tokens.
 
-        -> (B,H,C,N). mask bool, broadcastable to this: False = no score at all. slope: of the most
-        local head, as a multiple of anchor_slope.
+        -> (B,H,C,N). mask bool, broadcastable to this: False = no score at all.
         """
-        far_BCN = (self.place_BC[..., None] - places_BN[:, None]).abs() / self.stride_BC[..., None]
-        n_local = max(1, round(self.cfg.local_heads * self.cfg.n_head))
-        head_H = torch.arange(self.cfg.n_head, device=places_BN.device)
-        slope_H = slope * self.cfg.anchor_slope * 8.0 ** (-head_H / max(1, n_local - 1))
-        slope_H11 = (slope_H * (head_H < n_local))[:, None, None]
+        cfg, head_H = self.cfg, torch.arange(self.cfg.n_head, device=places_BN.device)
+        is_local_H = head_H < max(1, round(cfg.local_heads * cfg.n_head))
+        # in strides: 0, -1/2, 1/2, -1, 1, ...
+        offset_H11 = ((head_H + 1) // 2 * (0.5 - head_H % 2))[:, None, None]
+        slope_H11 = cfg.anchor_slope / (2 * offset_H11.abs()).clamp(min=1)
+        slope_H11 = slope_H11 * is_local_H[:, None, None]
+        away_BCN = (places_BN[:, None] - self.place_BC[..., None]) / self.stride_BC[..., None]
         # Both limits fit fp16 and leave nothing of a score, also far from everything else.
-        bias_BHCN = (-slope_H11 * far_BCN[:, None]).clamp(min=-1e4)
+        bias_BHCN = (-slope_H11 * (away_BCN[:, None] - offset_H11).abs()).clamp(min=-1e4)
         return bias_BHCN if mask is None else bias_BHCN.masked_fill(~mask, -3e4)
 
 
@@ -658,8 +662,7 @@ class ConceptEncoder(nn.Module):
             anchors = self.anchors(ids, real_BT, documents_BT)
             read_mask = anchors.bias(places_T[None], visible)
             if self.cfg.has_self_attention:
-                # half the slope per concept, of which each is one stride from the next
-                self_mask = anchors.bias(anchors.place_BC, self_mask, slope=0.5)
+                self_mask = anchors.bias(anchors.place_BC, self_mask)
 
         # Tokens: embedding and position, then their neighbours.
         x_BTd = vectors_BTd + self.position_codes(places_T + start)

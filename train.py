@@ -52,7 +52,7 @@ lexicon = True  # each concept owns some words of the vocabulary, reads and pred
 concept_std = 1.0  # standard deviation of the concepts at the start
 anchored = "auto"  # concepts have places in the row; auto: strict only | true | false
 anchor_slope = 4.0  # anchored: how fast scores fall with the distance, in the most local head
-local_heads = 0.5  # anchored: share of the heads that are local
+local_heads = 0.75  # anchored: share of the heads that are local
 n_register = 0  # extra learned tokens in front of every row (transformer)
 
 # masking: masking.py explains each

@@ -140,15 +140,16 @@ def test_flops_agree_with_the_flop_counter(variant):
 
 
 def test_scores_of_local_heads_fall_with_the_distance():
-    """slope x |token - (c + 1/2) T / C| / (T / C), the pilot's formula, written with loops."""
-    model, ids = small(bottleneck="strict", block_size=24, n_concept=8), torch.zeros(2, 24).long()
-    anchors = model.anchors(ids, None, None)
-    bias = anchors.bias(torch.arange(24)[None])
-    assert bias.shape == (1, 4, 8, 24)
-    for head, slope in enumerate((4, 0.5, 0, 0)):
+    """Anchor of concept c at (c + 1/2) T / C, distances in strides T / C; written with loops."""
+    cfg = dict(bottleneck="strict", block_size=24, n_concept=8, n_head=8, local_heads=0.75)
+    model, ids = small(**cfg), torch.zeros(2, 24).long()
+    bias = model.anchors(ids, None, None).bias(torch.arange(24)[None])
+    assert bias.shape == (1, 8, 8, 24)
+    slopes, offsets = (4, 4, 4, 2, 2, 4 / 3, 0, 0), (0, -0.5, 0.5, -1, 1, -1.5, 0, 0)
+    for head, (slope, offset) in enumerate(zip(slopes, offsets)):
         for c in range(8):
             for t in range(24):
-                far = abs((c + 0.5) * 3 - t) / 3
+                far = abs((c + 0.5 + offset) * 3 - t) / 3
                 assert bias[0, head, c, t].item() == pytest.approx(-slope * far, abs=1e-5)
 
 
