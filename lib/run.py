@@ -147,6 +147,9 @@ def settings_without_effect(config, defaults):
     # concept model, so that one command line compares the two
     if config["arch"] == "concept" and config["bottleneck"] != "open":
         unread += ["n_mixer", "mixer_kernel", "n_decoder", "self_attention", "lexicon"]
+    has_anchors = {"auto": config["bottleneck"] == "strict", "false": False}
+    if config["arch"] == "concept" and not has_anchors.get(config["anchored"], True):
+        unread += ["anchor_slope", "local_heads"]
     if config["lr_schedule"] != "wsd":
         unread += ["decay_fraction"]
     if config["lr_schedule"] == "constant":

@@ -334,6 +334,8 @@ def test_weights_of_another_run_start_a_new_one(trained, data_dir, tmp_path):
     (["--mlm_probability=nan"], ["mlm_probability=nan"]),
     (["--optimizer=sgd", "--lr_schedule=step"], ["optimizer='sgd'", "lr_schedule='step'"]),
     (["--concept_window=5"], ["concept_window=5 has no effect"]),
+    (["--bottleneck=open", "--anchor_slope=8"], ["anchor_slope=8.0 has no effect"]),
+    (["--bottleneck=strict", "--anchored=false", "--local_heads=1"], ["local_heads=1.0 has no"]),
     (["--block_size=1e6"], ["block_size", "largest usable"]),
     (["--dtype=fp16"], ["dtype=fp16 needs a CUDA GPU"]),
     (["--device=tpu"], ["device='tpu'"]),
