@@ -236,7 +236,7 @@ class Attention(nn.Module):
         self.gain = None if gain is None else nn.Parameter(torch.full((cfg.n_head,), gain))
 
     def forward(self, x_BQD, y_BNE, mask=None, rotary=None):
-        """mask, broadcastable to (B,H,Q,N): bool, True = may read, or float, added to the scores.
+        """mask, broadcastable to (B,H,Q,N): bool, True = may read; or Near, from Anchors.
         rotary: (cos, sin) for the queries and for the keys, see rotate; None: no rotary positions.
         """
         k, v = self.kv(y_BNE).chunk(2, dim=-1)
@@ -301,8 +301,6 @@ class OwnedAttention(Attention):
         v = v.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
         q, k = split_heads(self.q(x_BQD), k, self.n_head, None, self.gain)
         q, k = q.to(v.dtype), k.to(v.dtype)
-        if mask is not None and mask.shape[1] > 1:
-            mask = mask[:, :n_free]
         free = kernels.attention(q[:, :n_free], k[:, :n_free], v[:, :n_free], mask)
         owned = attention_by_owner(q[:, n_free:], k[:, n_free:], v[:, n_free:], owner_BN, visible)
         read_BHQe = torch.cat((free, owned.to(v.dtype)), dim=1)
@@ -436,27 +434,61 @@ class Anchors:
 
     Each local head looks at another place: the first at the concept's own, the next half a stride
     to the left and to the right, then a whole stride, and so on. So a concept knows the order of
-    the tokens around it, which are all alike to one head. Slopes fall as heads look farther.
+    the tokens around it, which are all alike to one head. Slopes fall as heads look farther. A
+    local head reads nothing beyond REACH strides, so that many concepts, too, cost O(T).
     """
+    REACH = 6.0
+    BLOCK = 16  # concepts that read from one window, see kernels.Near
+
     # One object serves a batch. place_BC and stride_BC are in tokens; B is 1 where all rows agree.
-    def __init__(self, cfg, place_BC, stride_BC):
-        self.cfg, self.place_BC, self.stride_BC = cfg, place_BC, stride_BC
+    # span: the longest stride, a number; None: the concepts do not stand in order.
+    def __init__(self, cfg, place_BC, stride_BC, span=None):
+        self.cfg, self.place_BC, self.span = cfg, place_BC, span
+        # With more concepts than tokens hardly a token would be within reach of a true stride.
+        self.stride_BC = stride_BC.clamp(min=1)
 
-    def bias(self, places_BN, mask=None):
-        """What is added to the scores of concepts with what stands at these places, in tokens.
+    @staticmethod
+    def heads(cfg):
+        """-> the slope and the offset in strides of each head, two lists. Global heads: slope 0."""
+        n_local = max(1, round(cfg.local_heads * cfg.n_head))
+        offsets = [(h + 1) // 2 * (0.5 - h % 2) for h in range(n_local)]  # 0, -1/2, 1/2, -1, 1, ...
+        slopes = [cfg.anchor_slope / max(1.0, 2 * abs(offset)) for offset in offsets]
+        n_global = cfg.n_head - n_local
+        return slopes + [0.0] * n_global, offsets + [0.0] * n_global
 
-        -> (B,H,C,N). mask bool, broadcastable to this: False = no score at all.
+    @classmethod
+    def window(cls, cfg, span, n_key, key_span, n_query=BLOCK):
+        """How many of n_key keys, which stand key_span tokens apart, so many queries read together.
+
+        -> (n_query, number of keys); None where that would not be cheaper than reading all.
         """
-        cfg, head_H = self.cfg, torch.arange(self.cfg.n_head, device=places_BN.device)
-        is_local_H = head_H < max(1, round(cfg.local_heads * cfg.n_head))
-        # in strides: 0, -1/2, 1/2, -1, 1, ...
-        offset_H11 = ((head_H + 1) // 2 * (0.5 - head_H % 2))[:, None, None]
-        slope_H11 = cfg.anchor_slope / (2 * offset_H11.abs()).clamp(min=1)
-        slope_H11 = slope_H11 * is_local_H[:, None, None]
-        away_BCN = (places_BN[:, None] - self.place_BC[..., None]) / self.stride_BC[..., None]
-        # Both limits fit fp16 and leave nothing of a score, also far from everything else.
-        bias_BHCN = (-slope_H11 * (away_BCN[:, None] - offset_H11).abs()).clamp(min=-1e4)
-        return bias_BHCN if mask is None else bias_BHCN.masked_fill(~mask, -3e4)
+        if span is None:
+            return None
+        reach = (cls.REACH + max(map(abs, cls.heads(cfg)[1]))) * max(1.0, span)
+        window = int(((n_query - 1) * span + 2 * reach) / key_span) + 2
+        return (n_query, window) if 4 * window <= n_key else None
+
+    def reading(self, n_token, visible):
+        """For concepts that read tokens. visible, bool (B,1,1 or C,T): True = may read. -> Near."""
+        place_1T = torch.arange(n_token, device=self.place_BC.device)[None]
+        window = self.window(self.cfg, self.span, n_token, 1.0)
+        return self.near(self.place_BC, place_1T, self.stride_BC[..., None], visible, window)
+
+    def among_concepts(self, visible):
+        """For concepts that read each other. visible (B,1,C,C). -> Near."""
+        window = self.window(self.cfg, self.span, self.cfg.n_concept, self.span)
+        return self.near(self.place_BC, self.place_BC, self.stride_BC[..., None], visible, window)
+
+    def decoding(self, positions_BK, visible):
+        """For positions that read concepts. visible (B,1,K,C). -> Near."""
+        window = self.window(self.cfg, self.span, self.cfg.n_concept, self.span, n_query=1)
+        stride_B1C = self.stride_BC[:, None]
+        return self.near(positions_BK, self.place_BC, stride_B1C, visible, window, sign=-1)
+
+    def near(self, place_BQ, place_BN, stride, visible, window, sign=1):
+        slopes, offsets = self.heads(self.cfg)
+        return kernels.Near(slopes, offsets, self.REACH, place_BQ, place_BN, stride, sign, visible,
+                            window)
 
 
 # ---- decoders -----------------------------------------------------------------------
@@ -660,9 +692,9 @@ class ConceptEncoder(nn.Module):
         read_mask = visible
         if self.cfg.anchored:
             anchors = self.anchors(ids, real_BT, documents_BT)
-            read_mask = anchors.bias(places_T[None], visible)
+            read_mask = anchors.reading(T, visible)
             if self.cfg.has_self_attention:
-                self_mask = anchors.bias(anchors.place_BC, self_mask)
+                self_mask = anchors.among_concepts(self_mask)
 
         # Tokens: embedding and position, then their neighbours.
         x_BTd = vectors_BTd + self.position_codes(places_T + start)
@@ -720,7 +752,7 @@ class ConceptEncoder(nn.Module):
         if self.cfg.anchored:
             real_BT = None if attention_mask is None else attention_mask.bool()
             anchors = self.anchors(tokens[..., 0], real_BT, documents)
-            mask = anchors.bias(positions, None if mask is None else mask.mT).mT
+            mask = anchors.decoding(positions, mask)
         content_BCE = concepts[..., :self.cfg.content_dim]
         states_BKD = self.decoder(self.query(query_BKd), content_BCE, mask)
         if not self.lexicon:
@@ -818,7 +850,9 @@ class ConceptEncoder(nn.Module):
             if real_BT is not None:
                 length_B1 = real_BT.sum(1, keepdim=True)
             stride_B1 = (length_B1 / C).clamp(min=shortest)
-            return Anchors(self.cfg, (number_1C + 0.5) * stride_B1, stride_B1)
+            span = max(self.cfg.block_size, row_BT.shape[1]) / C
+            return Anchors(self.cfg, (number_1C + 0.5) * stride_B1, stride_B1,
+                           None if torch.compiler.is_exporting() else span)
         # The concepts that serve a document (see serves) are spread over it evenly.
         served_BCT = self.serves(documents_BT, documents_BT)
         if real_BT is not None:
@@ -828,7 +862,8 @@ class ConceptEncoder(nn.Module):
         stride_BC = (served_BCT.sum(-1) / n_serving_BC).clamp(min=shortest)
         first_BC = served_BCT.int().argmax(-1)
         rank_BC = number_1C // n_document_B1
-        return Anchors(self.cfg, first_BC + (rank_BC + 0.5) * stride_BC, stride_BC)
+        place_BC = first_BC + (rank_BC + 0.5) * stride_BC
+        return Anchors(self.cfg, place_BC, stride_BC)
 
     def masks(self, ids, real_BT, documents_BT):
         """Masks for concepts reading tokens (B,1,1 or C,T) and reading each other (B,1,C,C).
@@ -879,28 +914,47 @@ class ConceptEncoder(nn.Module):
     def num_params(self):
         return sum(p.numel() for p in self.parameters())
 
+    def pairs(self, T, K, n_head):
+        """How many queries and keys are scored in a row by the first n_head heads, as a multiple of
+        n_head of all: by reading, self-attention and decoding. -> three numbers.
+        """
+        cfg, C = self.cfg, self.cfg.n_concept
+        all_pairs, n_local = [C * T, C * C, K * C], 0
+        near_pairs = all_pairs.copy()
+        if cfg.anchored and not cfg.isolate_documents:
+            n_local = min(n_head, sum(slope > 0 for slope in Anchors.heads(cfg)[0]))
+            span = max(cfg.block_size, T) / C
+            windows = [Anchors.window(cfg, span, T, 1.0), Anchors.window(cfg, span, C, span),
+                       Anchors.window(cfg, span, C, span, n_query=1)]
+            near_pairs = [-(-n_query // window[0]) * window[0] * window[1] if window else n_pair
+                          for n_query, window, n_pair in zip((C, C, K), windows, all_pairs)]
+        return [(n_local * near + (n_head - n_local) * far) / cfg.n_head
+                for near, far in zip(near_pairs, all_pairs)]
+
     def flops_per_token(self, T, K, B=1):
         """Training FLOPs an input token, in batches of B rows of T tokens with K predicted ones."""
         # Matrix products, attention and convolutions; tests/test_model.py compares the sum with
         # torch.utils.flop_counter. Each term counts multiply-adds of one row, forward only.
         cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.cfg.n_concept
         E, r, V = cfg.content_dim, cfg.context_dim, cfg.vocab_size
+        reads, among, decodes = self.pairs(T, K, cfg.n_head)
         ffn = 3 * D * cfg.ffn_dim  # for one vector
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
-        read = C * (2 * D * D + 2 * T * D) + T * 2 * d * D
-        self_attention = C * (4 * D * D + 2 * C * D) if cfg.has_self_attention else 0
+        read = C * 2 * D * D + 2 * D * reads + T * 2 * d * D
+        self_attention = C * 4 * D * D + 2 * D * among if cfg.has_self_attention else 0
         layer = read + self_attention + C * ffn
         if cfg.bottleneck == "strict":
-            decoder = C * D * D + K * 2 * C * D
+            decoder = C * D * D + 2 * D * decodes
         else:
-            decoder = cfg.n_decoder * (K * (2 * D * D + 2 * C * D + ffn) + C * 2 * D * E)
+            decoder = cfg.n_decoder * (K * (2 * D * D + ffn) + 2 * D * decodes + C * 2 * D * E)
         head = K * (d * V + (2 * d * D if d != D else 0))
         lexicon = 0
         if cfg.has_lexicon:
             row_logits = d * (C * E + V + -V % C)
             gate = K * (D + r * (d + C))
             memory = T * d * (r + 1)
-            saved = C * 2 * T * D * self.layers[0].read.n_owned_head / cfg.n_head  # by owned heads
+            n_free = cfg.n_head - self.layers[0].read.n_owned_head
+            saved = 2 * D * (reads - self.pairs(T, K, n_free)[0])  # by owned heads
             lexicon = row_logits + gate + memory - saved
         expansion = 0
         if self.expansion:  # once for all rows of a batch

@@ -20,7 +20,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from lib.kernels import masked
+from lib.kernels import softmax_weights
 from lib.machine import autocast
 from lib.run import EVAL_SEED
 from masking import mask_batch
@@ -295,7 +295,7 @@ def attention_weights(module, x_BQD, y_BNE, mask=None, words=None, owner_BN=None
         q, k, gain = module.q(x_BQD), module.kv(y_BNE).chunk(2, dim=-1)[0], module.gain
     q, k = split_heads(q, k, module.n_head, None, gain)
     scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
-    free = masked(scores, mask).softmax(-1)
+    free = softmax_weights(scores, mask)
     if owner_BN is None:
         return free
     query_Q1 = torch.arange(q.shape[2], device=owner_BN.device)[:, None]

@@ -1,6 +1,7 @@
-"""Three computations that torch does slowly or with too much memory, each behind one function.
+"""Computations that torch does slowly or with too much memory, each behind one function.
 
     attention               softmax attention; a faster path for bf16 on a CPU
+    near_attention          the same where heads see only what is near; in windows, so O(T)
     depthwise_convolution   one filter a channel; a faster gradient of the filters on a CPU
     cross_entropy           loss over a large vocabulary without ever holding all logits
 
@@ -30,15 +31,16 @@ def attention_reference(q_BHQe, k_BHNe, v_BHNe, mask=None):
 
 
 def attention(q_BHQe, k_BHNe, v_BHNe, mask=None):
-    """attention_reference -> (B,H,Q,e)."""
+    """attention_reference -> (B,H,Q,e). mask: also a Near."""
     q, k, v = q_BHQe, k_BHNe, v_BHNe
+    if isinstance(mask, Near):
+        return near_attention(q, k, v, mask)
     # On a CPU in bf16 torch's fused kernel takes twice as long as plain products (records/speed).
     # Plain products hold Q x N scores, so they are used only where one of the two sides is short.
     fused = q.device.type != "cpu" or q.dtype != torch.bfloat16 or min(q.shape[2], k.shape[2]) > 512
     if fused:
         return attention_reference(q, k, v, mask)
-    scores = masked((q * q.shape[-1] ** -0.5) @ k.mT, mask)
-    return scores.softmax(-1) @ v
+    return masked((q * q.shape[-1] ** -0.5) @ k.mT, mask).softmax(-1) @ v
 
 
 def masked(scores, mask):
@@ -48,6 +50,120 @@ def masked(scores, mask):
     if mask.is_floating_point():
         return scores + mask.to(scores.dtype)
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+
+
+def softmax_weights(scores_BHQN, mask=None):
+    """The weights with which attention reads, from scores in fp32; mask as there. -> (B,H,Q,N)."""
+    if not isinstance(mask, Near):
+        return masked(scores_BHQN, mask).softmax(-1)
+    bias_BHQN, reads_BHQ1 = mask.bias(scores_BHQN.shape[1])
+    return masked(scores_BHQN, bias_BHQN).softmax(-1) * reads_BHQ1
+
+
+# ---- attention to what is near --------------------------------------------------
+
+HIDDEN = -3e4  # as a score: nothing is left of it after a softmax, and it fits fp16
+
+
+class Near:
+    """Where the queries and keys of an attention stand in a row; takes the place of its mask.
+
+    slopes, offsets: of each head, offsets in strides. Where a slope is above 0, the head is local:
+    its scores get -slope x |distance / stride - offset|, and what is further than `reach` strides
+    from the offset is not read. The local heads come first. The others read all that is visible.
+
+    place_BQ, place_BN: of queries and keys, in tokens. stride (B,1,1), (B,Q,1) or (B,1,N), in
+    tokens. B may be 1 in all three. sign: 1 if distances count from query to key, -1 from key to
+    query. visible, bool (B,1,1 or Q,N): True = may be read; None: all may.
+
+    window: (number of queries in a block, number of keys that a block may read), or None. With it
+    near_attention goes through blocks, for which queries and keys must stand in order, with a
+    stride (B,1,1) and visible (B,1,1,N).
+    """
+
+    def __init__(self, slopes, offsets, reach, place_BQ, place_BN, stride, sign=1, visible=None,
+                 window=None):
+        self.n_local, self.reach = sum(slope > 0 for slope in slopes), reach
+        device, self.farthest = place_BN.device, max(map(abs, offsets)) + reach
+        self.slope_H, self.offset_H = (
+            torch.tensor(numbers, device=device) for numbers in (slopes, offsets))
+        self.place_BQ, self.place_BN, self.stride, self.sign = place_BQ, place_BN, stride, sign
+        self.visible, self.window = visible, window
+        # once for all layers
+        if window is None:
+            self.scores = self.of_places(place_BQ[:, None], place_BN[:, None], stride, visible)
+        else:
+            self.find_windows()
+
+    def of_places(self, place_BnQ, place_BnN, stride, visible):
+        """For n blocks of places and visible (B,n,1 or Q,N) -> what is added to their scores
+        (B,H,n,Q,N), and (B,H,n,Q,1): 0 where a query has nothing to read, otherwise 1.
+        """
+        slope, offset = (t[:, None, None, None] for t in (self.slope_H, self.offset_H))
+        away_BnQN = self.sign * (place_BnN[..., None, :] - place_BnQ[..., None]) / stride[:, None]
+        far = (away_BnQN[:, None] - offset).abs()
+        hidden = (far > self.reach) & (slope > 0)
+        if visible is not None:
+            hidden = hidden | ~visible[:, None]
+        reads = ~hidden.all(-1, keepdim=True)
+        return (-slope * far).masked_fill(hidden, HIDDEN), reads
+
+    def find_windows(self):
+        """Sets scores as of_places gives them, and index (B,n*keys), the keys that each reads."""
+        n_query, n_key = self.window
+        Q, N, device = self.place_BQ.shape[1], self.place_BN.shape[1], self.place_BN.device
+        n = -(-Q // n_query)
+        query_n = torch.arange(n * n_query, device=device).clamp(max=Q - 1)
+        place_Bnq = self.place_BQ[:, query_n].unflatten(1, (n, n_query))
+        start_Bn = place_Bnq[..., 0] - self.farthest * self.stride[..., 0]
+        place_BN = self.place_BN.expand(len(start_Bn), -1).to(start_Bn.dtype).contiguous()
+        first_Bn = torch.searchsorted(place_BN, start_Bn.contiguous()).clamp(max=N - n_key)
+        self.index = (first_Bn[..., None] + torch.arange(n_key, device=device)).flatten(1)
+        seen = self.visible
+        if seen is not None:
+            seen, index = seen[:, 0, 0], self.index
+            B = max(len(seen), len(index))
+            seen = seen.expand(B, -1).gather(1, index.expand(B, -1)).view(B, n, 1, n_key)
+        place_Bnk = place_BN.gather(1, self.index).unflatten(1, (n, n_key))
+        self.scores = self.of_places(place_Bnq, place_Bnk, self.stride, seen)
+
+    def bias(self, n_head):
+        """All scores (B,H,Q,N) of the first heads, and whether they read, (B,H,Q,1)."""
+        scores = self.scores
+        if self.window:
+            scores = self.of_places(
+                self.place_BQ[:, None], self.place_BN[:, None], self.stride, self.visible)
+        return [t[:, :n_head, 0] for t in scores]
+
+
+def near_attention_reference(q_BHQe, k_BHNe, v_BHNe, near):
+    """Attention with what `near` adds to the scores. What has nothing to read reads zero."""
+    bias_BHQN, reads_BHQ1 = near.bias(q_BHQe.shape[1])
+    return attention(q_BHQe, k_BHNe, v_BHNe, bias_BHQN) * reads_BHQ1
+
+
+def near_attention(q_BHQe, k_BHNe, v_BHNe, near):
+    """near_attention_reference -> (B,H,Q,e). With a window, local heads cost O(Q), not O(Q N)."""
+    if near.window is None:
+        return near_attention_reference(q_BHQe, k_BHNe, v_BHNe, near)
+    n_local = min(near.n_local, q_BHQe.shape[1])
+    local, others = zip(*(t.split((n_local, t.shape[1] - n_local), 1)
+                          for t in (q_BHQe, k_BHNe, v_BHNe)))
+    read_BHQe = window_attention(*local, near)
+    if others[0].shape[1]:
+        read_BHQe = torch.cat((read_BHQe, attention(*others, near.visible)), dim=1)
+    return read_BHQe
+
+
+def window_attention(q_BHQe, k_BHNe, v_BHNe, near):
+    """near_attention of local heads. Heads and blocks become one axis of more heads."""
+    (B, H, Q, e), (n_query, n_key) = q_BHQe.shape, near.window
+    bias, reads = (t[:, :H].flatten(1, 2) for t in near.scores)
+    q = F.pad(q_BHQe, (0, 0, 0, -Q % n_query)).reshape(B, -1, n_query, e)
+    index = near.index[:, None, :, None].expand(B, H, -1, e)
+    k, v = (t.gather(2, index).view(B, -1, n_key, e) for t in (k_BHNe, v_BHNe))
+    read = attention(q, k, v, bias) * reads
+    return read.view(B, H, -1, e)[:, :, :Q]
 
 
 # ---- depthwise convolution ------------------------------------------------------

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from configurator import read_settings
 from lib.baselines import Transformer, TransformerConfig
 from lib.health import attention_weights
-from model import Attention, ConceptConfig, ConceptEncoder, OwnedAttention, attend
+from lib.kernels import HIDDEN
+from model import Anchors, Attention, ConceptConfig, ConceptEncoder, OwnedAttention, attend
 
 pytestmark = pytest.mark.long
 
@@ -124,12 +125,17 @@ def test_every_parameter_gets_a_gradient(variant):
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if "isolate_documents" not in v], ids=str)
+LONG = [dict(bottleneck=bottleneck, anchored=True, self_attention=bottleneck == "open",
+             n_concept=132, block_size=330) for bottleneck in ("strict", "open")]
+
+
+@pytest.mark.parametrize(
+    "variant", [v for v in VARIANTS if "isolate_documents" not in v] + LONG, ids=str)
 def test_flops_agree_with_the_flop_counter(variant):
     """Forward, attention as matrix products; within 1 %. isolate_documents masks them."""
     wide = dict(token_dim=128) if "arch" in variant else dict(concept_dim=128, token_dim=128)
     model = small(**{**wide, **variant})
-    B, T, K = 2, 32, 8
+    B, T, K = 2, model.cfg.block_size, 8
     model.requires_grad_(False)  # the loss computes its gradients as it goes
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(*batch(B, T, K))
@@ -143,14 +149,41 @@ def test_scores_of_local_heads_fall_with_the_distance():
     """Anchor of concept c at (c + 1/2) T / C, distances in strides T / C; written with loops."""
     cfg = dict(bottleneck="strict", block_size=24, n_concept=8, n_head=8, local_heads=0.75)
     model, ids = small(**cfg), torch.zeros(2, 24).long()
-    bias = model.anchors(ids, None, None).bias(torch.arange(24)[None])
-    assert bias.shape == (1, 8, 8, 24)
+    anchors, everywhere = model.anchors(ids, None, None), torch.arange(24)[None]
+    reading, decoding = anchors.reading(24, None), anchors.decoding(everywhere, None)
+    among = anchors.among_concepts(None).bias(8)[0]
     slopes, offsets = (4, 4, 4, 2, 2, 4 / 3, 0, 0), (0, -0.5, 0.5, -1, 1, -1.5, 0, 0)
     for head, (slope, offset) in enumerate(zip(slopes, offsets)):
         for c in range(8):
             for t in range(24):
                 far = abs((c + 0.5 + offset) * 3 - t) / 3
-                assert bias[0, head, c, t].item() == pytest.approx(-slope * far, abs=1e-5)
+                wanted = HIDDEN if far > 6 and slope else -slope * far
+                for scores in (reading.bias(8)[0], decoding.bias(8)[0].mT):
+                    assert scores[0, head, c, t].item() == pytest.approx(wanted, abs=1e-5)
+            for other in range(8):
+                far = abs(c + offset - other)
+                wanted = HIDDEN if far > 6 and slope else -slope * far
+                assert among[0, head, c, other].item() == pytest.approx(wanted, abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_concept, padded", [(160, False), (160, True), (149, True)])
+@both
+def test_windows_change_nothing(bottleneck, n_concept, padded, monkeypatch):
+    """Local heads of long rows go through windows; reading all tokens at once gives the same."""
+    model = small(bottleneck=bottleneck, n_concept=n_concept, anchored=True, hide_masked=padded,
+                  self_attention=bottleneck == "open", position="sinusoidal", block_size=300,
+                  max_length=640)
+    ids, positions, _, _ = batch(B=2, T=640, K=9)
+    real = torch.arange(640) < torch.tensor([[600], [200]]) if padded else None
+    if padded:
+        ids[:, 100:160] = MASK  # some concepts see nothing in their local heads
+    assert Anchors.window(model.cfg, 640 / n_concept, 640, 1.0)
+    assert Anchors.window(model.cfg, 640 / n_concept, n_concept, 640 / n_concept, 1) is not None
+    found = logits(model, ids, positions, real)
+    monkeypatch.setattr(Anchors, "window", classmethod(lambda *args, **kwargs: None))
+    wanted = logits(model, ids, positions, real)
+    assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_short_rows_keep_the_stride_and_long_rows_stretch_it():

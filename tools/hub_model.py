@@ -35,7 +35,7 @@ from transformers.modeling_outputs import (
 )
 
 from lib.classifier import Classifier
-from lib.kernels import masked
+from lib.kernels import softmax_weights
 
 # In an exported folder these two names stand for the classes of the architecture it was made from.
 from model import ConceptConfig as Config
@@ -259,7 +259,7 @@ def attention_weights(read, x_BQD, y_BND, mask=None, *others):
     k_BND = read.kv(y_BND).chunk(2, dim=-1)[0]
     q, k = split_heads(read.q(x_BQD), k_BND, read.n_head, rotary, read.gain)
     scores = (q.float() @ k.float().mT) * q.shape[-1] ** -0.5
-    weights = masked(scores, mask).softmax(-1)
+    weights = softmax_weights(scores, mask)
     if n_owned:
         _, owner_BN, visible = others
         number_Q1 = torch.arange(scores.shape[2], device=scores.device)[:, None]
