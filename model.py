@@ -781,10 +781,7 @@ class ConceptEncoder(nn.Module):
         """head, for what `decode` returned or a selection of it. Raises ValueError for others."""
         if not self.lexicon:
             return self.head(states, self.table())
-        if getattr(states, "lexicon_state", None) is None:
-            raise ValueError("these states have lost what the lexicon knows of the row: pass them "
-                             "as decode returned them, or rows and positions selected from them")
-        return self.head(states, self.table(), states.lexicon_state, states.row)
+        return self.head(states, self.table(), *kernels.lexicon_of(states))
 
     def head(self, states, table_Vd, lexicon_state=(), row=None):
         """What logits are made of: states (B,K,d), table (V,d) and, with a lexicon, its row_logits
@@ -794,11 +791,8 @@ class ConceptEncoder(nn.Module):
         if not self.lexicon:
             return narrow_BKd, table_Vd
         content_RCE, gate_BKC = lexicon_state
-        row_logits_BV = self.lexicon.row_logits(content_RCE, table_Vd)
-        if row is not None:
-            row_logits_BV = row_logits_BV[row.flatten()]
-            narrow_BKd, gate_BKC = (t.reshape(-1, 1, t.shape[-1]) for t in (narrow_BKd, gate_BKC))
-        return narrow_BKd, table_Vd, row_logits_BV, gate_BKC
+        row_logits_RV = self.lexicon.row_logits(content_RCE, table_Vd)
+        return kernels.one_by_one(narrow_BKd, table_Vd, row_logits_RV, gate_BKC, row)
 
     # ---- what encode and decode use -------------------------------------------------
 

@@ -54,6 +54,7 @@ anchored = "auto"  # concepts have places in the row; auto: strict only | true |
 anchor_slope = 4.0  # anchored: how fast scores fall with the distance, in the most local head
 local_heads = 0.75  # anchored: share of the heads that are local
 n_register = 0  # extra learned tokens in front of every row (transformer)
+copy_head = False  # adds logits for words of the row, a lexicon without concepts (transformer)
 
 # masking: masking.py explains each
 concept_window = 3  # words on each side that share a mask (concepts)

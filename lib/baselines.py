@@ -5,17 +5,19 @@
 
 Trained by the same loop with arch="transformer". It is meant to be hard to beat: pre-norm, rotary
 positions (RoFormer, 2104.09864), GEGLU (2002.05202), normalised queries and keys, the concept
-model's own local mixers, and no work at unmasked positions in the last layer. Two settings make it
-a control:
+model's own local mixers, and no work at unmasked positions in the last layer. Three settings make
+it a control:
 
     n_register=64   64 extra learned tokens (2309.16588): do extra slots help without a bottleneck?
     n_layer=0       local mixers and one FFN, no attention: how much can neighbours alone predict?
+    copy_head=True  the open model's lexicon without its concepts: is that what makes it better?
 
 Shapes: B rows, T tokens, K predicted positions, R registers, N = R + T, d width, V vocabulary,
 H heads, e = d / H.
 """
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
@@ -25,6 +27,7 @@ from lib import kernels
 from model import (
     Attention,
     GatedFFN,
+    Lexicon,
     LocalMixer,
     below,
     check_length,
@@ -49,6 +52,7 @@ class TransformerConfig:
     n_mixer: int = 2  # local mixer blocks before the first layer, as in the open ConceptEncoder
     mixer_kernel: int = 7  # tokens a mixer sees, odd
     n_register: int = 0  # extra learned tokens in front of every row
+    copy_head: bool = False  # adds logits for the words of the row, see CopyHead
     bias: bool = False  # biases in linear layers and norms
     dropout: float = 0.0  # on residual branches; 0 for pretraining
     isolate_documents: bool = False  # documents packed into one row do not see each other
@@ -75,6 +79,9 @@ class TransformerConfig:
         if self.isolate_documents and self.n_register:
             problems.append("isolate_documents=True with n_register: documents would meet in the "
                             "registers")
+        if self.isolate_documents and self.copy_head:
+            problems.append("isolate_documents=True with copy_head: its logits are the same for "
+                            "all documents of a row")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -107,6 +114,48 @@ class Layer(nn.Module):
         return x_BQd + self.drop(self.ffn(self.ffn_norm(x_BQd)))
 
 
+class CopyHead(Lexicon):
+    """Adds logits for the words that occur in the row, as the Lexicon of a ConceptEncoder does.
+
+    Two things differ. Which words occur is known exactly, as no concept stands between. And ids
+    share N_BUCKET memories of contexts, not the concepts':
+    logits[k, v] = state[k] . table[v] + gate[k, v % N_BUCKET] * (weight of v if it occurs, else 0)
+    """
+    N_BUCKET = 64
+
+    def __init__(self, cfg):
+        d = cfg.token_dim
+        super().__init__(SimpleNamespace(
+            content_dim=d, token_width=d, concept_dim=d, context_dim=max(1, d // 4),
+            vocab_size=cfg.vocab_size))
+        del self.to_words, self.scale  # what a concept needs to say which words it has read
+        nn.init.constant_(self.threshold, -1.0)  # the words of the row start a little more likely
+        self.mask_id, self.vocab_size, self.width = cfg.mask_id, cfg.vocab_size, d
+
+    def remember(self, ids, x_BTd, real_BT):
+        """What recall needs, as vectors (B, N_BUCKET + ceil(V/d), d) that go with the registers."""
+        seen_BT = ids != self.mask_id
+        if real_BT is not None:
+            seen_BT = seen_BT & real_BT
+        memory_BGr = self.context_memory(normalize(x_BTd), ids % self.N_BUCKET, self.N_BUCKET,
+                                         seen_BT[:, None, None])
+        occurs_BV = torch.zeros(len(ids), self.vocab_size + -self.vocab_size % self.width,
+                                device=ids.device)
+        # a token that is not seen writes zero; amax, because others of its id may be seen
+        occurs_BV = occurs_BV.scatter_reduce(1, ids, seen_BT.float(), "amax")
+        memory_BGd = F.pad(memory_BGr, (0, self.width - memory_BGr.shape[-1]))
+        return torch.cat((memory_BGd, occurs_BV.unflatten(1, (-1, self.width))), dim=1)
+
+    def recall(self, remembered, states_BKd, x_BKd):
+        """-> logits of the row's words (B,V) and their gate at each position (B,K,N_BUCKET)."""
+        memory_BGd, occurs = remembered.split(
+            [self.N_BUCKET, remembered.shape[1] - self.N_BUCKET], dim=1)
+        memory_BGr = memory_BGd[..., :self.context.out_features]
+        gate_BKG = self.gate_per_concept(memory_BGr, states_BKd, normalize(x_BKd))
+        occurs_BV = occurs.flatten(1)[:, :self.vocab_size]
+        return occurs_BV * F.softplus(self.threshold) * self.id_weight, gate_BKG
+
+
 class Transformer(nn.Module):
     arch = "transformer"  # its name in settings and checkpoints
 
@@ -120,6 +169,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.n_layer - 1))
         self.last = Layer(cfg, has_attention=cfg.n_layer > 0)
         self.norm = norm(d, cfg)
+        self.copy_head = CopyHead(cfg) if cfg.copy_head else None
         self.init_weights()
 
     @torch.no_grad()
@@ -147,13 +197,17 @@ class Transformer(nn.Module):
         """The loss, as ConceptEncoder.forward."""
         documents = self.documents(ids)
         registers, tokens = self.encode(ids, attention_mask)
-        states = self.decode(registers, tokens, positions, documents, attention_mask)
+        states, *copies = self.read_tokens(registers, tokens, positions, documents, attention_mask)
+        nats = kernels.cross_entropy(states, self.wte, targets, weights, *copies)
         if total_weight is None:
             total_weight = weights.sum().clamp(min=1e-9)
-        return self.nats(states, targets, weights) / total_weight
+        return nats / total_weight
 
     def encode(self, ids, attention_mask=None, added=None, vectors_BTd=None):
-        """ids (B,T) int64 -> registers (B,R,d), tokens (B,T,d) before the last layer."""
+        """ids (B,T) int64 -> registers (B,R,d), tokens (B,T,d) before the last layer.
+
+        With a copy head, what it remembers of the row comes as further registers.
+        """
         check_length(ids, self.cfg)
         B, T = ids.shape
         R, documents_BT = self.cfg.n_register, self.documents(ids)
@@ -169,13 +223,33 @@ class Transformer(nn.Module):
         angles = self.rotary_angles(T)
         for layer in self.layers:
             x_BNd = layer(x_BNd, x_BNd, mask, (angles, angles))
-        return x_BNd[:, :R], x_BNd[:, R:]
+        registers, tokens = x_BNd[:, :R], x_BNd[:, R:]
+        if self.copy_head:
+            remembered = self.copy_head.remember(ids, tokens, real_BT).to(tokens.dtype)
+            registers = torch.cat((registers, remembered), dim=1)
+        return registers, tokens
 
     def decode(self, registers, tokens, positions, documents=None, attention_mask=None):
-        """The last layer, at positions (B,K) int64 only. -> states (B,K,d)."""
+        """The last layer, at positions (B,K) int64 only. -> states (B,K,d); with a copy head
+        kernels.States, for `logits`.
+        """
+        states_BKd, *copies = self.read_tokens(
+            registers, tokens, positions, documents, attention_mask)
+        return kernels.States.of(states_BKd, copies) if copies else states_BKd
+
+    def read_tokens(self, registers, tokens, positions, documents=None, attention_mask=None):
+        """As decode -> plain states (B,K,d); with a copy head also what recall returns."""
         if self.cfg.isolate_documents and documents is None:
             raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
         x_BKd = gather_rows(tokens, positions)
+        registers, remembered = (registers[:, :self.cfg.n_register],
+                                 registers[:, self.cfg.n_register:])
+        states_BKd = self.last_layer(x_BKd, registers, tokens, positions, documents, attention_mask)
+        if not self.copy_head:
+            return (states_BKd,)
+        return states_BKd, *self.copy_head.recall(remembered, states_BKd, x_BKd)
+
+    def last_layer(self, x_BKd, registers, tokens, positions, documents, attention_mask):
         if not self.cfg.n_layer:
             return self.norm(self.last(x_BKd, tokens))
         real_BT = None if attention_mask is None else attention_mask.bool()
@@ -188,12 +262,23 @@ class Transformer(nn.Module):
         return self.norm(self.last(x_BKd, y_BNd, mask, (angles_BK, angles)))
 
     def logits(self, states):
-        """States (B,K,d) -> (B,K,V), by the token table itself (tied)."""
-        return kernels.logits(states, self.wte)
+        """States (...,d) that `decode` returned, or a selection of them -> (...,V)."""
+        logits = kernels.logits(*self.head_of(states))
+        return logits.reshape(*states.shape[:-1], len(self.wte))
 
     def nats(self, states, targets, weights):
         """Sum of weights (B,K) x nats of predicting targets (B,K) from states. -> scalar."""
-        return kernels.cross_entropy(states, self.wte, targets, weights)
+        states, *others = self.head_of(states)
+        B_K = states.shape[:2]
+        return kernels.cross_entropy(
+            states, others[0], targets.reshape(B_K), weights.reshape(B_K), *others[1:])
+
+    def head_of(self, states):
+        """What logits are made of: states, the token table itself (tied), row logits and gate."""
+        if not self.copy_head:
+            return states, self.wte
+        (row_logits_RV, gate), row = kernels.lexicon_of(states)
+        return kernels.one_by_one(states, self.wte, row_logits_RV, gate, row)
 
     def documents(self, ids):
         """Number of each token's document (B,T), or None unless isolate_documents."""
@@ -239,4 +324,7 @@ class Transformer(nn.Module):
             last += K * 2 * d * d + N * 2 * d * d + 2 * K * N * d
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
         head = K * d * cfg.vocab_size
+        if self.copy_head:
+            r, G = self.copy_head.context.out_features, self.copy_head.N_BUCKET
+            head += T * d * (r + 1) + K * (d + r * (d + G))
         return 6 * (len(self.layers) * layer + last + len(self.mixers) * mixer + head) / T

@@ -402,3 +402,22 @@ class States(torch.Tensor):
                 return cls.of(result, (content_RCE, gates), rows[..., 0])
             return tuple(cls.of(part, (content_RCE, g), r[..., 0])
                          for part, g, r in zip(parts, gates, rows))
+
+
+def lexicon_of(states):
+    """-> (lexicon_state, row) of States. Raises ValueError for tensors that are none."""
+    if getattr(states, "lexicon_state", None) is None:
+        raise ValueError("these states have lost what the lexicon knows of the row: pass them "
+                         "as decode returned them, or rows and positions selected from them")
+    return states.lexicon_state, states.row
+
+
+def one_by_one(states, table_Vd, row_logits_RV, gate, row):
+    """The arguments of logits for states (...,d) of which state n is from row[n] of R rows.
+
+    N states become (N,1,d). With row None they are (R,K,d) and stay so.
+    """
+    if row is not None:
+        row_logits_RV = row_logits_RV[row.flatten()]
+        states, gate = (t.reshape(-1, 1, t.shape[-1]) for t in (states, gate))
+    return states, table_Vd, row_logits_RV, gate

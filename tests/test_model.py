@@ -69,6 +69,7 @@ VARIANTS = [
     dict(arch="transformer", n_register=5, bias=True),
     dict(arch="transformer", isolate_documents=True, n_mixer=0),
     dict(arch="transformer", n_layer=1),
+    dict(arch="transformer", copy_head=True, n_register=2),
 ]
 variants = pytest.mark.parametrize(
     "variant", VARIANTS, ids=lambda v: ",".join(f"{k}={x}" for k, x in v.items())

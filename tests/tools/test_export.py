@@ -48,6 +48,7 @@ KINDS = {
     "transformer": TRANSFORMER | dict(bias=True),
     "mixers": TRANSFORMER | dict(n_layer=0),
     "registers": TRANSFORMER | dict(n_register=64),
+    "copy": TRANSFORMER | dict(copy_head=True),
     "isolated transformer": TRANSFORMER | dict(isolate_documents=True),
 }
 
