@@ -33,7 +33,7 @@ SMALL = {
         base="--n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2 "
              "--block_size=64 --data_dir=data/pydocs",
         arms="open --ffn_dim=592\nmixers --arch=transformer --n_layer=0 --ffn_dim=1760",
-        flops=1e8),
+        flops="1e8"),
 }
 
 

@@ -5,21 +5,23 @@
 
 An arm is a name and arguments of train.py. Every run is a process of its own,
 `python train.py BASE ARM --seed=N --out_dir=OUT/ARM_sN`, in the folder where the sweep was started.
-With flops=X, every arm trains for as many tokens as X training FLOPs buy it: equal compute.
+With flops=X, every arm trains for as many tokens as X training FLOPs buy it: equal compute. With
+several budgets every arm runs at each of them, and the power law of its losses is fitted
+(lib/scaling.py).
 
 The same command again goes on where the sweep was stopped and starts no finished run again: each
 has left its numbers in OUT/ARM_sN/result.json. A run of other settings than its arm has now is
 refused. Ctrl-C and SIGTERM let the runs save; the table then holds what is finished.
 
-Writes out_dir/{results.json, table.md, curves.png}, the first two after every run. The last line on
-stdout is JSON.
+Writes out_dir/{results.json, table.md, curves.png}, the first two after every run, and with several
+budgets law.json and law.png. The last line on stdout is JSON.
 """
 
 # ---- settings ---------------------------------------------------------------
 base = ""  # arguments of train.py for every run: config files and --key=value, spaces between
 arms = ""  # one arm a line: NAME and its own arguments; # starts a comment
 seeds = "1,2,3"  # seeds of each arm, with commas between
-flops = 0.0  # training FLOPs of a run, by the model's own formula; 0: the budget in base
+flops = "0"  # training FLOPs of a run, by the model's own formula; 0: as in base; several: 1e13,1e14
 out_dir = "out/sweep"  # runs go to folders in here
 evaluate = False  # eval.py on each run, its losses under every masking as further columns
 jobs = 1  # runs at a time; each gets its share of the CPU threads, and a GPU where there are any
@@ -46,6 +48,7 @@ import torch
 
 from data.reader import Batches, folders
 from data.tokenizer import Tokenizer
+from lib import scaling
 from lib.files import (
     check_outputs,
     print_result,
@@ -119,6 +122,22 @@ def read_arms():
     return found
 
 
+def read_flops():
+    """The setting `flops` -> [(text, FLOPs)], at least one. Raises ValueError."""
+    found = []
+    for text in str(flops).split(","):
+        try:
+            found.append((text.strip(), float(text)))
+        except ValueError:
+            found.append((text, math.nan))
+    budgets = [budget for _, budget in found]
+    if not all(0 <= budget < math.inf for budget in budgets) or len(set(budgets)) < len(budgets) \
+            or (len(budgets) > 1 and 0 in budgets):
+        raise ValueError(f"flops={flops}: expected a number of FLOPs such as 3.8e13, different ones "
+                         "with commas between, or 0 for the budget in base")
+    return found
+
+
 def resolve(arguments):
     """Arguments of train.py -> all its settings. Raises ValueError for those it would refuse."""
     given = [word for word in arguments
@@ -132,8 +151,8 @@ def resolve(arguments):
         raise ValueError(refusal) from None
 
 
-def plan(name, arguments, seed_list):
-    """What train.py would make of an arm, without its weights.
+def plan(name, arguments, budget, seed_list):
+    """What train.py would make of an arm with a budget in FLOPs, without its weights.
 
     -> {"arguments" (with the budget), "settings", "data_sha256", "params", "mflop_per_token"}.
     Raises ValueError for settings that train.py would refuse and for data that is not there.
@@ -145,8 +164,8 @@ def plan(name, arguments, seed_list):
             check_settings(settings | dict(seed=seed), train_defaults(), world_size=1)
         batches, model = prepare(settings)
         a_step = flops_per_step(batches, model, settings)
-        if flops:
-            steps = max(1, round(flops / a_step))
+        if budget:
+            steps = max(1, round(budget / a_step))
             arguments += [f"--max_steps={steps}", "--max_tokens=0", "--max_minutes=0"]
             settings = resolve(arguments)
     except (ValueError, OSError) as error:
@@ -366,16 +385,43 @@ def write_results(by_arm, plans):
     replace_file(os.path.join(out_dir, "table.md"), lambda file: file.write(text.encode()))
 
 
+def write_law(by_arm, plans):
+    """law.json and law.png, of the arms that have finished two budgets."""
+    runs = {}
+    for name, found in by_arm.items():
+        points = runs.setdefault(plans[name]["arm"], [])
+        points += [(plans[name]["budget"], r["loss"]) for r in found]
+    runs = {arm: runs[arm] for arm in dict.fromkeys(plan["arm"] for plan in plans.values())
+            if len({budget for budget, _ in runs.get(arm, [])}) > 1}
+    if not runs:
+        return
+    found = scaling.law(runs)
+    write_json(os.path.join(out_dir, "law.json"), found)
+    scaling.draw(runs, os.path.join(out_dir, "law.png"))
+    for arm, of in found["arms"].items():
+        low, high = of["alpha_90"]
+        say(f"{arm}: loss = {of['a']:.3g} x FLOPs ** -{of['alpha']:.4f}, 90 % [{low:.4f}, "
+            f"{high:.4f}], within {of['residual']:.3f} nats of its runs")
+    for crossing in found["crossings"]:
+        low, high = crossing["flops_90"]
+        say(f"{' is better before, '.join(crossing['arms'])} after {crossing['flops']:.1e} FLOPs, "
+            f"90 % [{low:.1e}, {high:.1e}]")
+
+
 def start():
     """Everything that can fail because of a setting. -> plans by arm, seeds, lock of out_dir."""
-    if jobs < 1 or not 0 <= flops < math.inf:
-        raise ValueError(f"jobs={jobs}, flops={flops}: expected jobs of 1 or more, flops of 0 or "
-                         "more")
-    seed_list = read_seeds()
-    plans = {name: plan(name, arguments, seed_list) for name, arguments in read_arms().items()}
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: expected 1 or more")
+    seed_list, budgets, plans = read_seeds(), read_flops(), {}
+    for text, budget in budgets:
+        for name, arguments in read_arms().items():
+            run_name = name if len(budgets) == 1 else f"{name} {text}"
+            plans[run_name] = plan(run_name, arguments, budget, seed_list) | dict(
+                arm=name, budget=budget)
     check_twins(plans)
     check_outputs(out_dir, {"results.json": '"plans":', "table.md": "| MFLOP a token |",
-                            "curves.png": "Matplotlib"})
+                            "curves.png": "Matplotlib", "law.json": '"crossings":',
+                            "law.png": "Matplotlib"})
     for name, arm in plans.items():
         for seed in seed_list:
             check_run(name, seed, arm)
@@ -410,6 +456,7 @@ def main():
         with user_mistakes():
             write_results(by_arm, plans)
             draw_losses(groups, os.path.join(out_dir, "curves.png"))
+            write_law(by_arm, plans)
         say("\n" + table(by_arm, plans))
         say(f"\n{out_dir}/table.md, curves.png, results.json")
     if stopped:

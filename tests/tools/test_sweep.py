@@ -112,6 +112,26 @@ def test_equal_flops_buy_fewer_tokens_where_a_token_costs_more(sweep, tmp_path):
     refused(sweep(command[0], command[2], "--flops=7e8", ok=False), "max_steps:", "there,")
 
 
+def test_several_budgets_give_a_law_for_each_arm(sweep, tmp_path):
+    arms = "--arms=plain --arch=transformer\nmixers --arch=transformer --n_layer=0"
+    done = sweep(f"--out_dir={tmp_path}", "--flops=2e8,6e8", arms)
+    saved = json.loads((tmp_path / "results.json").read_text())
+    losses = {r["arm"]: r["loss"] for r in saved["results"]}
+    assert set(losses) == {"plain 2e8", "plain 6e8", "mixers 2e8", "mixers 6e8"}
+    found = json.loads((tmp_path / "law.json").read_text())["arms"]
+    for arm, of in found.items():
+        for budget in ("2e8", "6e8"):  # through two points the law goes exactly
+            law = of["a"] * float(budget) ** -of["alpha"]
+            assert law == pytest.approx(losses[f"{arm} {budget}"], rel=1e-6)
+        assert f"{arm}: loss = " in done.stdout
+    assert (tmp_path / "law.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("flops", ["1e8,1e8", "0,1e8", "1e8,x", "-1", "inf"])
+def test_budgets_that_are_none_are_refused(sweep, tmp_path, flops):
+    refused(sweep(f"--out_dir={tmp_path}", f"--flops={flops}", ok=False), f"flops={flops}")
+
+
 def test_the_other_maskings_can_be_asked_for_later(sweep, out):
     sweep()
     Fork.started.clear()
