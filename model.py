@@ -434,8 +434,10 @@ class Anchors:
 
     Each local head looks at another place: the first at the concept's own, the next half a stride
     to the left and to the right, then a whole stride, and so on. So a concept knows the order of
-    the tokens around it, which are all alike to one head. Slopes fall as heads look farther. A
-    local head reads nothing beyond REACH strides, so that many concepts, too, cost O(T).
+    the tokens around it, which are all alike to one head. Slopes fall as heads look farther. Only
+    in decoding all local heads look at the position's own place, so that a concept can hand on all
+    that it knows of it. A local head reads nothing beyond REACH strides, so that many concepts,
+    too, cost O(T).
     """
     REACH = 6.0
     BLOCK = 16  # concepts that read from one window, see kernels.Near
@@ -448,23 +450,26 @@ class Anchors:
         self.stride_BC = stride_BC.clamp(min=1)
 
     @staticmethod
-    def heads(cfg):
+    def heads(cfg, decoding=False):
         """-> the slope and the offset in strides of each head, two lists. Global heads: slope 0."""
         n_local = max(1, round(cfg.local_heads * cfg.n_head))
         offsets = [(h + 1) // 2 * (0.5 - h % 2) for h in range(n_local)]  # 0, -1/2, 1/2, -1, 1, ...
+        if decoding:
+            offsets = [0.0] * n_local
         slopes = [cfg.anchor_slope / max(1.0, 2 * abs(offset)) for offset in offsets]
         n_global = cfg.n_head - n_local
         return slopes + [0.0] * n_global, offsets + [0.0] * n_global
 
     @classmethod
-    def window(cls, cfg, span, n_key, key_span, n_query=BLOCK):
-        """How many of n_key keys, which stand key_span tokens apart, so many queries read together.
+    def window(cls, cfg, span, n_key, key_span, decoding=False):
+        """How many of n_key keys, which stand key_span tokens apart, some queries read together.
 
-        -> (n_query, number of keys); None where that would not be cheaper than reading all.
+        -> (number of queries, of keys); None where that would not be cheaper than reading all.
         """
         if span is None:
             return None
-        reach = (cls.REACH + max(map(abs, cls.heads(cfg)[1]))) * max(1.0, span)
+        n_query = 1 if decoding else cls.BLOCK  # positions stand at any distance of each other
+        reach = (cls.REACH + max(map(abs, cls.heads(cfg, decoding)[1]))) * max(1.0, span)
         window = int(((n_query - 1) * span + 2 * reach) / key_span) + 2
         return (n_query, window) if 4 * window <= n_key else None
 
@@ -481,13 +486,13 @@ class Anchors:
 
     def decoding(self, positions_BK, visible):
         """For positions that read concepts. visible (B,1,K,C). -> Near."""
-        window = self.window(self.cfg, self.span, self.cfg.n_concept, self.span, n_query=1)
-        stride_B1C = self.stride_BC[:, None]
-        return self.near(positions_BK, self.place_BC, stride_B1C, visible, window, sign=-1)
+        window = self.window(self.cfg, self.span, self.cfg.n_concept, self.span, decoding=True)
+        return self.near(positions_BK, self.place_BC, self.stride_BC[:, None], visible, window,
+                         decoding=True)
 
-    def near(self, place_BQ, place_BN, stride, visible, window, sign=1):
-        slopes, offsets = self.heads(self.cfg)
-        return kernels.Near(slopes, offsets, self.REACH, place_BQ, place_BN, stride, sign, visible,
+    def near(self, place_BQ, place_BN, stride, visible, window, decoding=False):
+        slopes, offsets = self.heads(self.cfg, decoding)
+        return kernels.Near(slopes, offsets, self.REACH, place_BQ, place_BN, stride, visible,
                             window)
 
 
@@ -919,7 +924,7 @@ class ConceptEncoder(nn.Module):
             n_local = min(n_head, sum(slope > 0 for slope in Anchors.heads(cfg)[0]))
             span = max(cfg.block_size, T) / C
             windows = [Anchors.window(cfg, span, T, 1.0), Anchors.window(cfg, span, C, span),
-                       Anchors.window(cfg, span, C, span, n_query=1)]
+                       Anchors.window(cfg, span, C, span, decoding=True)]
             near_pairs = [-(-n_query // window[0]) * window[0] * window[1] if window else n_pair
                           for n_query, window, n_pair in zip((C, C, K), windows, all_pairs)]
         return [(n_local * near + (n_head - n_local) * far) / cfg.n_head

@@ -73,21 +73,21 @@ class Near:
     from the offset is not read. The local heads come first. The others read all that is visible.
 
     place_BQ, place_BN: of queries and keys, in tokens. stride (B,1,1), (B,Q,1) or (B,1,N), in
-    tokens. B may be 1 in all three. sign: 1 if distances count from query to key, -1 from key to
-    query. visible, bool (B,1,1 or Q,N): True = may be read; None: all may.
+    tokens. B may be 1 in all three. Distances count from query to key. visible, bool (B,1,1 or
+    Q,N): True = may be read; None: all may.
 
     window: (number of queries in a block, number of keys that a block may read), or None. With it
     near_attention goes through blocks, for which queries and keys must stand in order, with a
     stride (B,1,1) and visible (B,1,1,N).
     """
 
-    def __init__(self, slopes, offsets, reach, place_BQ, place_BN, stride, sign=1, visible=None,
+    def __init__(self, slopes, offsets, reach, place_BQ, place_BN, stride, visible=None,
                  window=None):
         self.n_local, self.reach = sum(slope > 0 for slope in slopes), reach
         device, self.farthest = place_BN.device, max(map(abs, offsets)) + reach
         self.slope_H, self.offset_H = (
             torch.tensor(numbers, device=device) for numbers in (slopes, offsets))
-        self.place_BQ, self.place_BN, self.stride, self.sign = place_BQ, place_BN, stride, sign
+        self.place_BQ, self.place_BN, self.stride = place_BQ, place_BN, stride
         self.visible, self.window = visible, window
         # once for all layers
         if window is None:
@@ -100,7 +100,7 @@ class Near:
         (B,H,n,Q,N), and (B,H,n,Q,1): 0 where a query has nothing to read, otherwise 1.
         """
         slope, offset = (t[:, None, None, None] for t in (self.slope_H, self.offset_H))
-        away_BnQN = self.sign * (place_BnN[..., None, :] - place_BnQ[..., None]) / stride[:, None]
+        away_BnQN = (place_BnN[..., None, :] - place_BnQ[..., None]) / stride[:, None]
         far = (away_BnQN[:, None] - offset).abs()
         hidden = (far > self.reach) & (slope > 0)
         if visible is not None:

@@ -159,8 +159,10 @@ def test_scores_of_local_heads_fall_with_the_distance():
             for t in range(24):
                 far = abs((c + 0.5 + offset) * 3 - t) / 3
                 wanted = HIDDEN if far > 6 and slope else -slope * far
-                for scores in (reading.bias(8)[0], decoding.bias(8)[0].mT):
-                    assert scores[0, head, c, t].item() == pytest.approx(wanted, abs=1e-5)
+                assert reading.bias(8)[0][0, head, c, t].item() == pytest.approx(wanted, abs=1e-5)
+                far = abs((c + 0.5) * 3 - t) / 3  # in decoding all heads look straight ahead
+                wanted = 0 if not slope else HIDDEN if far > 6 else -4 * far
+                assert decoding.bias(8)[0][0, head, t, c].item() == pytest.approx(wanted, abs=1e-5)
             for other in range(8):
                 far = abs(c + offset - other)
                 wanted = HIDDEN if far > 6 and slope else -slope * far
@@ -180,7 +182,7 @@ def test_windows_change_nothing(bottleneck, n_concept, padded, monkeypatch):
     if padded:
         ids[:, 100:160] = MASK  # some concepts see nothing in their local heads
     assert Anchors.window(model.cfg, 640 / n_concept, 640, 1.0)
-    assert Anchors.window(model.cfg, 640 / n_concept, n_concept, 640 / n_concept, 1) is not None
+    assert Anchors.window(model.cfg, 640 / n_concept, n_concept, 640 / n_concept, True)
     found = logits(model, ids, positions, real)
     monkeypatch.setattr(Anchors, "window", classmethod(lambda *args, **kwargs: None))
     wanted = logits(model, ids, positions, real)

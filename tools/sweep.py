@@ -21,7 +21,7 @@ budgets law.json and law.png. The last line on stdout is JSON.
 base = ""  # arguments of train.py for every run: config files and --key=value, spaces between
 arms = ""  # one arm a line: NAME and its own arguments; # starts a comment
 seeds = "1,2,3"  # seeds of each arm, with commas between
-flops = "0"  # training FLOPs of a run, by the model's own formula; 0: as in base; several: 1e13,1e14
+flops = "0"  # training FLOPs of a run by the model's formula, or several: 1e13,1e14; 0: as in base
 out_dir = "out/sweep"  # runs go to folders in here
 evaluate = False  # eval.py on each run, its losses under every masking as further columns
 jobs = 1  # runs at a time; each gets its share of the CPU threads, and a GPU where there are any
@@ -133,8 +133,8 @@ def read_flops():
     budgets = [budget for _, budget in found]
     if not all(0 <= budget < math.inf for budget in budgets) or len(set(budgets)) < len(budgets) \
             or (len(budgets) > 1 and 0 in budgets):
-        raise ValueError(f"flops={flops}: expected a number of FLOPs such as 3.8e13, different ones "
-                         "with commas between, or 0 for the budget in base")
+        raise ValueError(f"flops={flops}: expected a number of FLOPs such as 3.8e13, several with "
+                         "commas between, all different, or 0 for the budget in base")
     return found
 
 
