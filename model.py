@@ -61,7 +61,7 @@ class ConceptConfig:
     max_length: int = 0  # sinusoidal: longest row the model learns to read; 0: block_size
     bias: bool = False  # biases in linear layers and norms; the micro presets count with them
     dropout: float = 0.0  # on residual branches; 0 for pretraining
-    hide_masked: bool | None = None  # concepts do not read [MASK] (MAE, 2111.06377); None: if known
+    hide_masked: bool | None = None  # concepts do not read [MASK] (MAE, 2111.06377); see below
     isolate_documents: bool = False  # documents packed into one row do not see each other
     n_mixer: int = 2  # local mixer blocks (open)
     mixer_kernel: int = 7  # tokens a mixer sees, odd (open)
@@ -106,8 +106,9 @@ class ConceptConfig:
         if not 0 < self.local_heads <= 1:
             problems.append(f"local_heads={self.local_heads}: expected a share of the heads above "
                             "0, up to 1")
-        if self.hide_masked is None:  # as in train.py, where mask_id is always known
-            object.__setattr__(self, "hide_masked", self.mask_id >= 0)
+        if self.hide_masked is None:
+            # A concept with a place reads [MASK], because it must know where something is missing.
+            object.__setattr__(self, "hide_masked", self.mask_id >= 0 and not self.anchored)
         if self.hide_masked and not 0 <= self.mask_id < self.vocab_size:
             problems.append("hide_masked=True needs mask_id, an id of the tokenizer below "
                             "vocab_size")

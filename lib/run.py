@@ -104,7 +104,8 @@ def bad_values(config):
             problems.append(f"log_to={config['log_to']!r}: expected {' or '.join(TRACKERS)}, or "
                             "both with a comma")
     one_of("compile", "auto", "true", "false")
-    one_of("anchored", "auto", "true", "false")
+    for name in ("anchored", "hide_masked"):
+        one_of(name, "auto", "true", "false")
     one_of("rows", "block", "document")
     # each comparison is false for nan, which is refused too
     for name in ("batch_size", "micro_batch", "learning_rate", "max_steps", "eval_interval",
@@ -175,8 +176,8 @@ def model_settings(arch, config, tok):
         raise ValueError(f"vocab_size={vocab_size}, but the tokenizer of {config['data_dir']} has "
                          f"{tok.n_vocab} ids; use --vocab_size=0")
     settings = {name: config[name] for name in fields_of(arch) if name in config}
-    if "anchored" in settings:
-        settings["anchored"] = {"auto": None, "true": True}.get(config["anchored"], False)
+    for name in {"anchored", "hide_masked"} & set(settings):
+        settings[name] = dict(auto=None, true=True, false=False)[config[name]]
     return settings | dict(arch=arch, vocab_size=vocab_size, mask_id=tok.mask_id, eot_id=tok.eot_id)
 
 

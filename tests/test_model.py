@@ -387,8 +387,11 @@ def test_defaults_of_train_are_those_of_the_models():
     """Each default has one value, so that a model made in Python is the one train.py makes."""
     settings = {name: default for name, (default, _) in read_settings(ROOT / "train.py").items()}
     made = small(mask_id=MASK).cfg
-    assert made.hide_masked == settings["hide_masked"] and not ConceptConfig().hide_masked
-    assert small(bottleneck="strict").cfg.anchored and not made.anchored  # "auto" in train.py
+    # "auto" in train.py
+    anchored = small(bottleneck="strict").cfg
+    assert made.hide_masked and not made.anchored and not ConceptConfig().hide_masked
+    assert anchored.anchored and not anchored.hide_masked
+    assert settings["anchored"] == settings["hide_masked"] == "auto"
     # taken from the data or explained above
     recipe = {"vocab_size", "block_size", "hide_masked", "anchored"}
     for config in (ConceptConfig, TransformerConfig):
