@@ -19,8 +19,8 @@ Four choices decide whether it trains at all; each has a test in tests/test_mode
 - The concepts of a strict model have places in the row (Anchors). Without, it learns little more
   than word frequencies.
 - The decoder query holds the position. Without it all masks of a row get the same prediction.
-- Concepts start with standard deviation 1. Near zero they all read the same average of the tokens
-  and stay copies of each other.
+- Concepts start with standard deviation 1. Near zero, without places, they all read the same
+  average of the tokens and stay copies of each other.
 - Tokens, queries, keys and what a head has read are normalised.
 
 The file goes in the order in which data flows: config, attention, tokens, concepts, decoders,
@@ -653,6 +653,15 @@ class ConceptEncoder(nn.Module):
                 # branch, learning stops at word frequencies.
                 if name.endswith("read.out.weight"):
                     p.normal_(0, p.shape[1] ** -0.5)
+        if self.cfg.anchored:
+            # Places tell concepts apart, so they start nearly alike: what one learns of the text
+            # around it holds for the others, too. So do the decoder queries of a strict model;
+            # smaller than tokens, because they are also added to those.
+            alike = [(self.concepts, self.cfg.concept_std)]
+            if self.cfg.bottleneck == "strict" and self.wpe is not None:
+                alike.append((self.wpe, 0.3 * table_std(self.wpe.shape[1])))
+            for p, std in alike:
+                p.copy_(std * (torch.randn_like(p[:1]) + 0.1 * torch.randn_like(p)))
         if self.expansion:  # the expanded table starts as large as a plain one would
             self.expansion.out.weight *= table_std(self.cfg.token_width) * 2
 
@@ -828,6 +837,24 @@ class ConceptEncoder(nn.Module):
     def documents(self, ids):
         """Number of each token's document (B,T), or None unless isolate_documents."""
         return number_documents(ids, self.cfg.eot_id) if self.cfg.isolate_documents else None
+
+    def standing(self, ids, attention_mask=None):
+        """Which concepts stand in the row, (B,C) bool; without anchors all. In a row shorter than
+        block_size the others stand behind its end, where there is nothing to read.
+        """
+        B, C = len(ids), self.cfg.n_concept
+        if not self.cfg.anchored:
+            return torch.ones(B, C, dtype=torch.bool, device=ids.device)
+        real_BT = torch.ones_like(ids) if attention_mask is None else attention_mask
+        anchors = self.anchors(ids, real_BT.bool(), self.documents(ids))
+        # A concept stands in the middle of its stride. The first one always stands in the row.
+        begins_BC = anchors.place_BC - anchors.stride_BC / 2
+        return begins_BC < real_BT.sum(1, keepdim=True).clamp(min=1)
+
+    def largest(self, concepts, ids, attention_mask=None):
+        """The largest value of each number over the concepts that stand in the row. -> (B,D)."""
+        standing_BC1 = self.standing(ids, attention_mask)[..., None]
+        return concepts.masked_fill(~standing_BC1, -math.inf).amax(1)
 
     # ---- who may read whom ------------------------------------------------------------
 

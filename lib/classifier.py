@@ -8,7 +8,9 @@ two features:
 - For a pair, a comparison. The encoder reads each text in a row of its own, which gives concept
   states u and v. Every concept is compared with itself, GELU(W [u, v, |u - v|, u * v]) with the
   same W for all, and the mean over concepts is taken. This works because concept c is responsible
-  for the ids with id % n_concept == c: u and v of one concept are about the same words.
+  for the ids with id % n_concept == c: u and v of one concept are about the same words. Anchored
+  concepts are about places instead. There each is compared with the concepts of the other text that
+  are like it, softmax(u v^T / sqrt(D)) v (2.2 and 3.2 of the decomposable attention model).
 
 [SEP] starts as a copy of the end-of-document token, the other token that pretraining has seen
 between texts. A sentence has fewer words than a pretrained model has concepts, so comparing with a
@@ -69,21 +71,32 @@ class Classifier(nn.Module):
             chosen = torch.cat((real & (segments == 1), real & (segments == 2)))
             twice_BTd = None if vectors_BTd is None else torch.cat((vectors_BTd, vectors_BTd))
             both = self.read_part(torch.cat((ids, ids)), chosen, twice_BTd)
-            u_BCD, v_BCD = both.unflatten(0, (2, ids.shape[0]))
-            # the features of InferSent (1705.02364, figure 1) and the comparison of the
-            # decomposable attention model (1606.01933, section 3.2)
-            pair_BCF = torch.cat((u_BCD, v_BCD, (u_BCD - v_BCD).abs(), u_BCD * v_BCD), dim=-1)
-            pair_BCF = self.drop(pair_BCF).to(self.compare.weight.dtype)
-            compared_BCD = F.gelu(self.compare(pair_BCF))
-            features_BF = torch.cat((features_BF, compared_BCD.float().mean(1)), dim=-1)
+            (u_BCD, v_BCD), (has_u_BC1, has_v_BC1) = (
+                t.unflatten(0, (2, ids.shape[0])) for t in both)
+            if getattr(self.encoder.cfg, "anchored", False):
+                compared_BD = (self.comparison(u_BCD, alike(u_BCD, v_BCD, has_v_BC1), has_u_BC1)
+                               + self.comparison(v_BCD, alike(v_BCD, u_BCD, has_u_BC1), has_v_BC1))
+            else:
+                compared_BD = self.comparison(u_BCD, v_BCD, has_u_BC1)
+            features_BF = torch.cat((features_BF, compared_BD), dim=-1)
         # fp32 under autocast; an exported model may have been loaded in bf16
         return self.out(self.drop(features_BF).to(self.out.weight.dtype))
+
+    def comparison(self, u_BCD, v_BCD, counts_BC1):
+        """Mean over the concepts that count of what W says to u and v. -> (B,D) float32."""
+        # the features of InferSent (1705.02364, figure 1) and the comparison of the
+        # decomposable attention model (1606.01933, section 3.2)
+        pair_BCF = torch.cat((u_BCD, v_BCD, (u_BCD - v_BCD).abs(), u_BCD * v_BCD), dim=-1)
+        pair_BCF = self.drop(pair_BCF).to(self.compare.weight.dtype)
+        compared_BCD = F.gelu(self.compare(pair_BCF)).float()
+        return (compared_BCD * counts_BC1).sum(1) / counts_BC1.sum(1)
 
     def read_part(self, ids, chosen, vectors_BTd=None):
         """Encodes a part of each row, the tokens where chosen (B,T) is True, as a row of its own.
 
         -> concepts (B,C,D) float32, or without concepts the mean token state (B,1,d) float32; zeros
-        where no token is chosen. The chosen tokens must follow each other.
+        where no token is chosen; and (B,C,1) bool: which of them stand in that row. The chosen
+        tokens must follow each other.
         """
         first_B1 = chosen.int().argmax(1, keepdim=True)
         n_B1 = chosen.sum(1, keepdim=True)
@@ -99,7 +112,15 @@ class Classifier(nn.Module):
             ids = ids.masked_fill(~real, self.encoder.cfg.eot_id)
         concepts, tokens = self.encoder.encode(ids, real, vectors_BTd=vectors_BTd)
         if self.encoder.arch == "concept":
-            return concepts.float() * (n_B1 > 0)[..., None]
+            standing_BC1 = self.encoder.standing(ids, real)[..., None]
+            return concepts.float() * (n_B1 > 0)[..., None], standing_BC1
         # a pre-norm Transformer ends without a norm, and its states differ in length
         tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]) * real[..., None]
-        return tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None]
+        return tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None], real[:, :1, None] | True
+
+
+def alike(u_BCD, v_BCD, counts_BC1):
+    """For each u the mean of the v that count, by how like it they are. -> (B,C,D)."""
+    scores_BCC = u_BCD @ v_BCD.mT * u_BCD.shape[-1] ** -0.5
+    scores_BCC = scores_BCC.masked_fill(~counts_BC1.mT, torch.finfo(scores_BCC.dtype).min)
+    return scores_BCC.softmax(-1) @ v_BCD

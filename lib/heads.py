@@ -14,10 +14,12 @@ from lib.machine import autocast
 def keep_concepts(settings, weights, n):
     """Settings and weights of an encoder -> the same with its first n concepts only; 0: with all.
 
-    Nothing changes where it has no more than n. Words are assigned by id % n_concept, so where n
-    divides the old number, each concept keeps its words and takes over some of the dropped ones.
+    Nothing changes where it has no more than n, or where they are anchored: those that stand behind
+    a text do not count anyway (ConceptEncoder.standing). Words are assigned by id % n_concept, so
+    where n divides the old number, each concept keeps its words and takes over some dropped ones.
     """
-    if settings.get("arch") == "transformer" or not 0 < n < settings["n_concept"]:
+    keeps_all = settings.get("arch") == "transformer" or settings.get("anchored")
+    if keeps_all or not 0 < n < settings["n_concept"]:
         return settings, weights
     return settings | dict(n_concept=n), weights | dict(concepts=weights["concepts"][:n])
 

@@ -326,7 +326,10 @@ def answers(model, encoder, row, kind):
     concepts, tokens = encoder.encode(ids, real)
     positions = torch.arange(ids.shape[1])[None]
     states = encoder.decode(concepts, tokens, positions, encoder.documents(ids), real)
-    embedding = concepts.amax(1) if encoder.arch == "concept" else tokens.mean(1)
+    if encoder.arch == "concept":
+        embedding = encoder.largest(concepts, ids)
+    else:
+        embedding = tokens.mean(1)
     return dict(logits=encoder.logits(states)[0], embeddings=embedding[0])
 
 

@@ -457,7 +457,8 @@ class EncoderModel(EncoderPreTrainedModel):
         extras = self.extras(output_hidden_states, output_attentions)
         concepts, tokens = self.read(batch, extras)
         if self.encoder.arch == "concept":
-            states, pooled = concepts, concepts.amax(1)
+            states = concepts
+            pooled = self.encoder.largest(concepts, batch.ids, batch.real)
         else:
             real_BT = torch.ones_like(batch.ids) if batch.real is None else batch.real
             weight_BT1 = real_BT[..., None].to(tokens.dtype)
@@ -470,15 +471,17 @@ class EncoderModel(EncoderPreTrainedModel):
                       inputs_embeds=None):
         """All concepts of each row as unit vectors, to search by late interaction: (B,C,D).
 
-        Each text has the same number of them, however long it is. A Transformer gives one vector a
-        token (B,T,D), zeros for padding.
+        Each text has the same number of them, however long it is; of anchored concepts those that
+        stand behind its end are zeros. A Transformer gives one vector a token (B,T,D), zeros for
+        padding.
         """
         states = self(input_ids, attention_mask, token_type_ids, inputs_embeds,
                       return_dict=True).last_hidden_state
         vectors = F.normalize(states.float(), dim=-1)
-        if self.encoder.arch != "concept" and attention_mask is not None:
-            vectors = vectors * attention_mask[..., None]
-        return vectors
+        if self.encoder.arch == "concept":
+            batch = self.batch(input_ids, attention_mask, inputs_embeds)
+            return vectors * self.encoder.standing(batch.ids, batch.real)[..., None]
+        return vectors if attention_mask is None else vectors * attention_mask[..., None]
 
 
 class EncoderForMaskedLM(EncoderPreTrainedModel):
