@@ -88,6 +88,7 @@ def shorten_train():
 def forked(cwd, args, output, errors, env=()):
     """Runs `python args...` in a new fork of SERVER. output, errors: paths, or ends of a Pipe."""
     gc.freeze()  # collecting would copy the pages of torch that forks share
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
     os.fsync = lambda descriptor: None
     os.environ.update(env)
     for number, place in ((0, os.devnull), (1, output), (2, errors)):
