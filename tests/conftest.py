@@ -32,15 +32,24 @@ except ImportError:
 
 # Nothing here loses its power, so nothing has to wait for the disk.
 os.fsync = lambda descriptor: None
+# Without a GPU, each torch.manual_seed would write down the stack for one that comes later. That
+# is a tenth of the time of a tiny step.
+if not torch.cuda.is_available():
+    torch.cuda._lazy_call = torch.xpu._lazy_call = lambda *_, **__: None
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real data; tests that need it skip where it is not
 
 
 # A process that has torch loaded. Forks of it run the scripts, without the seconds of the import.
+# A fork loads this file, so what this file imports is there too. PIL: matplotlib writes with it.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "torch._dynamo", "numpy", "scipy.stats", "tiktoken",
-                               "matplotlib.pyplot", "sklearn.metrics"])
+                               "matplotlib.pyplot", "sklearn.metrics", "pytest", "unittest.mock",
+                               "tempfile", "backports.zstd", "regex", "tokenizers",
+                               "torch.profiler", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin",
+                               "PIL.BmpImagePlugin", "PIL.GifImagePlugin",
+                               "matplotlib.backends.backend_agg"])
 
 
 def pytest_collection_modifyitems(items):
@@ -67,9 +76,19 @@ def without_main(name):
     return {key: value for key, value in data.items() if not key.startswith("init_main")}
 
 
+def shorten_train():
+    """Leaves out the parts of train.py that take as long as all else of a tiny run."""
+    import lib.machine
+    import lib.run
+
+    lib.run.draw_curves = lambda *_: None
+    lib.machine.matmul_peak = lambda *_: 1e11  # a tenth of a second
+
+
 def forked(cwd, args, output, errors, env=()):
     """Runs `python args...` in a new fork of SERVER. output, errors: paths, or ends of a Pipe."""
     gc.freeze()  # collecting would copy the pages of torch that forks share
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
     os.fsync = lambda descriptor: None
     os.environ.update(env)
     for number, place in ((0, os.devnull), (1, output), (2, errors)):
@@ -80,6 +99,8 @@ def forked(cwd, args, output, errors, env=()):
     sys.stderr = open(2, "w", buffering=1, closefd=False)
     os.chdir(cwd)
     sys.path[:1] = [str(cwd), *filter(None, dict(env).get("PYTHONPATH", "").split(os.pathsep))]
+    if Path(args[0]).name == "train.py" and Path(cwd) == ROOT:
+        shorten_train()
     if args[0] == "-c":
         sys.argv = ["-c", *args[2:]]
         exec(args[1], {"__name__": "__main__"})

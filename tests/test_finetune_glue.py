@@ -9,7 +9,6 @@ import random
 import resource
 import shutil
 import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
-from conftest import ROOT, SHARED, call, refused, result
+from conftest import ROOT, SHARED, Fork, call, fork, refused, result
 
 from data.tokenizer import Tokenizer
 from lib import glue
@@ -41,7 +40,7 @@ from model import ConceptConfig
 pytestmark = pytest.mark.long
 
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=8", "--batch_size=8", "--max_tokens=48",
+SMALL = ["--dtype=fp32", "--device=cpu", "--epochs=4", "--batch_size=8", "--max_tokens=48",
          "--grid_seeds=0", "--n_concept=2"]
 
 
@@ -482,12 +481,15 @@ def test_written_predictions_give_the_reported_scores(tuned):
     assert "majority answer" in table and "untrained" in table and "95 %" in table
 
 
-def test_a_killed_run_goes_on_and_nothing_finished_is_run_again(tuned):
+def test_a_killed_run_goes_on_and_nothing_finished_is_run_again(tuned, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Fork)
+    Fork.started.clear()
     out, args, before = tuned
     kept, lost = (out / f"glue/mood/pretrained_lr0.003_seed{seed}.json" for seed in (1, 2))
     content, time = lost.read_bytes(), kept.stat().st_mtime
     lost.write_bytes(content[:100])  # as a kill leaves it at worst
     again = result(call(*args, "--jobs=2"))  # in processes of their own this time
+    assert len(Fork.started) == 1
     assert again["mood"]["median"] == before["mood"]["median"] and kept.stat().st_mtime == time
     fresh, old = json.loads(lost.read_text()), json.loads(content)
     assert fresh["history"] == old["history"], "the same seed gives the same run"
@@ -687,9 +689,9 @@ def test_an_output_that_is_gone_does_not_end_it(tuned, tmp_path):
     out, args, _ = tuned
     (out / "glue.md").unlink()
     errors = write(tmp_path / "errors", "")
-    with open("/dev/full", "w") as full, open(errors, "w") as log:
-        process = subprocess.run([sys.executable, *args], cwd=ROOT, stdout=full, stderr=log)
-    assert process.returncode == 0, errors.read_text()
+    process = fork(ROOT, args, "/dev/full", errors)
+    process.join(60)
+    assert process.exitcode == 0, errors.read_text()
     assert "majority answer" in (out / "glue.md").read_text(), "it went on to its end"
 
 

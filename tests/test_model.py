@@ -98,7 +98,7 @@ def test_micro_presets_have_the_protocols_parameter_counts(preset, n_params):
 
 
 @pytest.mark.parametrize(
-    "token_dim, concept_dim", [(4, 4096), (16, 256), (64, 128), (2048, 512), (256, 256), (6, 8)]
+    "token_dim, concept_dim", [(4, 1024), (16, 256), (64, 128), (1024, 256), (256, 256), (6, 8)]
 )
 def test_any_token_and_concept_width_trains(token_dim, concept_dim):
     model = small(token_dim=token_dim, concept_dim=concept_dim, n_layer=1, ffn_dim=32)
@@ -440,12 +440,16 @@ def test_loss_is_the_weighted_mean_and_adds_up_over_micro_batches(bottleneck):
     )
 
 
-@pytest.mark.parametrize("variant", [VARIANTS[i] for i in (0, 1, 3, 7, 11)], ids=str)
+@pytest.mark.parametrize("variant", [
+    VARIANTS[0], dict(bottleneck="open", isolate_documents=True),
+    dict(bottleneck="open", token_dim=4, concept_dim=128, bias=True, n_decoder=2, n_mixer=1,
+         mixer_kernel=3, self_attention=True, n_concept=7)], ids=str)
 def test_compiles_as_one_graph(variant):
-    model, args = small(**variant), batch()
+    # aot_eager also traces the backward pass, which takes far longer: one layer of one variant is
+    # enough
+    backend, n_layer = ("aot_eager", 1) if variant == VARIANTS[0] else ("eager", 2)
+    model, args = small(**variant, n_layer=n_layer), batch()
     torch.compiler.reset()
-    # aot_eager also traces the backward pass, which takes far longer: one variant is enough
-    backend = "aot_eager" if variant == VARIANTS[0] else "eager"
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert torch.allclose(model(*args), compiled(*args), atol=1e-5)
 
@@ -529,9 +533,9 @@ def test_a_row_of_131072_tokens_trains(bottleneck):
 def test_learns_a_repeated_token_from_afar(kind):
     """The masked copy is far from all others, so the concepts must carry the word."""
     model = small(**kind, block_size=32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
     g = torch.Generator().manual_seed(0)
-    for _ in range(120):
+    for _ in range(60):
         word = torch.randint(0, 40, (16, 1), generator=g)
         ids = torch.full((16, 32), 50).scatter(
             1, torch.tensor([[0, 2, 5]]).expand(16, -1), word.expand(-1, 3)

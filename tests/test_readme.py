@@ -22,18 +22,19 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S)
             for line in block.splitlines() if line.strip() and not line.startswith("#")]
 # Commands run as written, in a copy of the repository whose files have other defaults: all that is
 # smaller here is the model, the number of steps and rows, and Python's documentation.
-SMALL_CONFIG = dict(max_steps=2, n_layer=1, batch_size=4, micro_batch=2, concept_dim=64,
-                    ffn_dim=128, eval_rows=2, health_rows=4, max_minutes=0)
+SMALL_CONFIG = dict(max_steps=2, n_layer=1, batch_size=4, micro_batch=2, n_concept=8,
+                    concept_dim=64, token_dim=64, ffn_dim=64, eval_rows=2, health_rows=2,
+                    max_minutes=0)
 SMALL = {
-    "data/pydocs/prepare.py": dict(max_bytes=300_000, tokenizer="bpe:1000"),
-    "tools/eval.py": dict(rows=4, health_rows=4),
+    "data/pydocs/prepare.py": dict(max_bytes=100_000, tokenizer="bpe:600"),
+    "tools/eval.py": dict(rows=2, health_rows=2, pll_texts=2),
     "data/stats.py": dict(vocabularies="600"),
     "finetune_glue.py": dict(seeds=1, grid_seeds=0, epochs=1),
     "config/sweeps/efficiency.py": dict(
         base="--n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2 "
-             "--block_size=64 --data_dir=data/pydocs",
-        arms="open --ffn_dim=592\nmixers --arch=transformer --n_layer=0 --ffn_dim=1760",
-        flops="1e8"),
+             "--concept_dim=64 --token_dim=64 --block_size=64 --data_dir=data/pydocs",
+        arms="open --ffn_dim=64\nmixers --arch=transformer --n_layer=0 --ffn_dim=192",
+        flops="3e7"),
 }
 
 

@@ -115,10 +115,9 @@ def test_signals_save_and_stop(number, data_dir, tmp_path):
 
 def test_a_signal_reaches_all_processes_under_torchrun(data_dir, tmp_path):
     """SIGHUP, of a connection that is lost; torchrun passes SIGTERM on by the same code."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-         "--master_port=29511", "train.py", *tiny(data_dir, tmp_path, "--max_steps=100000")],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = start("-c", "from torch.distributed.run import main; main()", "--nproc_per_node=2",
+                    "--master_port=29511", "train.py",
+                    *tiny(data_dir, tmp_path, "--max_steps=100000"))
     wait_for(process, "step 5/")
     process.send_signal(signal.SIGHUP)
     rest, _ = process.communicate(timeout=60)
