@@ -215,6 +215,23 @@ def test_concepts_of_an_isolated_document_stand_in_it():
         assert 10 * (c % 3) < place[c] < 10 * (c % 3) + 10 + 32 / 7
 
 
+@torch.no_grad()
+def test_concepts_behind_the_end_of_a_text_do_not_count():
+    """8 concepts, 4 tokens apart: in a text of 10 tokens three of them stand."""
+    model, (ids, *_) = small(bottleneck="strict", n_concept=8), batch(B=2, T=10, K=1)
+    standing = model.standing(ids)
+    assert standing.tolist() == [[True] * 3 + [False] * 5] * 2
+    concepts = model.encode(ids)[0]
+    wanted = concepts[:, :3].amax(1)
+    assert torch.equal(model.largest(concepts, ids), wanted)
+    padded, real = F.pad(ids, (0, 20), value=7), (torch.arange(30) < 10).expand(2, -1)
+    assert torch.equal(model.standing(padded, real), standing)
+    found = model.largest(model.encode(padded, real)[0], padded, real)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert model.standing(ids, torch.zeros(2, 10)).tolist() == [[True] + [False] * 7] * 2
+    assert small(bottleneck="open").standing(ids).all()
+
+
 @pytest.mark.parametrize("n_concept", [64, 5, 1])
 @both
 def test_any_number_of_concepts_and_length_of_rows_has_anchors(bottleneck, n_concept):
