@@ -1,0 +1,18 @@
+"""config/sweeps/scaling.py with rows of 512 tokens: strict has 256 concepts, open 64.
+
+    python tools/sweep.py config/sweeps/scaling_512.py
+"""
+base = """config/mini.py --token_dim=128 --concept_dim=128 --n_head=8 --concept_std=1.0
+          --block_size=512 --batch_size=4 --micro_batch=4 --eval_rows=256
+          --learning_rate=4e-3 --min_lr=5e-5 --warmup_steps=200
+          --eval_interval=500 --log_interval=100"""
+arms = """
+strict      --bottleneck=strict --n_layer=3 --ffn_dim=352 --n_concept=256 --learning_rate=6e-3
+open        --n_layer=1 --ffn_dim=592 --n_concept=64
+mixers      --arch=transformer --n_layer=0 --ffn_dim=1760
+copy        --arch=transformer --n_layer=1 --ffn_dim=1585 --copy_head=true
+transformer --arch=transformer --n_layer=1 --ffn_dim=1595
+"""
+seeds = "1"
+flops = "1e13,3.8e13,1.1e14"
+out_dir = "out/sweep_scaling_512"
