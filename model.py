@@ -842,7 +842,7 @@ class ConceptEncoder(nn.Module):
         """Which concepts stand in the row, (B,C) bool; without anchors all. In a row shorter than
         block_size the others stand behind its end, where there is nothing to read.
         """
-        B, C = len(ids), self.cfg.n_concept
+        B, C = ids.shape[0], self.cfg.n_concept  # len(ids) would fix B in exported graphs
         if not self.cfg.anchored:
             return torch.ones(B, C, dtype=torch.bool, device=ids.device)
         real_BT = torch.ones_like(ids) if attention_mask is None else attention_mask

@@ -523,7 +523,8 @@ class EncoderForSequenceClassification(EncoderPreTrainedModel):
         self.post_init()
 
     # the methods of the head, which use these parts
-    read_part, decide = Classifier.read_part, Classifier.answer
+    read_part, comparison = Classifier.read_part, Classifier.comparison
+    decide = Classifier.answer
 
     def _init_weights(self, module):
         super()._init_weights(module)

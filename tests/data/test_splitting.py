@@ -498,7 +498,7 @@ def test_time_comes_from_a_measured_rate_alone(data_dir, tmp_path, capsys):
 
 @pytest.mark.parametrize("n_tokens, gpu, expected", [
     (400_000, False, ["mini.py"]), (8000, True, ["mini.py"]), (4 * 10**8, False, ["mini.py"]),
-    (4 * 10**8, True, ["micro_balanced.py", "micro_wide.py"])])
+    (4 * 10**8, True, ["micro_anchored.py", "micro_wide.py"])])
 def test_what_is_recommended_fits_the_data_and_the_machine(n_tokens, gpu, expected, monkeypatch,
                                                            capsys):
     """Rows of the preset, many in a step; no month on a laptop; no run of a few steps."""
