@@ -29,7 +29,7 @@ init_from_task = ""  # start from weights of another task, such as out/demo/glue
 seeds = -1  # runs that are reported; -1: 5, for a folder of your own 3
 grid_seeds = -1  # runs to choose each learning rate by, 0: take the middle one; -1: 3, for own 0
 lrs = ""  # learning rates to choose from, with commas; empty: the task's own
-n_concept = 0  # keep the first n pretrained concepts; 0: all for one text, 16 for pairs
+n_concept = 0  # keep the first n concepts; 0: 16 for pairs, otherwise or if anchored all
 epochs = 0  # passes over the training set; 0: the task's own
 batch_size = 0  # examples an update; 0: the task's own
 max_tokens = 0  # tokens a row, longer ones are cut; 0: the task's own, and what the model reads
@@ -464,6 +464,10 @@ def prepare():
     if not any(task.dev for task, _, _ in found):
         raise ValueError("ax has no training data of its own: --task=mnli answers it")
     refuse_other_files([task for task, _, _ in found])
+    if n_concept and getattr(loaded("pretrained")[0].cfg, "anchored", False):
+        raise ValueError(f"n_concept={n_concept} has no effect here: the concepts of {out_dir} "
+                         "have places in the row, and those behind a text do not count anyway; "
+                         "leave it at 0")
     # a model of each size and init is made once, so that a mistake shows now
     of_sizes = {recipe_of(task).n_concept: task for task, _, _ in found}
     for init in INITS:

@@ -20,6 +20,7 @@ from conftest import ROOT, SHARED, Fork, call, fork, refused, result
 
 from data.tokenizer import Tokenizer
 from lib import glue
+from lib.classifier import alike
 from lib.files import FolderLock
 from lib.finetune import Recipe, make_classifier, take_task_weights
 from lib.heads import (
@@ -433,8 +434,37 @@ def test_kept_concepts_keep_their_words_and_take_over_those_of_the_others():
         assert torch.allclose(whole.encode(ids)[0][:, :2], part.encode(ids)[0], atol=1e-6) == same
     for n in (0, 9):
         assert keep_concepts(settings, weights, n)[0] == settings
-    transformer = dict(arch="transformer")
-    assert keep_concepts(transformer, weights, 2) == (transformer, weights)
+    for all_kept in (dict(arch="transformer"), settings | dict(anchored=True)):
+        assert keep_concepts(all_kept, weights, 2) == (all_kept, weights)
+
+
+def test_a_number_of_concepts_is_refused_where_they_have_places(own_task, data_dir, tmp_path):
+    call("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", "--bottleneck=strict",
+         "--block_size=64", "--n_layer=1", "--n_concept=4", "--concept_dim=32", "--token_dim=64",
+         "--ffn_dim=32", "--batch_size=2", "--micro_batch=2", "--max_steps=1", "--eval_rows=2",
+         "--health_rows=0", "--init_table=random")
+    done = call("finetune_glue.py", f"--out_dir={tmp_path}", f"--task={own_task / 'alike'}",
+                "--n_concept=2", ok=False)
+    refused(done, "n_concept=2 has no effect here", "leave it at 0")
+
+
+@torch.no_grad()
+def test_anchored_texts_are_compared_by_what_is_alike_and_in_no_order():
+    """Each concept with those of the other text that stand in it, wherever they stand."""
+    torch.manual_seed(0)
+    encoder = build_model(dict(vocab_size=64, block_size=16, n_layer=1, n_head=2, ffn_dim=32,
+                               token_dim=32, n_concept=8, concept_dim=32, bottleneck="strict"))
+    model = Classifier(encoder, 2, 2).eval()
+    u, v = torch.randn(2, 3, 8, 32)
+    counts = torch.arange(8)[:, None] < torch.tensor([3, 5, 8])[:, None, None]
+    found = alike(u, v, counts)
+    for b, n in enumerate((3, 5, 8)):
+        weights = (u[b] @ v[b, :n].T / 32**0.5).softmax(-1)
+        assert torch.allclose(found[b], weights @ v[b, :n], atol=1e-5)
+    turned = v.flip(1)
+    assert torch.allclose(alike(u, turned, counts.flip(1)), found, atol=1e-5)
+    first = model.comparison(u[:1, :3], found[:1, :3], counts[:1, :3])
+    assert torch.allclose(model.comparison(u, found, counts)[:1], first, atol=1e-6)
 
 
 def test_batches_hold_every_row_once_and_little_padding():
