@@ -116,7 +116,8 @@ class Classifier(nn.Module):
             return concepts.float() * (n_B1 > 0)[..., None], standing_BC1
         # a pre-norm Transformer ends without a norm, and its states differ in length
         tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]) * real[..., None]
-        return tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None], real[:, :1, None] | True
+        mean_B1d = tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None]
+        return mean_B1d, torch.ones_like(real[:, :1, None])
 
 
 def alike(u_BCD, v_BCD, counts_BC1):

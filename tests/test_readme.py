@@ -34,7 +34,7 @@ SMALL = {
         base="--n_layer=1 --batch_size=2 --micro_batch=2 --eval_rows=2 --health_rows=2 "
              "--concept_dim=64 --token_dim=64 --block_size=64 --data_dir=data/pydocs",
         arms="open --ffn_dim=64\nmixers --arch=transformer --n_layer=0 --ffn_dim=192",
-        flops="3e7"),
+        flops=3e7),
 }
 
 

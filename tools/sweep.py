@@ -6,7 +6,7 @@
 An arm is a name and arguments of train.py. Every run is a process of its own,
 `python train.py BASE ARM --seed=N --out_dir=OUT/ARM_sN`, in the folder where the sweep was started.
 With flops=X, every arm trains for as many tokens as X training FLOPs buy it: equal compute. With
-several budgets every arm runs at each of them, and the power law of its losses is fitted
+budgets=X,Y,... every arm runs at each of them, and the power law of its losses is fitted
 (lib/scaling.py).
 
 The same command again goes on where the sweep was stopped and starts no finished run again: each
@@ -21,7 +21,8 @@ budgets law.json and law.png. The last line on stdout is JSON.
 base = ""  # arguments of train.py for every run: config files and --key=value, spaces between
 arms = ""  # one arm a line: NAME and its own arguments; # starts a comment
 seeds = "1,2,3"  # seeds of each arm, with commas between
-flops = "0"  # training FLOPs of a run by the model's formula, or several: 1e13,1e14; 0: as in base
+flops = 0.0  # training FLOPs of a run, by the model's own formula; 0: the budget in base
+budgets = ""  # several of them with commas between, such as 1e13,1e14: every arm at each
 out_dir = "out/sweep"  # runs go to folders in here
 evaluate = False  # eval.py on each run, its losses under every masking as further columns
 jobs = 1  # runs at a time; each gets its share of the CPU threads, and a GPU where there are any
@@ -122,19 +123,21 @@ def read_arms():
     return found
 
 
-def read_flops():
-    """The setting `flops` -> [(text, FLOPs)], at least one. Raises ValueError."""
-    found = []
-    for text in str(flops).split(","):
-        try:
-            found.append((text.strip(), float(text)))
-        except ValueError:
-            found.append((text, math.nan))
-    budgets = [budget for _, budget in found]
-    if not all(0 <= budget < math.inf for budget in budgets) or len(set(budgets)) < len(budgets) \
-            or (len(budgets) > 1 and 0 in budgets):
-        raise ValueError(f"flops={flops}: expected a number of FLOPs such as 3.8e13, several with "
-                         "commas between, all different, or 0 for the budget in base")
+def read_budgets():
+    """-> [(text, training FLOPs or 0)], at least one. Raises ValueError."""
+    if not 0 <= flops < math.inf:
+        raise ValueError(f"flops={flops}: expected 0 or more")
+    if not budgets:
+        return [("", flops)]
+    try:
+        found = [(text.strip(), float(text)) for text in budgets.split(",")]
+    except ValueError:
+        found = []
+    amounts = [amount for _, amount in found]
+    good = found and all(0 < amount < math.inf for amount in amounts)
+    if not good or len(set(amounts)) < len(amounts) or flops:
+        raise ValueError(f"budgets={budgets}: expected different numbers of FLOPs with commas "
+                         "between, such as 1e13,1e14, and --flops=0")
     return found
 
 
@@ -206,6 +209,10 @@ def flops_per_step(batches, model, settings):
 def compared(settings, data_sha256):
     """What makes two runs the same -> {name: value}."""
     kept = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
+    if kept["hide_masked"] == "auto":  # in older runs it is True or False
+        anchored = dict(auto=kept["bottleneck"] == "strict", true=True, false=False)
+        kept["hide_masked"] = not anchored[kept["anchored"]]
+    kept["hide_masked"] = kept["hide_masked"] in (True, "true")
     return kept | dict(tokens_of_data_dir=data_sha256[:12])
 
 
@@ -412,10 +419,10 @@ def start():
     """Everything that can fail because of a setting. -> plans by arm, seeds, lock of out_dir."""
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: expected 1 or more")
-    seed_list, budgets, plans = read_seeds(), read_flops(), {}
-    for text, budget in budgets:
+    seed_list, found, plans = read_seeds(), read_budgets(), {}
+    for text, budget in found:
         for name, arguments in read_arms().items():
-            run_name = name if len(budgets) == 1 else f"{name} {text}"
+            run_name = f"{name} {text}".strip()
             plans[run_name] = plan(run_name, arguments, budget, seed_list) | dict(
                 arm=name, budget=budget)
     check_twins(plans)

@@ -16,5 +16,5 @@ all_local    --local_heads=1.0
 masks_hidden --hide_masked=true
 unanchored   --anchored=false
 """
-flops = "3.8e13"
+flops = 3.8e13
 out_dir = "out/sweep_anchors"

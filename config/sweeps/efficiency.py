@@ -20,5 +20,5 @@ registers     --arch=transformer --n_layer=1 --ffn_dim=1574 --n_register=64
 mixers        --arch=transformer --n_layer=0 --ffn_dim=1760
 strict        --bottleneck=strict --n_layer=3 --ffn_dim=352 --learning_rate=6e-3 --concept_std=1.0
 """
-flops = "3.8e13"
+flops = 3.8e13
 out_dir = "out/sweep_efficiency"

@@ -16,5 +16,5 @@ transformer --arch=transformer --n_layer=1 --ffn_dim=1595
 open_512    --n_concept=64 --block_size=512 --batch_size=4 --micro_batch=4 --eval_rows=256
 """
 seeds = "1"
-flops = "3.42e14"
+flops = 3.42e14
 out_dir = "out/sweep_glue"

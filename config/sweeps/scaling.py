@@ -6,7 +6,7 @@
 Rows of 128 tokens; the second file has rows of 512. All arms have about 2.9 M parameters and the
 best shape and learning rate that were found at 3.8e13 FLOPs. `copy` is the Transformer with the
 open model's lexicon on top: the control for what the open model's memory of words is worth.
-A single budget: --flops=1e13. A sweep that was stopped goes on. 1e14 FLOPs take some 20 to 60
+A single budget: --budgets=1e13. A sweep that was stopped goes on. 1e14 FLOPs take some 20 to 60
 minutes on one CPU core.
 """
 base = """config/mini.py --token_dim=128 --concept_dim=128 --n_head=8 --concept_std=1.0
@@ -20,5 +20,5 @@ copy        --arch=transformer --n_layer=1 --ffn_dim=1585 --copy_head=true
 transformer --arch=transformer --n_layer=1 --ffn_dim=1595
 """
 seeds = "1"
-flops = "1e13,3.8e13,1.1e14"
+budgets = "1e13,3.8e13,1.1e14"
 out_dir = "out/sweep_scaling"

@@ -14,5 +14,5 @@ copy        --arch=transformer --n_layer=1 --ffn_dim=1585 --copy_head=true
 transformer --arch=transformer --n_layer=1 --ffn_dim=1595
 """
 seeds = "1"
-flops = "1e13,3.8e13,1.1e14"
+budgets = "1e13,3.8e13,1.1e14"
 out_dir = "out/sweep_scaling_512"

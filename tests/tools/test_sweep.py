@@ -116,9 +116,22 @@ def test_equal_flops_buy_fewer_tokens_where_a_token_costs_more(sweep, tmp_path):
     refused(sweep(command[0], command[2], "--flops=7e8", ok=False), "max_steps:", "there,")
 
 
+def test_a_run_made_before_hide_masked_could_be_auto_is_the_same_run(sweep, out):
+    sweep()
+    path = sorted(out.glob("*_s1/result.json"))[0]
+    before = path.read_bytes()
+    found = json.loads(before)
+    found["settings"]["hide_masked"] = True
+    path.write_text(json.dumps(found))
+    Fork.started.clear()
+    sweep()
+    assert not Fork.started
+    path.write_bytes(before)
+
+
 def test_several_budgets_give_a_law_for_each_arm(sweep, tmp_path):
     arms = "--arms=plain --arch=transformer\nmixers --arch=transformer --n_layer=0"
-    done = sweep(f"--out_dir={tmp_path}", "--flops=2e8,6e8", arms)
+    done = sweep(f"--out_dir={tmp_path}", "--budgets=2e8,6e8", arms)
     saved = json.loads((tmp_path / "results.json").read_text())
     losses = {r["arm"]: r["loss"] for r in saved["results"]}
     assert set(losses) == {"plain 2e8", "plain 6e8", "mixers 2e8", "mixers 6e8"}
@@ -131,9 +144,9 @@ def test_several_budgets_give_a_law_for_each_arm(sweep, tmp_path):
     assert (tmp_path / "law.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("flops", ["1e8,1e8", "0,1e8", "1e8,x", "-1", "inf"])
-def test_budgets_that_are_none_are_refused(sweep, tmp_path, flops):
-    refused(sweep(f"--out_dir={tmp_path}", f"--flops={flops}", ok=False), f"flops={flops}")
+@pytest.mark.parametrize("budgets", ["1e8,1e8", "0,1e8", "1e8,x", "-1", "inf"])
+def test_budgets_that_are_none_are_refused(sweep, tmp_path, budgets):
+    refused(sweep(f"--out_dir={tmp_path}", f"--budgets={budgets}", ok=False), f"budgets={budgets}")
 
 
 def test_the_other_maskings_can_be_asked_for_later(sweep, out):
