@@ -523,6 +523,9 @@ def check_same_run(checkpoint, model, tok, data_sha256, config, defaults):
     Model, data and order of batches must be the same; learning rate, steps and others may change.
     """
     now, before = settings_of(model), dict(checkpoint["model_settings"])
+    if not now.get("anchored") and not before.get("anchored"):
+        for unread in ("anchor_slope", "local_heads"):  # their defaults may have changed since
+            now.pop(unread, None)
     old = defaults | checkpoint["settings"]  # older runs had fewer settings
     # the row length of a step follows from its share of all steps
     steps = ("max_steps", "max_tokens") if config["block_schedule"] else ()

@@ -501,7 +501,10 @@ def test_weights_of_an_edited_model_are_refused_in_one_message(trained, data_dir
 
 
 def test_checkpoints_with_older_names_of_parameters_load_and_resume(data_dir, tmp_path):
-    """The lexicon's parameters were renamed: a run saved before goes on as if nothing happened."""
+    """The lexicon's parameters were renamed: a run saved before goes on as if nothing happened.
+
+    So does one that was saved with another default of a setting that its model does not read.
+    """
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     train(data_dir, whole)
     train(data_dir, stopped, "--stop_at_step=12")
@@ -511,6 +514,7 @@ def test_checkpoints_with_older_names_of_parameters_load_and_resume(data_dir, tm
         assert older.keys() <= checkpoint["model"].keys()
         weights = checkpoint["model"].items()
         checkpoint["model"] = {older.get(key, key): tensor for key, tensor in weights}
+        checkpoint["model_settings"]["local_heads"] = 0.5
         torch.save(checkpoint, stopped / name)
     model, _, _ = run_module.load_run(str(stopped), "cpu", "best")
     assert torch.equal(model.lexicon.match_bias, checkpoint["model"]["lexicon.loudness"])
