@@ -15,19 +15,25 @@ Only step 1 differs between strategies, and K follows from what it returns:
     whole_word   the tokens of a word are a group
     concepts     2 * concept_window + 1 neighbouring words are a group, one free word between groups
     span         as concepts, but the number of words is drawn from span_length_distribution
+    diffusion    each token is a group, and each row hides another number of them, from one to all
 
 To add a strategy, write its grouping function and add one entry to STRATEGIES; nothing else names
 the strategies.
 
-Every strategy masks every maskable token with probability mlm_probability, in long and short words
-and at any place in the row, and the number of masked tokens in a row differs from
+Every strategy but diffusion masks every maskable token with probability mlm_probability, in long
+and short words and at any place in the row, and the number of masked tokens in a row differs from
 mlm_probability * maskable tokens, the row's budget, by less than one group. The loops of BERT and
-SpanBERT mask short words more often, T5's masks the end of the row more often. Only `token` cuts
-words. Special tokens are never masked, and no group spans two documents.
+SpanBERT mask short words more often, T5's masks the end of the row more often. Only `token` and
+`diffusion` cut words. Special tokens are never masked, and no group spans two documents.
 
 A group of words that is longer than the budget is masked in part: as many of its neighbouring words
 as the budget has room for. If it were masked as a whole or not at all, most rows would have nothing
 to predict. So a row is empty only if its budget is below one token or below one word.
+
+`diffusion` is the objective of masked diffusion models: of N maskable tokens k are hidden, k drawn
+from 1..N, and each of them counts N / k. The expected sum is a bound on the negative log-likelihood
+of the row (2406.07524; with an exact k: 2502.09992). mlm_probability is the largest share that is
+hidden, 1 for all.
 
 Random numbers are hashes of (seed, epoch, kind of draw, sample id, index). There is no generator
 state to save, and a sample gets the same mask in any batch, on any device, at any world size.
@@ -45,10 +51,14 @@ import torch
 
 # Each kind of draw hashes its own number, so that the draws are independent of each other. ROW has
 # three draws for each row: where the arc begins, the rounding, where to start counting words.
-ROW, ORDER, LENGTH, REPLACE, RANDOM_ID = range(5)
+ROW, ORDER, LENGTH, REPLACE, RANDOM_ID, LEVEL = range(6)
 
 # Above this rate, a free word between neighbouring spans would leave too few words to mask.
 SPACER_MAX_RATE = 0.5
+
+# diffusion predicts at most this share of a row. Where more is hidden, a random part of that is
+# predicted and counts for all: a bound with the same mean at half the cost.
+DIFFUSION_MAX_PREDICTED = 0.5
 
 
 class MaskedBatch(NamedTuple):
@@ -68,38 +78,47 @@ class Groups(NamedTuple):
     n_candidates_B1: torch.Tensor  # (B, 1) int64, those of them in groups that can be chosen
     overhang: int  # tokens by which a row may exceed its budget: K has room for them
     word_BT: torch.Tensor | None = None  # (B, T) number of the token's word; None: never cut groups
+    hidden_B1: torch.Tensor | None = None  # (B, 1) tokens to hide; None: those to predict
     weight_BT: torch.Tensor | None = None  # (B, T) what predicting the token counts; None: 1
 
 
 def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoch=0, *,
-               concept_window=3, span_length_distribution="poisson(3)", mask_replace="100"):
+               concept_window=3, span_length_distribution="poisson(3)", mask_replace="100",
+               diffusion_schedule="linear", level=None):
     """Draws the masks of a batch. ids (B, T) int64, sample_ids (B,) int64 -> MaskedBatch.
 
     sample_ids      number of each row in the data set: the same number gets the same mask
-    mlm_probability expected fraction of maskable tokens that is predicted, between 0 and 1
+    mlm_probability expected fraction of maskable tokens that is predicted, between 0 and 1; in
+                    diffusion the largest fraction that is hidden, up to 1
     concept_window  words on each side of a word that are masked with it (concepts)
     span_length_distribution   "poisson(MEAN)" or "geometric(P,LONGEST)", in words (span)
     mask_replace    "100": every predicted token becomes [MASK]; "80/10/10": see replace_tokens
+    diffusion_schedule   how often each rate is drawn, see SCHEDULES (diffusion)
+    level           (B,) in [0, 1), where in the range of rates each row is (diffusion); None:
+                    spread evenly over rows whose sample ids follow each other
 
     Raises ValueError for settings out of range.
     """
     check_masking(masking_type, mlm_probability, concept_window, span_length_distribution,
-                  mask_replace, tok)
+                  mask_replace, diffusion_schedule, tok)
     ids = torch.as_tensor(ids, dtype=torch.int64)
     sample_ids = torch.as_tensor(sample_ids, dtype=torch.int64)
+    if level is None:
+        level = spread_levels(sample_ids, seed, epoch)
     settings = dict(mlm_probability=mlm_probability, concept_window=concept_window,
-                    span_length_distribution=span_length_distribution, tok=tok)
+                    span_length_distribution=span_length_distribution, tok=tok,
+                    diffusion_schedule=diffusion_schedule, level=level)
     bits = partial(random_bits, sample_ids, seed, epoch)  # bits(kind of draw, n) -> (B, n) int64
 
     # index_select on a flat index is faster than flags[ids].
     flags_BT = word_flags(tok, ids.device).index_select(0, ids.reshape(-1)).view(ids.shape)
     groups = STRATEGIES[masking_type](flags_BT, bits, settings)
-    n_slots = slots(ids.shape[1], mlm_probability, groups.overhang)
-    masked_BT = choose_groups(groups, bits, mlm_probability, n_slots)
-    inputs = torch.where(masked_BT, tok.mask_id, ids)
+    n_slots = slots(ids.shape[1], predicted_share(masking_type, mlm_probability), groups.overhang)
+    hidden_BT, predicted_BT = choose_groups(groups, bits, mlm_probability, n_slots)
+    inputs = torch.where(hidden_BT, tok.mask_id, ids)
     if mask_replace == "80/10/10":
-        inputs = replace_tokens(inputs, ids, masked_BT, groups, tok, bits)
-    return gather_slots(ids, inputs, masked_BT, n_slots, groups.weight_BT)
+        inputs = replace_tokens(inputs, ids, hidden_BT, groups, tok, bits)
+    return gather_slots(ids, inputs, predicted_BT, n_slots, groups.weight_BT)
 
 
 # ---- words: which tokens belong together --------------------------------------
@@ -266,13 +285,43 @@ def group_spans(flags_BT, bits, settings, draw_lengths, long_span):
     return Groups(group_BT, member_BT, n_words_B1, n_candidates_B1, overhang, word_BT)
 
 
+def group_any_number(flags_BT, bits, settings):
+    """diffusion: each token is a group; a row hides k of its N tokens, k from 1 to N."""
+    groups = group_tokens(flags_BT, bits, settings)
+    T, n_B1 = flags_BT.shape[1], groups.n_words_B1
+    # With mlm_probability below 1, k goes up to that share of N.
+    largest_B1 = (settings["mlm_probability"] * n_B1).long().clamp(min=1)
+    level_B1 = torch.as_tensor(settings["level"], dtype=torch.float64)[:, None]
+    rate_B1 = SCHEDULES[settings["diffusion_schedule"]](level_B1)
+    hidden_B1 = (rate_B1.to(n_B1.device) * largest_B1).long() + 1
+    hidden_B1 = hidden_B1.clamp(max=largest_B1).clamp(max=n_B1)  # N is 0 where all is special
+    n_slots = slots(T, predicted_share("diffusion", settings["mlm_probability"]))
+    # N / k, and where only some of the k hidden tokens are predicted, these count for the others.
+    weight_B1 = n_B1 / hidden_B1.clamp(min=1, max=n_slots)
+    return groups._replace(hidden_B1=hidden_B1, weight_BT=weight_B1.expand(-1, T))
+
+
+# A level, uniform in [0, 1) -> the rate at which a row is masked, of which mlm_probability is the
+# unit. `linear` draws all rates equally often, and its mean loss is the bound. The others draw some
+# rates more often, and their rows count as much as all: a training loss with other weights, which
+# is compared by the bound of tools/eval.py --nelbo=1.
+SCHEDULES = {
+    "linear": lambda level: level,
+    # more rows with few masks, as in MDLM's cosine schedule (2406.07524)
+    "cosine": lambda level: 1 - torch.cos(math.pi / 2 * level),
+    # rarely nearly none or nearly all (2605.13026); the curve is logit-normal (2403.03206)
+    "bell": lambda level: torch.sigmoid(torch.special.ndtri(level)),
+}
+
 STRATEGIES = {
     "token": group_tokens,
     "whole_word": group_words,
     "concepts": group_neighbours,
     "span": group_random_spans,
+    "diffusion": group_any_number,
 }
 MASKING_TYPES = tuple(STRATEGIES)
+WORDLESS = ("token", "diffusion")  # those that need not know where words begin
 
 
 @lru_cache(maxsize=16)
@@ -318,7 +367,8 @@ def span_law(text):
 # chosen, each again with probability budget / circle.
 
 def choose_groups(groups, bits, mlm_probability, n_slots):
-    """Chooses groups at random, as explained above -> (B, T) bool, True for tokens to predict.
+    """Chooses groups at random, as explained above -> (B, T) bool, True for tokens to hide; the
+    same for tokens to predict.
 
     What would need more than n_slots slots is left out.
     """
@@ -333,7 +383,10 @@ def choose_groups(groups, bits, mlm_probability, n_slots):
     budget_B1 = budget_B1 / groups.n_candidates_B1.clamp(min=1)
     # Random rounding: 19.2 tokens become 20 in one row of five and 19 in the others.
     arc_begins_B1, rounding_B1 = to_unit(bits(ROW, 2)).split(1, dim=1)
-    budget_B1 = (budget_B1 + rounding_B1).long().clamp(max=n_slots)
+    budget_B1 = (budget_B1 + rounding_B1).long()
+    if groups.hidden_B1 is not None:
+        budget_B1 = groups.hidden_B1
+    budget_B1 = budget_B1.clamp(max=n_slots)
 
     # Random order: sort random bits. Their low bits are replaced by the number of the group, which
     # makes them distinct and saves an argsort: the sorted values contain the order.
@@ -359,7 +412,12 @@ def choose_groups(groups, bits, mlm_probability, n_slots):
                 group_BT[rows], groups.member_BT[rows], groups.word_BT[rows], start_RG,
                 length_BG[rows] > limit_B1[rows], circle_B1[rows])
             chosen_BT[rows] = in_arc(start_RT, length_RT, budget_B1[rows], n_slots)
-    return chosen_BT & groups.member_BT
+    predicted_BT = chosen_BT & groups.member_BT
+    if groups.hidden_B1 is None:
+        return predicted_BT, predicted_BT
+    # An arc of all that is hidden begins with the arc of what is predicted.
+    hidden_BG = torch.empty_like(chosen_BG).scatter_(1, order_BG, start_BG < groups.hidden_B1)
+    return hidden_BG.gather(1, group_BT) & groups.member_BT, predicted_BT
 
 
 def in_arc(start, length, budget_B1, n_slots):
@@ -424,16 +482,16 @@ def replace_tokens(inputs, ids, masked_BT, groups, tok, bits):
     return torch.where(masked_BT & (draw_BT >= 0.8), replaced_BT, inputs)
 
 
-def gather_slots(ids, inputs, masked_BT, n_slots, weight_BT=None):
-    """The masked positions of each row, in ascending order, in K = n_slots slots -> MaskedBatch.
+def gather_slots(ids, inputs, predicted_BT, n_slots, weight_BT=None):
+    """The predicted positions of each row, in ascending order, in K = n_slots slots -> MaskedBatch.
 
     weight_BT (B, T): what predicting each token counts; None: 1.
     """
     B, T = ids.shape
-    # The i-th masked token goes to slot i; all others to one extra slot, which is cut off.
-    count_BT = masked_BT.cumsum(1)
+    # The i-th of them goes to slot i; all others to one extra slot, which is cut off.
+    count_BT = predicted_BT.cumsum(1)
     used = torch.arange(n_slots, device=ids.device) < count_BT[:, -1:]
-    slot_BT = torch.where(masked_BT, count_BT.sub_(1), n_slots)
+    slot_BT = torch.where(predicted_BT, count_BT.sub_(1), n_slots)
     position_BT = torch.arange(T, device=ids.device).expand(B, T)
     positions = torch.zeros(B, n_slots + 1, dtype=ids.dtype, device=ids.device)
     positions = positions.scatter_(1, slot_BT, position_BT)[:, :n_slots]
@@ -443,13 +501,20 @@ def gather_slots(ids, inputs, masked_BT, n_slots, weight_BT=None):
     return MaskedBatch(inputs, positions, ids.gather(1, positions), weights, used)
 
 
-def slots(T, mlm_probability, overhang=0):
-    """K, how many predicted tokens a row of T tokens has room for.
+def predicted_share(masking_type, mlm_probability):
+    """The share of a row that is decoded, for K and for FLOPs; overhangs are left out."""
+    if masking_type == "diffusion":
+        return min(mlm_probability, DIFFUSION_MAX_PREDICTED)
+    return mlm_probability
+
+
+def slots(T, share, overhang=0):
+    """K, how many predicted tokens a row of T tokens has room for; share: predicted_share.
 
     It is the same for all rows, so that every batch has the same shape: the expected number of
-    masked tokens and the overhang of the strategy's Groups, rounded up to a multiple of 8.
+    predicted tokens and the overhang of the strategy's Groups, rounded up to a multiple of 8.
     """
-    needed = math.ceil(T * mlm_probability) + overhang
+    needed = math.ceil(T * share) + overhang
     return min(T, math.ceil(needed / 8) * 8)
 
 
@@ -457,12 +522,12 @@ def slots(T, mlm_probability, overhang=0):
 
 def masking_types(tok):
     """The strategies that work with this tokenizer: one that knows no text knows no words."""
-    return tuple(STRATEGIES) if getattr(tok, "has_text", True) else ("token",)
+    return tuple(STRATEGIES) if getattr(tok, "has_text", True) else WORDLESS
 
 
 def check_masking(masking_type, mlm_probability, concept_window=3,
-                  span_length_distribution="poisson(3)", mask_replace="100", tok=None,
-                  block_size=None):
+                  span_length_distribution="poisson(3)", mask_replace="100",
+                  diffusion_schedule="linear", tok=None, block_size=None):
     """Raises ValueError, naming what is allowed, for a setting that is out of range, that needs
     more than the tokenizer `tok` (if given) knows, or that leaves nothing to predict in rows of
     block_size tokens (if given)."""
@@ -471,9 +536,12 @@ def check_masking(masking_type, mlm_probability, concept_window=3,
         raise ValueError(f"masking_type={masking_type!r}: expected one of {known}")
     if tok and masking_type not in masking_types(tok):
         raise ValueError(f"masking_type={masking_type!r} hides words, and tokenizer {tok.name} "
-                         "knows ids only, not where words begin: use --masking_type=token, or "
-                         "prepare the data with its own --tokenizer")
-    if not 0 < mlm_probability < 1:
+                         f"knows ids only, not where words begin: use --masking_type="
+                         f"{' or '.join(WORDLESS)}, or prepare the data with its own --tokenizer")
+    if masking_type == "diffusion" and not 0 < mlm_probability <= 1:
+        raise ValueError(f"mlm_probability={mlm_probability}: expected the largest share that "
+                         "diffusion hides, above 0 and up to 1; 1 for a likelihood")
+    if masking_type != "diffusion" and not 0 < mlm_probability < 1:
         raise ValueError(f"mlm_probability={mlm_probability}: expected a fraction above 0 and "
                          "below 1, such as 0.15")
     if concept_window < 1:
@@ -481,6 +549,12 @@ def check_masking(masking_type, mlm_probability, concept_window=3,
                          "side")
     if mask_replace not in ("100", "80/10/10"):
         raise ValueError(f"mask_replace={mask_replace!r}: expected '100' or '80/10/10'")
+    if masking_type == "diffusion" and mask_replace != "100":
+        raise ValueError(f"mask_replace={mask_replace}: in diffusion every hidden token is [MASK]; "
+                         "expected 100")
+    if diffusion_schedule not in SCHEDULES:
+        raise ValueError(f"diffusion_schedule={diffusion_schedule!r}: expected one of "
+                         f"{', '.join(SCHEDULES)}")
     span_law(span_length_distribution)
     if block_size:
         check_row(block_size, masking_type, mlm_probability, concept_window)
@@ -541,6 +615,17 @@ def random_bits(sample_ids, seed, epoch, stream, n):
     salt = signed((salt + 1) % 2**64)
     key_B1 = mix(mix(sample_ids[:, None] * GOLDEN + salt))  # one stream of numbers for each sample
     return mix(key_B1 + torch.arange(1, n + 1, device=sample_ids.device) * GOLDEN)
+
+
+def spread_levels(sample_ids, seed, epoch):
+    """(B,) int64 -> (B,) float64 in [0, 1); n sample ids in a row are spread over it evenly.
+
+    Multiples of the golden ratio, modulo 1 and shifted at random: a sequence in which any n
+    neighbours are about 1 / n apart. It takes the place of strata of a batch (2107.00630), of which
+    a sample would have to know the size; so a batch of any size draws all rates.
+    """
+    shift = random_bits(torch.zeros_like(sample_ids[:1]), seed, epoch, LEVEL, 1)
+    return to_unit(sample_ids * GOLDEN + shift.flatten())
 
 
 def to_unit(bits):

@@ -72,7 +72,8 @@ class ConceptConfig:
     anchored: bool | None = None  # concepts have places in the row, see Anchors; None: strict only
     anchor_slope: float = 4.0  # Anchors: how local the most local head is
     local_heads: float = 0.75  # Anchors: share of the heads that are local
-    mask_id: int = -1  # id of [MASK]; needed by hide_masked
+    time_input: bool = False  # tokens know which share of the row is [MASK], see TimeInput
+    mask_id: int = -1  # id of [MASK]; needed by hide_masked and time_input
     eot_id: int = -1  # id that ends a document; needed by isolate_documents
 
     def __post_init__(self):
@@ -109,9 +110,10 @@ class ConceptConfig:
         if self.hide_masked is None:
             # A concept with a place reads [MASK], because it must know where something is missing.
             object.__setattr__(self, "hide_masked", self.mask_id >= 0 and not self.anchored)
-        if self.hide_masked and not 0 <= self.mask_id < self.vocab_size:
-            problems.append("hide_masked=True needs mask_id, an id of the tokenizer below "
-                            "vocab_size")
+        for name in ("hide_masked", "time_input"):
+            if getattr(self, name) and not 0 <= self.mask_id < self.vocab_size:
+                problems.append(f"{name}=True needs mask_id, an id of the tokenizer below "
+                                "vocab_size")
         if self.isolate_documents and not 0 <= self.eot_id < self.vocab_size:
             problems.append("isolate_documents=True needs eot_id, an id of the tokenizer below "
                             "vocab_size")
@@ -363,6 +365,25 @@ def sinusoids(positions, width, base):
     frequency = torch.exp(steps * (-math.log(base) / width))
     angle = positions[..., None] * frequency
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+
+class TimeInput(nn.Module):
+    """A vector for the share of the row that is [MASK], the time of a diffusion model. -> (B,1,d).
+    """
+    # Optional, because a model can tell by itself how much is masked (2409.02908).
+    WIDTH = 64  # of the sinusoids
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.mask_id, self.scale = cfg.mask_id, table_std(cfg.token_width)
+        self.out = nn.Linear(self.WIDTH, cfg.token_width, bias=cfg.bias)
+
+    def forward(self, ids, real_BT=None):
+        real_BT = torch.ones_like(ids) if real_BT is None else real_BT
+        n_masked_B = (ids == self.mask_id).sum(1)
+        share_B1 = (n_masked_B / real_BT.sum(1).clamp(min=1))[:, None]
+        code_B1w = sinusoids(1000 * share_B1, self.WIDTH, 10_000.0)
+        return self.out(code_B1w.to(self.out.weight.dtype)) * self.scale  # the size of a token
 
 
 class LocalMixer(nn.Module):
@@ -625,6 +646,7 @@ class ConceptEncoder(nn.Module):
         self.expansion = TableExpansion(cfg) if expands else None
         learned = cfg.position == "learned"
         self.wpe = nn.Parameter(torch.empty(cfg.block_size, d)) if learned else None
+        self.time = TimeInput(cfg) if cfg.time_input else None
         self.concepts = nn.Parameter(torch.empty(cfg.n_concept, D))
         n_mixer = 0 if is_strict else cfg.n_mixer
         self.mixers = nn.ModuleList(LocalMixer(cfg) for _ in range(n_mixer))
@@ -714,6 +736,8 @@ class ConceptEncoder(nn.Module):
 
         # Tokens: embedding and position, then their neighbours.
         x_BTd = vectors_BTd + self.position_codes(places_T + start)
+        if self.time is not None:
+            x_BTd = x_BTd + self.time(ids, real_BT)
         if added is not None:
             x_BTd = x_BTd + added
         x_BTd = normalize(x_BTd)
@@ -984,13 +1008,14 @@ class ConceptEncoder(nn.Module):
             n_free = cfg.n_head - self.layers[0].read.n_owned_head
             saved = 2 * D * (reads - self.pairs(T, K, n_free)[0])  # by owned heads
             lexicon = row_logits + gate + memory - saved
+        time = TimeInput.WIDTH * d if self.time else 0
         expansion = 0
         if self.expansion:  # once for all rows of a batch
             matrices = [p for p in self.expansion.parameters() if p.ndim == 2]
             expansion = sum(p.numel() for p in [*matrices, self.expansion.waves]) * V / B
         mixers, layers = len(self.mixers) * mixer, cfg.n_layer * layer
         # Two operations for a multiply-add, and a backward pass of twice the forward.
-        return 6 * (mixers + layers + decoder + head + lexicon + expansion) / T
+        return 6 * (mixers + layers + decoder + head + lexicon + time + expansion) / T
 
 
 def or_else(mask, wider):

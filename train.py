@@ -27,8 +27,8 @@ n_concept = 64  # concept vectors
 concept_dim = 512  # width of a concept
 token_dim = 512  # width of the token table, from 4; of everything in a transformer
 ffn_dim = 2048  # hidden width of the gated feed-forward layers
-masking_type = "whole_word"  # token | whole_word | concepts | span
-mlm_probability = 0.15  # share of tokens that is predicted
+masking_type = "whole_word"  # token | whole_word | concepts | span | diffusion
+mlm_probability = 0.15  # share of tokens that is predicted (diffusion: the largest, 1 for all)
 batch_size = 256  # rows an optimizer step, over all processes and micro-batches
 micro_batch = 32  # rows a forward pass of one process; lower it if memory runs out, same result
 learning_rate = 1e-3  # peak
@@ -48,6 +48,7 @@ n_mixer = 2  # local mixer blocks (open, transformer)
 mixer_kernel = 7  # tokens a mixer sees (open, transformer)
 n_decoder = 1  # decoder blocks (open)
 self_attention = False  # concepts also read each other (open; strict always does)
+time_input = False  # tokens know which share of the row is masked, for masking_type=diffusion
 lexicon = True  # each concept owns some words of the vocabulary, reads and predicts them (open)
 concept_std = 1.0  # standard deviation of the concepts at the start
 anchored = "auto"  # concepts have places in the row; auto: strict only | true | false
@@ -60,6 +61,7 @@ copy_head = False  # adds logits for words of the row, a lexicon without concept
 concept_window = 3  # words on each side that share a mask (concepts)
 span_length_distribution = "poisson(3)"  # poisson(MEAN) | geometric(P,LONGEST), in words (span)
 mask_replace = "100"  # 100: always [MASK] | 80/10/10: BERT's mixture
+diffusion_schedule = "linear"  # linear | cosine | bell: which shares are drawn often (diffusion)
 
 # data: data/reader.py explains each
 data_weights = ""  # share of the tokens from each folder, such as 0.7,0.3; empty: by size
@@ -118,7 +120,7 @@ from lib import health, run
 from lib.files import print_result
 from lib.machine import StopSignals, autocast, choose_dtype, find_machine, matmul_peak, memory_gib
 from lib.start import token_vectors
-from masking import MaskedBatch, check_masking, mask_batch
+from masking import MaskedBatch, check_masking, mask_batch, predicted_share
 
 MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run gives up
 
@@ -280,7 +282,8 @@ with run.user_mistakes():
 
 # ---- what the run is, on screen and in out_dir --------------------------------------------------
 
-flops_per_token = data.flops_per_token(model, mlm_probability, micro_batch)  # {row length: FLOPs}
+flops_per_token = data.flops_per_token(  # {row length: FLOPs}
+    model, predicted_share(masking_type, mlm_probability), micro_batch)
 peak = matmul_peak(machine.device, dtype)  # FLOP/s of matrix products here, 100 % for mfu
 git = run.git_state()
 compile_reason = "as asked"
@@ -321,7 +324,8 @@ def masked_batch(step):
     ids, sample_ids = data.batch(0 if overfit_batch else step, machine.rank, machine.world_size)
     batch = mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed,
                        concept_window=concept_window, mask_replace=mask_replace,
-                       span_length_distribution=span_length_distribution)
+                       span_length_distribution=span_length_distribution,
+                       diffusion_schedule=diffusion_schedule)
     batch = MaskedBatch(*machine.take(batch))
     total_weight = batch.weights.sum()
     if machine.world_size > 1:

@@ -426,9 +426,9 @@ class Batches:
         """Tokens in the first `step` steps without padding, from the mean length of the rows."""
         return round(sum(n * phase.mixture.row_tokens for phase, n in self.rows_read(step)))
 
-    def flops_per_token(self, model, mlm_probability, micro_batch):
+    def flops_per_token(self, model, predicted_share, micro_batch):
         """-> {T: training FLOPs a position, be it text or padding}, for each row length T."""
-        return {T: model.flops_per_token(T, math.ceil(mlm_probability * T),
+        return {T: model.flops_per_token(T, math.ceil(predicted_share * T),
                                          micro_batch * self.block_size // T)
                 for T, _ in self.lengths}
 

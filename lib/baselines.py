@@ -29,6 +29,7 @@ from model import (
     GatedFFN,
     Lexicon,
     LocalMixer,
+    TimeInput,
     below,
     check_length,
     gather_rows,
@@ -56,7 +57,8 @@ class TransformerConfig:
     bias: bool = False  # biases in linear layers and norms
     dropout: float = 0.0  # on residual branches; 0 for pretraining
     isolate_documents: bool = False  # documents packed into one row do not see each other
-    mask_id: int = -1  # id of [MASK]
+    time_input: bool = False  # tokens know which share of the row is [MASK], see model.TimeInput
+    mask_id: int = -1  # id of [MASK]; needed by time_input
     eot_id: int = -1  # id that ends a document; needed by isolate_documents
 
     def __post_init__(self):
@@ -73,6 +75,9 @@ class TransformerConfig:
         if self.n_register and not self.n_layer:
             problems.append("n_register needs n_layer of 1 or more: nothing would read the "
                             "registers")
+        if self.time_input and not 0 <= self.mask_id < self.vocab_size:
+            problems.append("time_input=True needs mask_id, an id of the tokenizer below "
+                            "vocab_size")
         if self.isolate_documents and not 0 <= self.eot_id < self.vocab_size:
             problems.append("isolate_documents=True needs eot_id, an id of the tokenizer below "
                             "vocab_size")
@@ -163,6 +168,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.cfg, d = cfg, cfg.token_dim
         self.wte = nn.Parameter(torch.empty(cfg.vocab_size, d))
+        self.time = TimeInput(cfg) if cfg.time_input else None
         has_registers = cfg.n_register > 0
         self.registers = nn.Parameter(torch.empty(cfg.n_register, d)) if has_registers else None
         self.mixers = nn.ModuleList(LocalMixer(cfg) for _ in range(cfg.n_mixer))
@@ -213,6 +219,8 @@ class Transformer(nn.Module):
         R, documents_BT = self.cfg.n_register, self.documents(ids)
         real_BT = None if attention_mask is None else attention_mask.bool()
         x_BTd = F.embedding(ids, self.wte) if vectors_BTd is None else vectors_BTd
+        if self.time is not None:
+            x_BTd = x_BTd + self.time(ids, real_BT)
         if added is not None:
             x_BTd = x_BTd + added
         x_BTd = normalize(x_BTd)
@@ -323,7 +331,7 @@ class Transformer(nn.Module):
         if cfg.n_layer:
             last += K * 2 * d * d + N * 2 * d * d + 2 * K * N * d
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
-        head = K * d * cfg.vocab_size
+        head = K * d * cfg.vocab_size + (TimeInput.WIDTH * d if self.time else 0)
         if self.copy_head:
             r, G = self.copy_head.context.out_features, self.copy_head.N_BUCKET
             head += T * d * (r + 1) + K * (d + r * (d + G))

@@ -89,7 +89,7 @@ def bad_values(config):
             problems.append(f"{name}={config[name]!r}: expected {', '.join(choices)}")
 
     masking = ("masking_type", "mlm_probability", "concept_window", "span_length_distribution",
-               "mask_replace")
+               "mask_replace", "diffusion_schedule")
     try:
         check_masking(*(config[name] for name in masking), block_size=config["block_size"])
     except ValueError as error:
@@ -144,6 +144,8 @@ def settings_without_effect(config, defaults):
         unread += ["concept_window"]
     if config["masking_type"] != "span":
         unread += ["span_length_distribution"]
+    if config["masking_type"] != "diffusion":
+        unread += ["diffusion_schedule"]
     # strict has no local path beside the concepts; a transformer may be given the settings of a
     # concept model, so that one command line compares the two
     if config["arch"] == "concept" and config["bottleneck"] != "open":
@@ -182,12 +184,16 @@ def model_settings(arch, config, tok):
 
 
 def describe_settings(config, defaults):
-    """Two lines: which settings differ from the defaults, which ones the architecture ignores."""
+    """Lines of text: which settings differ from the defaults, which ones have no effect."""
     changed = [f"{name}={value}" for name, value in config.items() if value != defaults[name]]
     of_any_arch = set().union(*map(fields_of, ARCHS))
     unused = sorted((of_any_arch & set(config)) - fields_of(config["arch"]))
-    return (f"settings that differ from the defaults: {', '.join(changed) or 'none'}\n"
-            f"arch {config['arch']}, which does not use {', '.join(unused)}")
+    lines = [f"settings that differ from the defaults: {', '.join(changed) or 'none'}",
+             f"arch {config['arch']}, which does not use {', '.join(unused)}"]
+    if config["masking_type"] == "diffusion" and config["mlm_probability"] < 1:
+        lines.append(f"diffusion hides from one token to {config['mlm_probability']:.0%} of a row; "
+                     "a likelihood needs --mlm_probability=1")
+    return "\n".join(lines)
 
 
 def warmup_within(warmup_steps, n_steps, say):

@@ -1,6 +1,8 @@
 """Masks: exact budgets, whole words, equal probabilities, the same result on every machine."""
 
+import itertools
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +22,8 @@ from masking import (
 )
 
 EOT, MASK, V = 99, 98, 100
+# those that predict mlm_probability of each row; diffusion has tests of its own below
+ONE_RATE = [masking_type for masking_type in MASKING_TYPES if masking_type != "diffusion"]
 
 
 class Toy(SimpleNamespace):
@@ -67,7 +71,7 @@ def words(ids, tok):
     return out
 
 
-@pytest.mark.parametrize("masking_type", MASKING_TYPES)
+@pytest.mark.parametrize("masking_type", ONE_RATE)
 @pytest.mark.parametrize("p", [0.15, 0.5, 0.8])
 def test_the_budget_is_met(tok, masking_type, p):
     B, T = 4000, 128
@@ -89,7 +93,8 @@ def test_inputs_targets_and_weights_fit_together(tok, masking_type):
     hit = masked(batch, 200)
     assert positions.shape == targets.shape == weights.shape == used.shape
     assert used.dtype == torch.bool and weights.dtype == torch.float32
-    assert torch.equal(weights, used.float()), "these strategies weigh all predictions alike"
+    if masking_type in ONE_RATE:
+        assert torch.equal(weights, used.float()), "these strategies weigh all predictions alike"
     assert (inputs[hit] == MASK).all(), "predicted tokens are hidden"
     assert (inputs[~hit] == ids[~hit]).all(), "other tokens are not"
     assert (targets == ids.gather(1, positions)).all()
@@ -113,7 +118,7 @@ def test_words_of_the_fast_path_equal_a_plain_loop(tok):
     assert (fast.numpy() == words(ids, tok)).all()
 
 
-@pytest.mark.parametrize("masking_type", MASKING_TYPES)
+@pytest.mark.parametrize("masking_type", ONE_RATE)
 def test_no_position_is_favoured(tok, masking_type):
     """The masking loops of BERT, SpanBERT and T5 all fail this."""
     B, T = 20000, 48
@@ -257,9 +262,10 @@ def test_impossible_settings_are_refused_with_what_is_allowed(tok, wrong):
 def test_words_are_not_hidden_where_only_ids_are_known():
     tok, ids = Tokenizer.load("ids:50:7"), rows(2, 16) % 50
     assert mask_batch(ids, torch.arange(2), "token", 0.3, tok).weights.sum() > 0
-    assert masking_types(tok) == ("token",)
-    for masking_type in MASKING_TYPES[1:]:
-        with pytest.raises(ValueError, match="knows ids only.*--masking_type=token"):
+    assert mask_batch(ids, torch.arange(2), "diffusion", 1.0, tok).weights.sum() > 0
+    assert masking_types(tok) == ("token", "diffusion")
+    for masking_type in set(MASKING_TYPES) - {"token", "diffusion"}:
+        with pytest.raises(ValueError, match="knows ids only.*--masking_type=token or diffusion"):
             mask_batch(ids, torch.arange(2), masking_type, 0.3, tok)
 
 
@@ -334,7 +340,7 @@ def test_words_of_the_real_byte_tokenizer_reach_their_share():
     text = " ".join("abcdefghijklmnopqrstuvw"[:n] for n in (22, 20, 19, 21) * 4000)
     ids = torch.from_numpy(tok.encode([text])[0].astype(np.int64))
     ids = ids[:len(ids) // 128 * 128].view(-1, 128)
-    for masking_type in MASKING_TYPES:
+    for masking_type in ONE_RATE:
         check_share(ids, masking_type, 0.15, tok, {})
 
 
@@ -454,3 +460,142 @@ def test_a_strategy_is_one_function_and_one_entry_and_may_weigh_its_predictions(
     assert torch.equal(batch.weights, expected)
     with pytest.raises(ValueError, match="pairs"):
         check_masking("pears", 0.15)
+
+
+# ---- diffusion ------------------------------------------------------------------------------
+
+
+def hidden_counts(ids, batch):
+    return (batch.inputs != ids).sum(1)
+
+
+def test_diffusion_hides_every_number_of_tokens_equally_often(tok):
+    ids, T = rows(4000, 24, eot=0.1), 24
+    batch = mask_batch(ids, torch.randperm(4000), "diffusion", 1.0, tok)
+    n = (~torch.from_numpy(tok.is_special)[ids]).sum(1)
+    k = hidden_counts(ids, batch)
+    assert (batch.inputs[batch.inputs != ids] == MASK).all()
+    assert ((k >= 1) & (k <= n)).all()
+    full = k[n == n.mode().values]  # rows with the commonest number of maskable tokens
+    counts = torch.bincount(full, minlength=T + 1)[1:int(n.mode().values) + 1].double()
+    expected = len(full) / len(counts)
+    assert ((counts - expected) ** 2 / expected).sum() < len(counts) + 4 * (2 * len(counts)) ** 0.5
+
+
+def test_diffusion_hides_every_position_equally_often(tok):
+    ids = rows(20000, 16, eot=0)
+    batch = mask_batch(ids, torch.arange(20000), "diffusion", 1.0, tok)
+    share = (batch.inputs != ids).double().mean(0)
+    # k has mean 17/2 of 16
+    assert (share - 17 / 32).abs().max() < 4 * (0.25 / 20000) ** 0.5
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "bell"])
+def test_weights_of_a_diffusion_row_sum_to_its_maskable_tokens(tok, schedule):
+    ids = rows(64, 40, eot=0.1)
+    batch = mask_batch(ids, torch.arange(64), "diffusion", 1.0, tok, diffusion_schedule=schedule)
+    n = (~torch.from_numpy(tok.is_special)[ids]).sum(1)
+    assert torch.allclose(batch.weights.sum(1), n.float())
+    k = hidden_counts(ids, batch).clamp(max=batch.positions.shape[1])
+    expected = n / k  # N / k, where as many are predicted as are hidden
+    assert torch.allclose(batch.weights[:, 0], expected.float())
+
+
+def test_diffusion_predicts_a_random_half_of_what_it_hides_at_most(tok):
+    """At most half of a row is decoded, whichever of the hidden tokens that is."""
+    B, T = 4000, 32
+    ids = rows(B, T, eot=0)
+    batch = mask_batch(ids, torch.arange(B), "diffusion", 1.0, tok,
+                       level=torch.full((B,), 0.999))
+    assert batch.positions.shape[1] == T // 2
+    assert (batch.inputs == MASK).all()
+    share = masked(batch, T).double().mean(0)
+    assert (share - 0.5).abs().max() < 4 * (0.25 / B) ** 0.5
+
+
+def test_the_largest_share_that_diffusion_hides_can_be_set(tok):
+    ids = rows(500, 40, eot=0)
+    batch = mask_batch(ids, torch.arange(500), "diffusion", 0.25, tok)
+    k = hidden_counts(ids, batch)
+    assert sorted(k.unique().tolist()) == list(range(1, 11))
+    assert batch.positions.shape[1] == 16  # 10, rounded up to a multiple of 8
+
+
+def test_schedules_draw_the_shares_they_say(tok):
+    B, T = 4000, 100
+    ids = rows(B, T, eot=0)
+    share = {}
+    for schedule in ("linear", "cosine", "bell"):
+        batch = mask_batch(ids, torch.arange(B), "diffusion", 1.0, tok,
+                           diffusion_schedule=schedule)
+        share[schedule] = hidden_counts(ids, batch) / T
+    assert abs(share["linear"].mean() - 0.505) < 0.005
+    assert abs(share["cosine"].mean() - (1 - 2 / math.pi)) < 0.01
+    assert abs(share["bell"].mean() - 0.5) < 0.01
+    extreme = {name: ((s < 0.1) | (s > 0.9)).float().mean() for name, s in share.items()}
+    assert extreme["linear"] > 0.15 and extreme["bell"] < 0.05
+
+
+@pytest.mark.parametrize("B", [8, 13, 64, 128])
+def test_levels_of_a_batch_are_spread_evenly(tok, B):
+    """The mean of any batch's levels is 1/2, far closer than that of independent draws."""
+    gaps, first = [], []
+    for step in range(50):
+        level = masking.spread_levels(torch.arange(step * B, (step + 1) * B), seed=3, epoch=0)
+        ordered = level.sort().values
+        gaps.append(torch.cat((ordered.diff(), ordered[:1] + 1 - ordered[-1:])).max() * B)
+        first.append(level[0])
+    assert max(gaps) < 3  # independent draws: about log(B) + 1 at the median, and up to 10
+    assert 0.2 < torch.stack(first).mean() < 0.8  # every place in the batch sees all levels
+
+
+def test_a_row_of_special_tokens_hides_nothing(tok):
+    ids = torch.full((2, 16), EOT)
+    batch = mask_batch(ids, torch.arange(2), "diffusion", 1.0, tok)
+    assert not batch.used.any() and (batch.weights == 0).all() and (batch.inputs == ids).all()
+
+
+def enumerated_bound(table_nats, ids, T):
+    """N E_k [1/k E_M sum_{i in M} CE_i] of one row, over all masks. -> nats a row."""
+    total = 0.0
+    for mask in itertools.product((0, 1), repeat=T):
+        k = sum(mask)
+        if k:
+            nats = sum(table_nats(ids, mask, i) for i in range(T) if mask[i])
+            total += nats / k / math.comb(T, k)
+    return total
+
+
+def table_nats(ids, mask, i):
+    """A model that sees its neighbours: its nats depend on the mask, so wrong rates show."""
+    seen = sum(not mask[j] for j in (i - 1, i + 1) if 0 <= j < len(ids))
+    return (1.0 + 0.1 * int(ids[i])) * (3 - seen)
+
+
+@pytest.mark.parametrize("level", ["spread", "independent"])
+def test_diffusion_estimates_the_enumerated_bound(tok, level):
+    T, B = 6, 12000
+    row = torch.tensor([3, 11, 25, 7, 42, 18])
+    ids, exact = row.expand(B, T), enumerated_bound(table_nats, row, T)
+    levels = None
+    if level == "independent":
+        levels = torch.rand(B, generator=torch.Generator().manual_seed(0))
+    batch = mask_batch(ids, torch.arange(B), "diffusion", 1.0, tok, level=levels)
+    hidden = (batch.inputs == MASK).int().tolist()
+    nats = torch.tensor([[table_nats(row, mask, p) for p in positions]
+                         for mask, positions in zip(hidden, batch.positions.tolist())])
+    estimates = (nats * batch.weights).sum(1)
+    error = estimates.std() / B**0.5
+    assert abs(estimates.mean() - exact) < 3 * error
+    # the mean over all masked tokens of a batch, as some trainers have it, is no estimate of it
+    naive = (nats * batch.used).sum() / batch.used.sum() * T
+    assert abs(naive - exact) > 10 * error
+
+
+@pytest.mark.parametrize("settings,words", [
+    (dict(mlm_probability=0.0), "up to 1"), (dict(mlm_probability=1.5), "up to 1"),
+    (dict(mask_replace="80/10/10"), "every hidden token is [MASK]"),
+    (dict(diffusion_schedule="sigmoid"), "linear, cosine, bell")])
+def test_impossible_diffusion_is_refused(settings, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        check_masking("diffusion", **(dict(mlm_probability=1.0) | settings))

@@ -70,6 +70,8 @@ VARIANTS = [
     dict(arch="transformer", isolate_documents=True, n_mixer=0),
     dict(arch="transformer", n_layer=1),
     dict(arch="transformer", copy_head=True, n_register=2),
+    dict(bottleneck="open", time_input=True),
+    dict(arch="transformer", time_input=True, n_layer=1),
 ]
 variants = pytest.mark.parametrize(
     "variant", VARIANTS, ids=lambda v: ",".join(f"{k}={x}" for k, x in v.items())

@@ -1,5 +1,6 @@
 """The READMEs are true: commands run, links lead somewhere; presets are what their heads say."""
 
+import math
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ import torch
 from conftest import ROOT, Fork, call, run_script
 
 from lib import jobs
+from masking import predicted_share
 from model import ConceptConfig, ConceptEncoder
 
 pytestmark = pytest.mark.long(0)
@@ -177,7 +179,8 @@ def test_preset_heads_state_size_cost_and_time_correctly(path):
     assert f"{model.num_params():,} parameters" in head
     assert abs(model.num_params() / SIZES.get(path.stem, model.num_params()) - 1) < 0.06
     T = settings["block_size"]
-    flops = model.flops_per_token(T, -(-settings["mlm_probability"] * T // 1))
+    share = predicted_share(settings["masking_type"], settings["mlm_probability"])
+    flops = model.flops_per_token(T, math.ceil(share * T))
     tokens = float(re.search(r"([\d.]+) B tokens", head)[1]) * 1e9
     assert tokens == pytest.approx(settings["max_steps"] * settings["batch_size"] * T, rel=0.01)
     assert f"{flops / 1e6:,.1f} MFLOP a token" in head and f"{flops * tokens:.1e} FLOP" in head

@@ -22,7 +22,7 @@ import torch
 from lib.embed import choose_pooling
 from lib.files import read_object, replace_file
 from lib.machine import DTYPES, memory_gib
-from masking import MASKING_TYPES
+from masking import MASKING_TYPES, predicted_share
 from tools.measures import (
     COMMANDS,
     CONCEPTS,
@@ -116,7 +116,8 @@ def model_fields(model, tok, settings):
     if expansion:
         embedding += sum(p.numel() for p in expansion.parameters())
     # FLOPs of training depend on how many tokens of a row were predicted, and on rows a pass.
-    n_predicted = math.ceil(settings.get("mlm_probability", 0.15) * cfg.block_size)
+    n_predicted = math.ceil(cfg.block_size * predicted_share(
+        settings.get("masking_type"), settings.get("mlm_probability", 0.15)))
     micro_batch = settings.get("micro_batch", 1)
     return dict(
         arch=model.arch, bottleneck=getattr(cfg, "bottleneck", None), total_params=total,

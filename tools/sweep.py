@@ -68,7 +68,7 @@ from lib.run import (
     read_log,
     user_mistakes,
 )
-from masking import MASKING_TYPES
+from masking import MASKING_TYPES, predicted_share
 from tools.compare import draw_losses
 
 TRAIN, EVAL = os.path.join(ROOT, "train.py"), os.path.join(ROOT, "tools", "eval.py")
@@ -201,7 +201,8 @@ def prepare(settings):
 def flops_per_step(batches, model, settings):
     """Training FLOPs of a step, the mean over a block_schedule. Padding costs FLOPs too."""
     per_position = batches.flops_per_token(
-        model, settings["mlm_probability"], settings["micro_batch"])
+        model, predicted_share(settings["masking_type"], settings["mlm_probability"]),
+        settings["micro_batch"])
     mean = sum(float(share) * per_position[T] for T, share in batches.lengths)
     return settings["batch_size"] * settings["block_size"] * mean
 
