@@ -16,15 +16,17 @@ Only step 1 differs between strategies, and K follows from what it returns:
     concepts     2 * concept_window + 1 neighbouring words are a group, one free word between groups
     span         as concepts, but the number of words is drawn from span_length_distribution
     diffusion    each token is a group, and each row hides another number of them, from one to all
+    importance   the tokens of a word are a group, and words with high scores are chosen more often
 
 To add a strategy, write its grouping function and add one entry to STRATEGIES; nothing else names
 the strategies.
 
-Every strategy but diffusion masks every maskable token with probability mlm_probability, in long
-and short words and at any place in the row, and the number of masked tokens in a row differs from
-mlm_probability * maskable tokens, the row's budget, by less than one group. The loops of BERT and
-SpanBERT mask short words more often, T5's masks the end of the row more often. Only `token` and
-`diffusion` cut words. Special tokens are never masked, and no group spans two documents.
+In every strategy but diffusion the number of masked tokens in a row differs from mlm_probability *
+maskable tokens, the row's budget, by less than one group. In the first four every maskable token
+is masked with probability mlm_probability, in long and short words and at any place in the row. The
+loops of BERT and SpanBERT mask short words more often, T5's masks the end of the row more often.
+Only `token` and `diffusion` cut words. Special tokens are never masked, and no group spans two
+documents.
 
 A group of words that is longer than the budget is masked in part: as many of its neighbouring words
 as the budget has room for. If it were masked as a whole or not at all, most rows would have nothing
@@ -34,6 +36,10 @@ to predict. So a row is empty only if its budget is below one token or below one
 from 1..N, and each of them counts N / k. The expected sum is a bound on the negative log-likelihood
 of the row (2406.07524; with an exact k: 2502.09992). mlm_probability is the largest share that is
 hidden, 1 for all.
+
+`importance` takes scores of the tokens (lib/importance.py makes them). A prediction counts
+mlm_probability / (how probable its choice was), so that the weighted mean loss is the mean over all
+tokens, as with uniform masks: what differs is which tokens are predicted more often.
 
 Random numbers are hashes of (seed, epoch, kind of draw, sample id, index). There is no generator
 state to save, and a sample gets the same mask in any batch, on any device, at any world size.
@@ -51,7 +57,7 @@ import torch
 
 # Each kind of draw hashes its own number, so that the draws are independent of each other. ROW has
 # three draws for each row: where the arc begins, the rounding, where to start counting words.
-ROW, ORDER, LENGTH, REPLACE, RANDOM_ID, LEVEL = range(6)
+ROW, ORDER, LENGTH, REPLACE, RANDOM_ID, LEVEL, SHUFFLE = range(7)
 
 # Above this rate, a free word between neighbouring spans would leave too few words to mask.
 SPACER_MAX_RATE = 0.5
@@ -59,6 +65,10 @@ SPACER_MAX_RATE = 0.5
 # diffusion predicts at most this share of a row. Where more is hidden, a random part of that is
 # predicted and counts for all: a bound with the same mean at half the cost.
 DIFFUSION_MAX_PREDICTED = 0.5
+
+# importance chooses a word with a probability within these multiples of mlm_probability. Half of it
+# does not depend on the score, so that tokens of every score are seen and weights stay below 2.
+LEAST_CHANCE, MOST_CHANCE, UNIFORM_SHARE = 0.5, 3.0, 0.5
 
 
 class MaskedBatch(NamedTuple):
@@ -79,12 +89,14 @@ class Groups(NamedTuple):
     overhang: int  # tokens by which a row may exceed its budget: K has room for them
     word_BT: torch.Tensor | None = None  # (B, T) number of the token's word; None: never cut groups
     hidden_B1: torch.Tensor | None = None  # (B, 1) tokens to hide; None: those to predict
+    chance_BG: torch.Tensor | None = None  # (B, G) how probable each choice is; None: all alike
     weight_BT: torch.Tensor | None = None  # (B, T) what predicting the token counts; None: 1
 
 
 def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoch=0, *,
                concept_window=3, span_length_distribution="poisson(3)", mask_replace="100",
-               diffusion_schedule="linear", level=None):
+               diffusion_schedule="linear", level=None, scores=None, shuffle_scores=False,
+               importance_weights=True, band=None):
     """Draws the masks of a batch. ids (B, T) int64, sample_ids (B,) int64 -> MaskedBatch.
 
     sample_ids      number of each row in the data set: the same number gets the same mask
@@ -96,6 +108,12 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
     diffusion_schedule   how often each rate is drawn, see SCHEDULES (diffusion)
     level           (B,) in [0, 1), where in the range of rates each row is (diffusion); None:
                     spread evenly over rows whose sample ids follow each other
+    scores          (B, T) float, how important each token is (importance); only their order and
+                    relative distances within a row count. None: all alike
+    shuffle_scores  the words of a row get each other's scores: a control (importance)
+    importance_weights   False: predictions count alike, however probable their choice was
+    band            choose scores around this quantile of the row, see curriculum_band; None: high
+                    ones
 
     Raises ValueError for settings out of range.
     """
@@ -107,7 +125,9 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
         level = spread_levels(sample_ids, seed, epoch)
     settings = dict(mlm_probability=mlm_probability, concept_window=concept_window,
                     span_length_distribution=span_length_distribution, tok=tok,
-                    diffusion_schedule=diffusion_schedule, level=level)
+                    diffusion_schedule=diffusion_schedule, level=level, scores=scores,
+                    shuffle_scores=shuffle_scores, importance_weights=importance_weights,
+                    band=band)
     bits = partial(random_bits, sample_ids, seed, epoch)  # bits(kind of draw, n) -> (B, n) int64
 
     # index_select on a flat index is faster than flags[ids].
@@ -301,6 +321,88 @@ def group_any_number(flags_BT, bits, settings):
     return groups._replace(hidden_B1=hidden_B1, weight_BT=weight_B1.expand(-1, T))
 
 
+def group_important(flags_BT, bits, settings):
+    """importance: words are groups, or tokens where words are not known, with unequal chances."""
+    has_words = getattr(settings["tok"], "has_text", True)
+    groups = (group_words if has_words else group_tokens)(flags_BT, bits, settings)
+    scores_BT = checked_scores(settings["scores"], flags_BT)
+    rate, length_BG = settings["mlm_probability"], group_lengths(groups)
+    sum_BG = torch.zeros(length_BG.shape, dtype=torch.float64, device=flags_BT.device)
+    sum_BG.scatter_add_(1, groups.group_BT, scores_BT * groups.member_BT)
+    score_BG = sum_BG / length_BG.clamp(min=1)  # the mean of a word's tokens
+    if settings["shuffle_scores"]:
+        score_BG = shuffled(score_BG, length_BG > 0, bits)
+    chance_BG = chances(score_BG, length_BG, rate, settings["band"])
+    weight_BT = None
+    if settings["importance_weights"]:
+        weight_BT = rate / chance_BG.clamp(min=1e-9).gather(1, groups.group_BT)
+    return groups._replace(chance_BG=chance_BG, weight_BT=weight_BT)
+
+
+def checked_scores(scores, flags_BT):
+    """-> scores (B, T) float64. Raises ValueError for another shape and for NaN."""
+    if scores is None:
+        return torch.zeros(flags_BT.shape, dtype=torch.float64, device=flags_BT.device)
+    scores = torch.as_tensor(scores, dtype=torch.float64, device=flags_BT.device)
+    if scores.shape != flags_BT.shape:
+        raise ValueError(f"scores have the shape {tuple(scores.shape)}; expected one for each "
+                         f"token, {tuple(flags_BT.shape)}")
+    if not scores.isfinite().all():
+        raise ValueError("scores hold NaN or infinite numbers; expected a finite one for each "
+                         "token")
+    return scores
+
+
+def shuffled(score_BG, exists_BG, bits):
+    """The scores of the groups that exist, in random order."""
+    n_groups = score_BG.shape[1]
+    key_BG = to_unit(bits(SHUFFLE, n_groups))
+    index_BG = torch.arange(n_groups, device=key_BG.device).expand_as(key_BG)
+    from_BG = (key_BG + ~exists_BG).argsort(1)  # those that exist first, in random order
+    to_BG = (index_BG + n_groups * ~exists_BG).argsort(1)  # and in their own order
+    return torch.zeros_like(score_BG).scatter_(1, to_BG, score_BG.gather(1, from_BG))
+
+
+def chances(score_BG, length_BG, rate, band):
+    """How probable the choice of each group is, (B, G) float64; a row's mean over tokens is rate.
+
+    Between LEAST_CHANCE and MOST_CHANCE times rate, and at most 1. Equal scores: rate for all.
+    """
+    exists_BG = (length_BG > 0).double()
+    n_B1 = exists_BG.sum(1, keepdim=True).clamp(min=1)
+    if band is None:
+        away_BG = (score_BG - (score_BG * exists_BG).sum(1, keepdim=True) / n_B1) * exists_BG
+        deviation_B1 = (away_BG.square().sum(1, keepdim=True) / n_B1).sqrt()
+        tilt_BG = (away_BG / deviation_B1.clamp(min=1e-12)).clamp(-4, 4).exp()
+    else:
+        rank_BG = score_BG.masked_fill(length_BG == 0, math.inf).argsort(1).argsort(1)
+        tilt_BG = torch.exp(-0.5 * (((rank_BG + 0.5) / n_B1 - band) / BAND_WIDTH).square())
+    tilt_BG = tilt_BG * exists_BG
+    tilt_BG = tilt_BG / (tilt_BG.sum(1, keepdim=True) / n_B1).clamp(min=1e-12)
+    chance_BG = rate * (UNIFORM_SHARE + (1 - UNIFORM_SHARE) * tilt_BG)
+    # Limits and budget by turns; each turn comes closer to both.
+    length_BG = length_BG.double()
+    budget_B1 = rate * length_BG.sum(1, keepdim=True)
+    for _ in range(8):
+        chance_BG.clamp_(LEAST_CHANCE * rate, min(MOST_CHANCE * rate, 1.0))
+        expected_B1 = torch.linalg.vecdot(chance_BG, length_BG)[:, None].clamp(min=1e-12)
+        chance_BG *= budget_B1 / expected_B1
+    return chance_BG.clamp_(max=1.0).mul_(exists_BG)
+
+
+CURRICULA = {"off": None, "easy_to_hard": (0.2, 0.5, 0.8), "hard_to_easy": (0.8, 0.5, 0.2)}
+BAND_WIDTH = 0.2  # standard deviation of a band, in quantiles of a row's scores
+
+
+def curriculum_band(curriculum, progress, stage_1_end, stage_2_end):
+    """The quantile of the scores around which words are chosen at this share of the run, or None.
+
+    Three stages: low, medium and high scores, or the other way round.
+    """
+    bands = CURRICULA[curriculum]
+    return bands and bands[(progress >= stage_1_end) + (progress >= stage_2_end)]
+
+
 # A level, uniform in [0, 1) -> the rate at which a row is masked, of which mlm_probability is the
 # unit. `linear` draws all rates equally often, and its mean loss is the bound. The others draw some
 # rates more often, and their rows count as much as all: a training loss with other weights, which
@@ -319,9 +421,10 @@ STRATEGIES = {
     "concepts": group_neighbours,
     "span": group_random_spans,
     "diffusion": group_any_number,
+    "importance": group_important,
 }
 MASKING_TYPES = tuple(STRATEGIES)
-WORDLESS = ("token", "diffusion")  # those that need not know where words begin
+WORDLESS = ("token", "diffusion", "importance")  # those that need not know where words begin
 
 
 @lru_cache(maxsize=16)
@@ -366,16 +469,26 @@ def span_law(text):
 # choose nothing. Such a group is cut between its words: those whose first token is in the arc are
 # chosen, each again with probability budget / circle.
 
+def group_lengths(groups):
+    """Tokens of each group, (B, G) int64; 0 for those of special tokens only."""
+    group_BT = groups.group_BT
+    n_groups = int(group_BT.max()) + 1 if len(group_BT) else 1  # a batch may hold no row
+    length_BG = group_BT.new_zeros(len(group_BT), n_groups)
+    return length_BG.scatter_add_(1, group_BT, groups.member_BT.long())
+
+
 def choose_groups(groups, bits, mlm_probability, n_slots):
     """Chooses groups at random, as explained above -> (B, T) bool, True for tokens to hide; the
     same for tokens to predict.
 
     What would need more than n_slots slots is left out.
     """
-    group_BT = groups.group_BT
-    n_groups = int(group_BT.max()) + 1 if len(group_BT) else 1  # a batch may hold no row
-    length_BG = group_BT.new_zeros(len(group_BT), n_groups)
-    length_BG.scatter_add_(1, group_BT, groups.member_BT.long())
+    group_BT, length_BG = groups.group_BT, group_lengths(groups)
+    if groups.chance_BG is not None:
+        chosen_BG = choose_by_chance(groups.chance_BG, length_BG, bits, n_slots)
+        predicted_BT = chosen_BG.gather(1, group_BT) & groups.member_BT
+        return predicted_BT, predicted_BT
+    n_groups = length_BG.shape[1]
     circle_B1 = length_BG.sum(1, keepdim=True)
 
     # Where some words are no candidates, the others are chosen more often to make up for them.
@@ -418,6 +531,34 @@ def choose_groups(groups, bits, mlm_probability, n_slots):
     # An arc of all that is hidden begins with the arc of what is predicted.
     hidden_BG = torch.empty_like(chosen_BG).scatter_(1, order_BG, start_BG < groups.hidden_B1)
     return hidden_BG.gather(1, group_BT) & groups.member_BT, predicted_BT
+
+
+# With unequal chances, groups lie end to end in order of their length, those of equal length in
+# random order, each taking up as much room as its chance. Of the points s, s + 1, s + 2, ... with a
+# random s in [0, 1), each chooses the group it falls into. So a group is chosen with its chance, as
+# in Madow's sampling, and because lengths ascend, the number of tokens is within one group of what
+# is expected.
+
+def choose_by_chance(chance_BG, length_BG, bits, n_slots):
+    """Chooses groups with the given chances, as explained above -> (B, G) bool.
+
+    What would need more than n_slots slots is left out.
+    """
+    n_groups = length_BG.shape[1]
+    index = torch.arange(n_groups, device=length_BG.device)
+    n_low = n_groups.bit_length()
+    # sorted by length, then by 24 random bits; the lowest bits are the number of the group
+    random_BG = bits(ORDER, n_groups).bitwise_and_((1 << 24) - 1)
+    key_BG = (length_BG << 24 | random_BG) << n_low | index
+    order_BG = sort_rows(key_BG) & (1 << n_low) - 1
+    # in steps of 2**-40, so that sums are exact and the same on every device
+    room_BG = (chance_BG.gather(1, order_BG) * 2**40).round().long()
+    start_B1 = (to_unit(bits(ROW, 1)) * 2**40).long()
+    end_BG = room_BG.cumsum(1) + start_B1
+    chosen_BG = end_BG >> 40 > end_BG - room_BG >> 40
+    n_tokens_BG = (chosen_BG * length_BG.gather(1, order_BG)).cumsum(1)
+    chosen_BG &= n_tokens_BG <= n_slots
+    return torch.zeros_like(chosen_BG).scatter_(1, order_BG, chosen_BG)
 
 
 def in_arc(start, length, budget_B1, n_slots):

@@ -694,22 +694,25 @@ class ConceptEncoder(nn.Module):
 
     # ---- forward ------------------------------------------------------------------
 
-    def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
+    def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None,
+                with_nats=False):
         """The loss: mean nats of predicting targets (B,K) at positions (B,K) of masked rows (B,T).
 
         weights (B,K) float: what each prediction counts, 0 for unused slots. The sum is divided by
         total_weight or, without it, by the sum of the weights. When this is one micro-batch of a
         step, or one process of several, pass the weight of the whole step and add the results up.
+        with_nats: also returns the nats of each prediction (B,K), without gradient.
         """
         table_Vd, start = self.table(), self.random_offset(ids.shape[1])
         concepts, tokens = self.encode(ids, attention_mask, table_Vd=table_Vd, start=start)
         states, *lexicon_state = self.read_concepts(
             concepts, tokens, positions, self.documents(ids), attention_mask, start)
         head = self.head(states, table_Vd, lexicon_state)
-        nats = self.cross_entropy(head, targets, weights)
+        total, nats_BK = self.cross_entropy(head, targets, weights)
         if total_weight is None:
             total_weight = weights.sum().clamp(min=1e-9)  # nothing to predict: a loss of 0, not NaN
-        return nats / total_weight
+        loss = total / total_weight
+        return (loss, nats_BK) if with_nats else loss
 
     def encode(self, ids, attention_mask=None, added=None, table_Vd=None, start=0,
                vectors_BTd=None):
@@ -808,10 +811,10 @@ class ConceptEncoder(nn.Module):
 
     def nats(self, states, targets, weights):
         """Sum of weights (B,K) x nats of predicting targets (B,K) from `decode`'s states."""
-        return self.cross_entropy(self.head_of(states), targets, weights)
+        return self.cross_entropy(self.head_of(states), targets, weights)[0]
 
     def cross_entropy(self, head, targets, weights):
-        """As nats; head: what `head` returns."""
+        """As nats, and the nats of each prediction (B,K). head: what `head` returns."""
         narrow_BKd, table_Vd, *lexicon = head
         B_K = narrow_BKd.shape[:2]
         return kernels.cross_entropy(

@@ -27,7 +27,7 @@ n_concept = 64  # concept vectors
 concept_dim = 512  # width of a concept
 token_dim = 512  # width of the token table, from 4; of everything in a transformer
 ffn_dim = 2048  # hidden width of the gated feed-forward layers
-masking_type = "whole_word"  # token | whole_word | concepts | span | diffusion
+masking_type = "whole_word"  # token | whole_word | concepts | span | diffusion | importance
 mlm_probability = 0.15  # share of tokens that is predicted (diffusion: the largest, 1 for all)
 batch_size = 256  # rows an optimizer step, over all processes and micro-batches
 micro_batch = 32  # rows a forward pass of one process; lower it if memory runs out, same result
@@ -62,6 +62,11 @@ concept_window = 3  # words on each side that share a mask (concepts)
 span_length_distribution = "poisson(3)"  # poisson(MEAN) | geometric(P,LONGEST), in words (span)
 mask_replace = "100"  # 100: always [MASK] | 80/10/10: BERT's mixture
 diffusion_schedule = "linear"  # linear | cosine | bell: which shares are drawn often (diffusion)
+importance = "ema"  # which tokens are chosen more often: ema | frequency | model | shuffled
+importance_weights = True  # predictions that were likelier to be chosen count less (importance)
+curriculum = "off"  # off | easy_to_hard | hard_to_easy: which scores are chosen (importance)
+stage_1_end = 0.33  # share of the run at which medium scores begin (curriculum)
+stage_2_end = 0.66  # share of the run at which the last stage begins (curriculum)
 
 # data: data/reader.py explains each
 data_weights = ""  # share of the tokens from each folder, such as 0.7,0.3; empty: by size
@@ -118,9 +123,10 @@ from data.reader import Batches, TokenData
 from data.tokenizer import Tokenizer
 from lib import health, run
 from lib.files import print_result
+from lib.importance import Importance, describe_importance
 from lib.machine import StopSignals, autocast, choose_dtype, find_machine, matmul_peak, memory_gib
 from lib.start import token_vectors
-from masking import MaskedBatch, check_masking, mask_batch, predicted_share
+from masking import MaskedBatch, check_masking, curriculum_band, mask_batch, predicted_share
 
 MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run gives up
 
@@ -243,6 +249,9 @@ def load_optimizer(opt, state):
 
 
 optimizers = make_optimizers()
+scorer = None  # says which tokens are masked more often, and learns it
+if masking_type == "importance":
+    scorer = Importance(importance, data, tok, mlm_probability, machine)
 scaler = torch.amp.GradScaler(machine.device.type, enabled=dtype == "fp16")
 
 # What a run keeps beside weights and optimizers. All but the last is in the checkpoint.
@@ -258,6 +267,9 @@ skipped_in_a_row = torch.zeros((), device=machine.device)  # tensors: reading on
 if resumed:
     for opt, state in zip(optimizers, resumed["optimizers"]):
         load_optimizer(opt, state)
+    if scorer and resumed.get("importance"):
+        with run.user_mistakes():
+            scorer.load(resumed["importance"])
     if resumed["scaler"] and scaler.is_enabled():  # empty without fp16
         scaler.load_state_dict(resumed["scaler"])
     step = resumed["step"]
@@ -315,6 +327,11 @@ elif machine.is_main:
 # ---- the parts of a step ------------------------------------------------------------------------
 
 
+def band(step):
+    """Which scores are chosen at a step, by the curriculum."""
+    return curriculum_band(curriculum, step / n_steps, stage_1_end, stage_2_end)
+
+
 def masked_batch(step):
     """Rows of this process at a step, with masks -> MaskedBatch, sum of the predictions' weights.
 
@@ -325,7 +342,10 @@ def masked_batch(step):
     batch = mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed,
                        concept_window=concept_window, mask_replace=mask_replace,
                        span_length_distribution=span_length_distribution,
-                       diffusion_schedule=diffusion_schedule)
+                       diffusion_schedule=diffusion_schedule,
+                       scores=scorer.scores(ids) if scorer else None,
+                       shuffle_scores=importance == "shuffled", band=band(step),
+                       importance_weights=importance_weights)
     batch = MaskedBatch(*machine.take(batch))
     total_weight = batch.weights.sum()
     if machine.world_size > 1:
@@ -335,7 +355,8 @@ def masked_batch(step):
 
 def forward_backward(batch, total_weight):
     """Adds up the gradients of all micro-batches. -> this process's share of the loss, a tensor."""
-    loss = torch.zeros((), device=machine.device)
+    loss, nats = torch.zeros((), device=machine.device), []
+    wanted = dict(with_nats=True) if scorer else {}
     # micro_batch counts rows of block_size; with block_schedule rows are shorter, so more fit
     rows_at_once = micro_batch * block_size // batch.inputs.shape[1]
     parts = list(zip(*(tensor.split(rows_at_once) for tensor in batch)))
@@ -346,10 +367,15 @@ def forward_backward(batch, total_weight):
         is_last = i == len(parts) - 1
         with nullcontext() if is_last or machine.world_size == 1 else net.no_sync():
             with autocast(machine.device, dtype):
-                share = net(inputs, positions, targets, weights, total_weight, is_real)
+                share = net(inputs, positions, targets, weights, total_weight, is_real, **wanted)
+            if scorer:  # it learns from the loss of each prediction
+                share, nats_BK = share
+                nats.append(nats_BK)
             # DDP averages the gradients over processes, but the loss is a sum over them
             scaler.scale(share * machine.world_size).backward()
         loss += share.detach()
+    if scorer:  # before the next masks are drawn, which a resumed run draws after this, too
+        scorer.learn(batch, torch.cat(nats))
     return loss
 
 
@@ -410,9 +436,16 @@ def validate():
         concepts = health.summary(model, first, tok, machine, dtype, health_rows, micro_batch)
         if concepts:  # none where the weights are not finite
             machine.say(health.describe(concepts, n_concept, has_learned))
+    scores = {}
+    if scorer and machine.is_main:
+        first = val_sets[data.names[0]]
+        scores = scorer.measure(model, first, dtype, health_rows or eval_rows, micro_batch)
+        if scores:
+            machine.say(describe_importance(scores))
+        scores["importance_band"] = band(step)
     log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"],
              unigram_entropy=unigram_entropy, val_bits_per_byte=result["bits_per_byte"],
-             tokens=data.tokens(step), val_losses=losses) | concepts)
+             tokens=data.tokens(step), val_losses=losses) | concepts | scores)
     return is_best
 
 
@@ -439,7 +472,7 @@ def save(is_best=False):
     full = small | dict(
         optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
         skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,
-        loss=loss_now, stopped=stopped)
+        loss=loss_now, stopped=stopped, importance=scorer.state() if scorer else None)
     run.save_or_warn(out_dir, full, "ckpt.pt")
     if is_best:
         run.save_or_warn(out_dir, small, "best.pt")

@@ -199,15 +199,17 @@ class Transformer(nn.Module):
         """The token table (V,d), shared by embedding and head."""
         return self.wte
 
-    def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None):
+    def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None,
+                with_nats=False):
         """The loss, as ConceptEncoder.forward."""
         documents = self.documents(ids)
         registers, tokens = self.encode(ids, attention_mask)
         states, *copies = self.read_tokens(registers, tokens, positions, documents, attention_mask)
-        nats = kernels.cross_entropy(states, self.wte, targets, weights, *copies)
+        total, nats_BK = kernels.cross_entropy(states, self.wte, targets, weights, *copies)
         if total_weight is None:
             total_weight = weights.sum().clamp(min=1e-9)
-        return nats / total_weight
+        loss = total / total_weight
+        return (loss, nats_BK) if with_nats else loss
 
     def encode(self, ids, attention_mask=None, added=None, vectors_BTd=None):
         """ids (B,T) int64 -> registers (B,R,d), tokens (B,T,d) before the last layer.
@@ -279,7 +281,7 @@ class Transformer(nn.Module):
         states, *others = self.head_of(states)
         B_K = states.shape[:2]
         return kernels.cross_entropy(
-            states, others[0], targets.reshape(B_K), weights.reshape(B_K), *others[1:])
+            states, others[0], targets.reshape(B_K), weights.reshape(B_K), *others[1:])[0]
 
     def head_of(self, states):
         """What logits are made of: states, the token table itself (tied), row logits and gate."""

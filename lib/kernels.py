@@ -230,14 +230,15 @@ def logits(states_BKd, table_Vd, row_logits_BV=None, gate_BKC=None):
 
 
 def cross_entropy_reference(states_BKd, table_Vd, targets_BK, weights_BK, *lexicon):
-    """Sum over all positions of weight x nats of predicting the target. -> scalar."""
+    """-> sum over all positions of weight x nats of predicting the target, and the nats (B,K)."""
     logits_NV = logits(states_BKd, table_Vd, *lexicon).flatten(0, 1)
     nats_N = F.cross_entropy(logits_NV, targets_BK.flatten(), reduction="none")
-    return (nats_N * weights_BK.flatten()).sum()
+    nats_BK = nats_N.view(targets_BK.shape)
+    return (nats_BK * weights_BK).sum(), nats_BK.detach()
 
 
 def cross_entropy(states_BKd, table_Vd, targets_BK, weights_BK, row_logits_BV=None, gate_BKC=None):
-    """cross_entropy_reference -> scalar, fp32. No gradient for weights_BK.
+    """cross_entropy_reference, in fp32. No gradient for weights_BK, none from the nats (B,K).
 
     Matrix products run in the autocast dtype, everything else in fp32.
     """
@@ -276,6 +277,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             states_Nd, targets_N = states_BKd.flatten(0, 1), targets_BK.flatten()
             weights_N = weights_BK.to(full).flatten()
             total = torch.zeros((), device=device, dtype=full)
+            nats_N = torch.empty_like(weights_N)
             z_block = table.new_empty(block, V)
             d_table = d_row_logits = d_gate = None
             if wanted:
@@ -299,7 +301,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                     d_z = torch.softmax(z, dim=-1)
                     # log of the sum of exp(z), from the likeliest word, which is far from underflow
                     log_sum = z.amax(-1) - d_z.amax(-1).log()
-                    total += (log_sum - z.gather(1, target)[:, 0]) @ weight
+                    nats = log_sum - z.gather(1, target)[:, 0]
+                    nats_N[in_block][rows] = nats
+                    total += nats @ weight
                     if not wanted:
                         continue
                     d_z.scatter_add_(1, target, torch.full_like(d_z[:, :1], -1.0))
@@ -321,10 +325,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(d_states.view(B, K, d), d_table, d_row_logits, d_gate)
             inputs = (states_BKd, table_Vd, row_logits_BV, gate_BKC)
             ctx.dtypes = [None if t is None else t.dtype for t in inputs]
-        return total
+        nats_BK = nats_N.view(B, K)
+        ctx.mark_non_differentiable(nats_BK)
+        return total, nats_BK
 
     @staticmethod
-    def backward(ctx, d_total):
+    def backward(ctx, d_total, _):
         d_states, d_table, d_row_logits, d_gate = (
             None if d is None else (d * d_total).to(dtype)
             for d, dtype in zip(ctx.saved_tensors, ctx.dtypes))

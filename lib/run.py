@@ -23,7 +23,7 @@ from data.tokenizer import Tokenizer
 from lib.baselines import Transformer, TransformerConfig
 from lib.files import FolderLock, replace_file, to_json, write_json
 from lib.machine import autocast, is_out_of_memory, say
-from masking import check_masking, mask_batch
+from masking import CURRICULA, check_masking, mask_batch
 from model import ConceptConfig, ConceptEncoder
 
 # value of the setting `arch` -> (its settings as a dataclass, its model)
@@ -95,6 +95,12 @@ def bad_values(config):
     except ValueError as error:
         problems.append(str(error))
     one_of("arch", *ARCHS)
+    one_of("importance", "ema", "frequency", "model", "shuffled")
+    one_of("curriculum", *CURRICULA)
+    first, second = config["stage_1_end"], config["stage_2_end"]
+    if not 0 < first < second < 1:
+        problems.append(f"stage_1_end={first}, stage_2_end={second}: expected shares of the run, "
+                        "the first above 0 and below the second, the second below 1")
     one_of("init_table", "random", "cooccurrence")
     one_of("optimizer", "adamw", "muon")
     one_of("lr_schedule", "cosine", "linear", "wsd", "constant")
@@ -146,6 +152,10 @@ def settings_without_effect(config, defaults):
         unread += ["span_length_distribution"]
     if config["masking_type"] != "diffusion":
         unread += ["diffusion_schedule"]
+    if config["masking_type"] != "importance":
+        unread += ["importance", "importance_weights", "curriculum"]
+    if config["masking_type"] != "importance" or config["curriculum"] == "off":
+        unread += ["stage_1_end", "stage_2_end"]
     # strict has no local path beside the concepts; a transformer may be given the settings of a
     # concept model, so that one command line compares the two
     if config["arch"] == "concept" and config["bottleneck"] != "open":
@@ -575,7 +585,7 @@ def check_finished(checkpoint, n_steps, config, defaults):
 
 @torch.no_grad()
 def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probability=0.15,
-             rows=256, micro_batch=32, frequency=None):
+             rows=256, micro_batch=32, frequency=None, scores=None):
     """Loss of the first `rows` rows of `data` on fixed masks. Every process takes part.
 
     Rows and masks are the same for every model, batch size and device; all masked tokens become
@@ -583,6 +593,7 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     text of the predicted tokens; None when only ids are known), "predicted" (tokens)}.
     frequency: share of each id in the training text, float (V,); adds "splits":
     {name of SPLITS: {"loss", "share" of the predicted tokens}}.
+    scores: of each id, float (V,), for masking_type="importance"; all predictions count alike.
     """
     was_training = model.training
     model.eval()
@@ -596,7 +607,9 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
         if not len(index):  # fewer rows than processes: split() gives one part without rows
             break
         ids = torch.as_tensor(data.block(index.numpy()))
-        batch = mask_batch(ids, index, masking_type, mlm_probability, tok, seed=EVAL_SEED)
+        batch = mask_batch(ids, index, masking_type, mlm_probability, tok, seed=EVAL_SEED,
+                           scores=None if scores is None else scores[ids],
+                           importance_weights=False)
         inputs, positions, targets, weights, used = machine.take(batch)
         is_real = inputs != tok.pad_id if data.padded else None
         with autocast(machine.device, dtype):

@@ -75,13 +75,22 @@ def test_resume_is_bitwise(stop, trained, data_dir, tmp_path):
     assert evaluations(trained) == evaluations(tmp_path)
 
 
-@pytest.mark.parametrize("optimizer", ["muon"])
-def test_resume_is_bitwise_with(optimizer, data_dir, tmp_path):
+IMPORTANCE = ("--masking_type=importance --importance=model --curriculum=easy_to_hard "
+              "--mlm_probability=0.3 --eval_interval=6")
+
+
+@pytest.mark.parametrize("args", [
+    "--optimizer=muon", "--masking_type=diffusion --mlm_probability=1 --diffusion_schedule=bell",
+    IMPORTANCE, IMPORTANCE.replace("model", "ema")],
+    ids=["muon", "diffusion", "importance model", "importance ema"])
+def test_resume_is_bitwise_with(args, data_dir, tmp_path):
+    """The state of an importance estimator included; evaluations in between change nothing."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train(data_dir, whole, f"--optimizer={optimizer}")
-    train(data_dir, halves, f"--optimizer={optimizer}", "--stop_at_step=12")
-    train(data_dir, halves, f"--optimizer={optimizer}")
+    train(data_dir, whole, *args.split())
+    train(data_dir, halves, *args.split(), "--stop_at_step=12")
+    train(data_dir, halves, *args.split())
     assert losses(whole) == losses(halves)
+    assert evaluations(whole) == evaluations(halves)
 
 
 def test_logging_and_evaluation_do_not_change_training(trained, data_dir, tmp_path):
@@ -89,10 +98,13 @@ def test_logging_and_evaluation_do_not_change_training(trained, data_dir, tmp_pa
     assert losses(tmp_path).items() <= losses(trained).items() and len(losses(tmp_path)) == 5
 
 
-def test_micro_batches_and_processes_give_the_same_losses(data_dir, tmp_path):
+@pytest.mark.parametrize("masking", [
+    "", "--masking_type=diffusion --mlm_probability=1", IMPORTANCE],
+    ids=["words", "diffusion", "importance"])
+def test_micro_batches_and_processes_give_the_same_losses(masking, data_dir, tmp_path):
     """1 x 8 == 4 micro-batches x 2 == 2 processes x 2 x 2, to 1e-5, with padding, as rows grow."""
     expected = None
-    grow = ["--rows=document", "--block_schedule=16:0.5,64:0.5", "--max_steps=8"]
+    grow = ["--rows=document", "--block_schedule=16:0.5,64:0.5", "--max_steps=8", *masking.split()]
     for name, size, nproc in (("one", 8, 1), ("micro", 2, 1), ("ddp", 2, 2)):
         train(data_dir, tmp_path / name, f"--micro_batch={size}", *grow, nproc=nproc)
         now = losses(tmp_path / name)
@@ -333,6 +345,15 @@ def test_weights_of_another_run_start_a_new_one(trained, data_dir, tmp_path):
     (["--mlm_probability=nan"], ["mlm_probability=nan"]),
     (["--optimizer=sgd", "--lr_schedule=step"], ["optimizer='sgd'", "lr_schedule='step'"]),
     (["--concept_window=5"], ["concept_window=5 has no effect"]),
+    (["--importance=model", "--diffusion_schedule=bell", "--curriculum=hard_to_easy"],
+     ["importance=model has no", "diffusion_schedule=bell has no", "curriculum=hard_to_easy has"]),
+    (["--masking_type=importance", "--stage_1_end=0.2"], ["stage_1_end=0.2 has no effect"]),
+    (["--masking_type=importance", "--curriculum=easy_to_hard", "--stage_1_end=0.7"],
+     ["stage_1_end=0.7, stage_2_end=0.66: expected"]),
+    (["--masking_type=importance", "--importance=loss", "--curriculum=on"],
+     ["importance='loss'", "curriculum='on'"]),
+    (["--masking_type=diffusion", "--mlm_probability=1", "--mask_replace=80/10/10"],
+     ["every hidden token is [MASK]"]),
     (["--bottleneck=open", "--anchor_slope=8"], ["anchor_slope=8.0 has no effect"]),
     (["--bottleneck=strict", "--anchored=false", "--local_heads=1"], ["local_heads=1.0 has no"]),
     (["--block_size=1e6"], ["block_size", "largest usable"]),

@@ -293,11 +293,12 @@ def measure_losses(run, name, data, say):
         f"  {'masking':<12}{loss_heads(LOSSES)}")
     # Frequent and rare are meant in the training text, whatever split is measured.
     frequency = token_frequency(TokenData(name, "train", run.T, 0), run.tok)
+    rarity = -frequency.clamp(min=1e-7).log()  # rare words are the important ones, for all models
     for masking in masking_types(run.tok):
         share = 1.0 if masking == "diffusion" else mlm_probability  # of all rates, or of one
         results[masking] = evaluate(
-            run.model, data, run.tok, run.machine, run.dtype, masking, share, rows,
-            micro_batch, frequency if masking == "token" else None)
+            run.model, data, run.tok, run.machine, run.dtype, masking, share, rows, micro_batch,
+            frequency if masking == "token" else None, rarity if masking == "importance" else None)
         say(f"  {masking:<12}{loss_cells(results[masking], LOSSES)}")
     say(f"  {'token masks, where the token':<30}{'loss':>8}{'share':>8}")
     for part, r in results["token"]["splits"].items():
