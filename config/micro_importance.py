@@ -1,0 +1,28 @@
+"""The open model of width 512, with words that cost many nats masked more often than others.
+
+    torchrun --nproc_per_node=4 train.py config/micro_importance.py --data_dir=data/mine
+
+40,193,068 parameters with a 30,522-word vocabulary, 80.0 MFLOP a token.
+10 B tokens are 8.0e+17 FLOP. At 35 % of the bf16 peak (assumed) they take:
+4x3090 2.2 h; 4x4090 1.0 h, $2.31; 4xA100 0.5 h, $2.44.
+"""
+out_dir = "out/micro_importance"
+data_dir = "data/owt"
+bottleneck = "open"
+n_layer = 4
+n_head = 8
+n_concept = 64
+concept_dim = 512
+token_dim = 512
+ffn_dim = 2048
+block_size = 512
+masking_type = "importance"
+importance = "model"
+mlm_probability = 0.3
+batch_size = 128
+micro_batch = 32  # rows a forward pass of one GPU; lower it when memory runs out
+learning_rate = 0.001
+min_lr = learning_rate / 100
+warmup_steps = 2000
+max_steps = 153000  # 10 B tokens
+eval_interval = 1000
