@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, Fork, call, run_script
 
 from lib import jobs
-from lib.run import build_model, fields_of
+from lib.run import ARCHS
 from masking import predicted_share
 
 pytestmark = pytest.mark.long(0)
@@ -174,9 +174,9 @@ def test_preset_heads_state_size_cost_and_time_correctly(path):
     """Parameters, MFLOP a token, tokens, hours and prices are what model and settings give."""
     settings, head = run_path(path), run_path(path)["__doc__"]
     with torch.device("meta"):
-        arch = settings.get("arch", "concept")
-        model = build_model(dict(arch=arch) | {
-            name: settings[name] for name in fields_of(arch) if name in settings})
+        config_class, model_class = ARCHS[settings.get("arch", "concept")]
+        names = [field.name for field in fields(config_class) if field.name in settings]
+        model = model_class(config_class(**{name: settings[name] for name in names}))
     assert f"{model.num_params():,} parameters" in head
     assert abs(model.num_params() / SIZES.get(path.stem, model.num_params()) - 1) < 0.06
     T = settings["block_size"]

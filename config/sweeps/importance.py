@@ -3,7 +3,7 @@
     python tools/sweep.py config/sweeps/importance.py
 
 All arms are judged on the same fixed uniform masks. `longer` has the time of the estimator as
-further steps, 15 % of them. The learning rate is to be tuned for each arm: --arms with other values.
+further steps, 15 % of them. The learning rate is to be tuned for each arm: --arms with others.
 """
 base = "config/mini.py --mlm_probability=0.3"
 arms = """
