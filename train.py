@@ -468,11 +468,12 @@ def save(is_best=False):
     small = dict(
         model_settings=settings, model=weights, settings=config, step=step,
         tokens=data.tokens(step), best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint,
-        data_sha256=data.sha256, data_paths=[os.path.abspath(name) for name in data.names])
+        data_sha256=data.sha256, data_paths=[os.path.abspath(name) for name in data.names],
+        importance=scorer.state() if scorer else None)
     full = small | dict(
         optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
         skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,
-        loss=loss_now, stopped=stopped, importance=scorer.state() if scorer else None)
+        loss=loss_now, stopped=stopped)
     run.save_or_warn(out_dir, full, "ckpt.pt")
     if is_best:
         run.save_or_warn(out_dir, small, "best.pt")
