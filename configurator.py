@@ -36,7 +36,7 @@ BOOLEANS = {"true": True, "1": True, "yes": True, "on": True,
 # Settings that are paths, or paths with commas between, or may be a path instead of a name.
 PATHS = ("out_dir", "data_dir", "init_from", "checkpoint", "compare", "control_dir", "controls",
          "input", "data", "tokenizer", "decontaminate", "parts_dir", "hub", "glue_dir", "task",
-         "init_from_task", "task_dir", "to", "embed", "sts", "pll", "dir")
+         "init_from_task", "task_dir", "to", "embed", "judge", "sts", "pll", "dir")
 # "-" and what editors and web pages make of it: hyphens, dashes, the minus sign
 DASHES = tuple("-\u2010\u2011\u2012\u2013\u2014\u2015\u2212")
 

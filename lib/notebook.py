@@ -1,9 +1,10 @@
-"""A trained model in a notebook or a script: load, fill, embed, evaluate, finetune.
+"""A trained model in a notebook or a script: load, fill, generate, embed, evaluate, finetune.
 
-    from lib.notebook import embed, evaluate, fill, finetune, load
+    from lib.notebook import Sampling, embed, evaluate, fill, finetune, generate, load
 
     run = load("out/demo")
     fill(run, "The [MASK] of a function is its documentation string.")
+    generate(run, "If the file", n_samples=3, sampling=Sampling(top_p=0.9))
     embed(run, ["one text", "another"])                  # float32 (2, width)
     evaluate(run, "data/pydocs")                         # {"loss": ..., "accuracy": ...}
     finetune(run, texts, labels).predict(["a new text"])
@@ -19,11 +20,13 @@ from data.tokenizer import Tokenizer
 from lib.embed import choose_pooling, embed_rows, rows_of
 from lib.fill import fill_texts
 from lib.finetune import finetune
+from lib.generate import Sampling
+from lib.generate import generate as generate_samples
 from lib.machine import Machine, autocast, choose_dtype, find_machine
 from lib.run import evaluate as evaluate_model
 from lib.run import load_run, token_frequency
 
-__all__ = ["Run", "embed", "evaluate", "fill", "finetune", "load"]
+__all__ = ["Run", "Sampling", "embed", "evaluate", "fill", "finetune", "generate", "load"]
 
 BATCH_TOKENS = 4096  # tokens, or concepts, of a batch
 
@@ -59,6 +62,17 @@ def fill(run, texts, top=5):
         results = fill_texts(run.model, run.tok, list(texts) if several else [texts], top,
                              BATCH_TOKENS, run.machine.device)
     return results if several else results[0]
+
+
+def generate(run, text="", n_samples=1, length=0, sampling=None):
+    """Generates n_samples texts that begin with `text` -> list of texts.
+
+    The arguments are those of lib.generate.generate.
+    """
+    with autocast(run.machine.device, run.dtype):
+        samples = list(generate_samples(run.model, run.tok, text, n_samples, length, sampling,
+                                        BATCH_TOKENS, run.machine.device))
+    return [sample.text for sample in samples]
 
 
 def embed(run, texts, pooling="auto"):

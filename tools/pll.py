@@ -61,6 +61,24 @@ def score(model, rows, tok, machine, dtype, batch_tokens):
     return nats
 
 
+def pseudo_perplexity(model, tok, texts, machine, dtype, batch_tokens):
+    """exp of the nats a token that texts cost a model, a number; None where no text has a token.
+
+    For judging generated texts: a masked model has no generative perplexity. Tokens are those of
+    the judge. A text that is longer than its row is cut into pieces of equal length.
+    """
+    rows, n_tokens = [], 0
+    for ids in filter(len, tok.encode(texts)):
+        n_tokens += len(ids)
+        n_pieces = math.ceil(len(ids) / max(1, model.cfg.longest - 2))  # 2: the marks
+        for piece in np.array_split(ids.astype(np.int64), n_pieces):
+            rows.append(np.array([tok.eot_id, *piece, tok.eot_id]))
+    if not rows:
+        return None
+    nats = score(model, rows, tok, machine, dtype, batch_tokens).sum().item()
+    return math.exp(min(nats / n_tokens, 100))  # 100: exp must not overflow
+
+
 def pseudo_log_likelihood(model, path, tok, machine, dtype, most_texts, longest, batch_tokens):
     """Scores the first `most_texts` texts of a file that are not empty -> dict of numbers.
 

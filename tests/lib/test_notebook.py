@@ -7,7 +7,7 @@ import pytest
 from conftest import call, result, run_script
 from test_train import train
 
-from lib.notebook import embed, evaluate, fill, finetune, load
+from lib.notebook import Sampling, embed, evaluate, fill, finetune, generate, load
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,13 @@ def test_fill_answers_as_the_command_does(out, run):
     assert [a["text"] for a in fill(run, [text, "a [MASK]"])] == [text, "a [MASK]"]
     with pytest.raises(ValueError, match="mark what to fill in"):
         fill(run, "no mask")
+
+
+def test_generate_gives_the_texts_of_the_command(out, run):
+    command = result(call("tools/sample.py", f"--out_dir={out}", "--generate=1", "--text=The c",
+                          "--n_samples=2", "--length=9", "--seed=5", "--dtype=fp32"))
+    sampling = Sampling(seed=5)
+    assert generate(run, "The c", 2, 9, sampling) == command["texts"]
 
 
 def test_embed_gives_the_rows_of_the_command(out, run, tmp_path):

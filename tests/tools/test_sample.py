@@ -1,9 +1,11 @@
-"""tools/sample.py --embed: a file's vectors are the pooled states of its lines, in order.
+"""tools/sample.py: --generate prints what lib/generate.py draws; --embed writes vectors.
 
-The result is the same after a kill, and broken input, other models and full disks are named.
+A file's vectors are the pooled states of its lines, in order. They are the same after a kill, and
+broken input, other models and full disks are named.
 """
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -21,7 +23,11 @@ from test_eval import make_run
 
 from data.tokenizer import Tokenizer
 from lib import embed
+from lib.generate import Sampling, entropy, generate
+from lib.machine import find_machine
 from lib.run import load_run, read_checkpoint
+from tools import terminal
+from tools.pll import pseudo_log_likelihood, pseudo_perplexity
 
 TEXTS = ["The cat sees the river.", "", "  ", "a\u2028b\x85c\x0bd",
          "Z\u00fcrich \U0001f600\u200d\U0001f469", "The cat sees the river.", "long " * 40, "x",
@@ -37,6 +43,128 @@ def runs(tmp_path_factory):
 def sample(run, path, to, *args, ok=True):
     return call("tools/sample.py", f"--out_dir={run}", f"--embed={path}", f"--to={to}",
                 "--dtype=fp32", *args, ok=ok)
+
+
+# ---- generated texts ---------------------------------------------------------------
+
+def generated(run, *args, ok=True):
+    return call("tools/sample.py", f"--out_dir={run}", "--generate=1", "--dtype=fp32", *args, ok=ok)
+
+
+@pytest.mark.parametrize("arch", ["concept", "transformer"])
+def test_generated_texts_are_those_of_lib_generate(arch, runs):
+    model, tok, _ = load_run(runs[arch], "cpu")
+    done = generated(runs[arch], "--text=The [MASK]at", "--length=12", "--n_samples=3", "--seed=5",
+                     "--sampler=confidence", "--steps=4", "--top_p=0.9")
+    expected = list(generate(model, tok, "The [MASK]at", 3, 12,
+                             Sampling("confidence", 4, top_p=0.9, seed=5)))
+    found = result(done)
+    assert found == dict(texts=[sample.text for sample in expected], steps=4, tokens=39,
+                         entropy=pytest.approx(sum(entropy(s.ids) for s in expected) / 3))
+    assert "39 tokens, 4 steps a text, unigram entropy" in done.stdout
+    assert all(text.startswith("The ") and text[5:7] == "at" for text in found["texts"])
+    done = generated(runs[arch], "--length=6")
+    assert "6 steps a text (one a token, so fewer than steps=64)" in done.stdout
+
+
+def test_prompts_come_from_standard_input_and_longer_texts_in_blocks(runs, monkeypatch):
+    prompts = "a\ud83d\ude00\u0301\n\udc00 \u202e[MASK]\nThe\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(prompts))
+    args = ["--length=70", "--block_tokens=16", "--steps=2", "--n_samples=2"]
+    found = result(generated(runs["concept"], "--text=-", *args))
+    assert [text[:1] for text in found["texts"]] == ["a", "a", "\ufffd", "\ufffd", "T", "T"]
+    assert found["texts"][4:] == result(generated(runs["concept"], "--text=The", *args))["texts"]
+    for text, parts in (("a\n \nb\n", ["line 2 of standard input is an empty prompt"]),
+                        ("", ["no prompt on standard input"])):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        refused(generated(runs["concept"], "--text=-", ok=False), *parts)
+
+
+def test_another_run_judges_texts_and_entropy_stands_beside(runs, tmp_path):
+    found = result(generated(runs["concept"], f"--judge={runs['transformer']}", "--n_samples=2"))
+    model, tok, _ = load_run(runs["transformer"], "cpu")
+    machine = find_machine("cpu")
+    expected = pseudo_perplexity(model, tok, found["texts"], machine, "fp32", 4096)
+    assert found["pseudo_perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert found["judge"] == runs["transformer"] and found["entropy"] > 0
+    # of a text that fits, what --pll measures; a longer one is cut into halves
+    path = tmp_path / "texts.txt"
+    path.write_text("The cat sees\nA river\n")
+    scored = pseudo_log_likelihood(model, str(path), tok, machine, "fp32", 9, 64, 4096)
+    short = pseudo_perplexity(model, tok, ["The cat sees", "", "A river"], machine, "fp32", 4096)
+    assert short == pytest.approx(np.exp(scored["nats"] / 19), rel=1e-5)
+    halves = pseudo_perplexity(model, tok, ["ab " * 12, "ab " * 12], machine, "fp32", 4096)
+    whole = pseudo_perplexity(model, tok, ["ab " * 24], machine, "fp32", 4096)
+    assert whole == pytest.approx(halves, rel=1e-5)
+    assert pseudo_perplexity(model, tok, [""], machine, "fp32", 4096) is None
+    ids = make_run(tmp_path / "ids", Tokenizer.of_ids(9))
+    refused(generated(ids, f"--judge={runs['concept']}", ok=False),
+            f"the tokenizer of {ids} knows ids only")
+    assert "<" in result(generated(ids, "--length=5"))["texts"][0]
+
+
+class Tty(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_a_text_is_drawn_again_in_place(monkeypatch):
+    monkeypatch.setattr(terminal, "FRAME_S", 0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "21")
+    monkeypatch.setenv("LINES", "5")
+    out, tok = Tty(), Tokenizer.load("byte")
+    monkeypatch.setattr("sys.stdout", out)
+    screen, mask = terminal.FillingText(tok), tok.mask_id
+
+    def frame(ids):
+        before = len(out.getvalue())
+        screen(torch.tensor([[tok.eot_id, *ids]]))
+        return out.getvalue()[before:]
+    assert frame([97, mask, mask, 10]) == "a\x1b[0m\x1b[2m\u2591\u2591\x1b[0m \x1b[0m\n"
+    second = frame([97, 27, mask, 10])
+    assert second == ("\x1b[1F\x1b[J" "a\x1b[0m\x1b[7m \x1b[0m\x1b[2m\u2591\x1b[0m \x1b[0m\n")
+    screen.clear()
+    assert out.getvalue().endswith("\x1b[1F\x1b[J")
+    wide = list("\u4e2d".encode() * 35)  # 70 columns in lines of 20, of which 3 are shown
+    assert frame([*wide, mask]) == ("\u4e2d" * 10 + "\x1b[0m\n") * 3
+    last = frame([*wide, 97])
+    assert last.startswith("\x1b[3F\x1b[J") and last.count("\n") == 3 and "\x1b[7ma" in last
+
+
+def test_without_a_terminal_three_moments_are_printed(runs):
+    lines = generated(runs["concept"], "--show=1", "--length=8", "--n_samples=2").stdout
+    left = [line for line in lines.splitlines() if " masked: " in line]
+    assert [int(line.split()[0]) for line in left] == [6, 4, 2] * 2
+    assert [line.count("_") >= n for line, n in zip(left, [6, 4, 2] * 2)]
+    assert "\x1b" not in lines
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert terminal.printable("a\x1b[2J\tb\n\x9b\r\u00a0\u4e2d") == (
+        "a\ufffd[2J\tb\n\ufffd\ufffd\u00a0\u4e2d")
+
+
+def test_mistakes_in_generating_end_in_one_message(runs, tmp_path):
+    run = runs["concept"]
+    for args, parts in (
+            (["--steps=0", "--top_p=2"], ["steps=0: expected 1", "top_p=2.0: expected"]),
+            (["--temperature=nan"], ["expected a number"]),
+            (["--sampler=greedy"], ["expected ancestral or confidence"]),
+            (["--length=64"], ["has room for 63; --length=63, or --block_tokens=16"]),
+            (["--text= "], ["--text is an empty prompt"]),
+            ([f"--text={'a' * 64}"], ["has 64 tokens", "shorten"]),
+            (["--n_samples=0"], ["n_samples=0: expected 1 or more"]),
+            (["--top=3"], ["top: filling masks only; leave out --generate"]),
+            (["--pooling=mean"], ["pooling: embedding only; name a file"]),
+            ([f"--embed={tmp_path}/a.txt"], ["two tasks; give one"]),
+            ([f"--judge={tmp_path}/none"], ["none holds no checkpoint"])):
+        refused(generated(run, *args, ok=False), *parts)
+    for args in (["--steps=9"], [f"--embed={tmp_path}/a.txt", "--seed=2"], ["--show=1"]):
+        refused(call("tools/sample.py", f"--out_dir={run}", *args, ok=False),
+                f"{args[-1][2:].split('=')[0]}: generating only; add --generate=1")
 
 
 # ---- what is in the file -----------------------------------------------------------
