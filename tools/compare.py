@@ -11,7 +11,7 @@ curve        [(tokens seen, validation loss)], as logged in training
 import os
 
 from lib.files import replace_file, write_json
-from tools.measures import CONCEPTS, LOSSES, shown
+from tools.measures import BOUND, CONCEPTS, LOSSES, shown
 from tools.metrics import cell, markdown
 from tools.terminal import columns
 
@@ -100,6 +100,11 @@ def loss_sections(runs):
             (f"{part}, {r['share']:.1%}",
              loss_cells([other["token"]["splits"][part]["loss"] for other in data]))
             for part, r in first["token"]["splits"].items()]
+        if "nelbo" in summary:
+            bounds = [run["summary"]["nelbo"][name] for run in runs]
+            yield f"likelihood bound of this text, {bounds[0]['draws']} masks a row", [
+                (m.heading, loss_cells([r[m.name] for r in bounds]) if m.name == "nats" else
+                 [shown(r[m.name], m.form) + " " for r in bounds]) for m in BOUND]
 
 
 def sections(runs, defaults):

@@ -7,6 +7,7 @@
     python tools/eval.py --out_dir=out/demo --control_dir=out/transformer
                                                            beside a Transformer's token states
     python tools/eval.py --out_dir=out/demo --sts=1        sentence similarity, not fine-tuned
+    python tools/eval.py --out_dir=out/demo --nelbo=1      a bound on the likelihood: perplexity
     python tools/eval.py --out_dir=out/demo --pll=sentences.txt
                                                            pseudo-log-likelihood, any vocabulary
     python tools/eval.py --out_dir=out/demo --profile=1    latency, throughput, memory
@@ -22,7 +23,8 @@ compare.png, into the folder of the first run.
 The masks depend on the number of a row in the data set and on nothing else, so all models predict
 the same tokens from the same rest. Numbers of two models can be compared if tokenizer, split, rows,
 block_size and mlm_probability are the same. They are about predicted tokens only: bits per byte is
-the cost of the masked text given the visible text. Models with different tokenizers: use --pll.
+the cost of the masked text given the visible text. Those of --nelbo are of the text itself, and
+compare models with different tokenizers where rows is the whole split; so does --pll.
 """
 
 # ---- settings ---------------------------------------------------------------
@@ -37,6 +39,8 @@ mlm_probability = 0.15  # share of tokens that is predicted; 0.15 is what publis
 health_rows = 256  # rows of the first data set to measure the concepts on; 0: losses only
 control_dir = ""  # a run with arch=transformer, same tokenizer: its token states as a control
 sts = ""  # STS-B's dev.tsv or test.tsv; 1: glue/STS-B/dev.tsv; empty: no similarity
+nelbo = False  # bound on the likelihood of these rows: perplexity, bits per byte (see nelbo.py)
+nelbo_draws = 8  # masks of each row for it, 8 or more; its error shrinks faster with more rows
 pll = ""  # texts to score, one a line or .jsonl with a field "text" (see pll.py); empty: none
 pll_texts = 200  # how many of these, from the first on
 profile = False  # latency at batch size 1, throughput and memory of this machine
@@ -83,8 +87,9 @@ from lib.run import (
 )
 from masking import check_masking, mask_batch, masking_types
 from tools.compare import as_text, check_comparable, runs_to_compare, write_comparison
-from tools.measures import CONCEPTS, LATENCY_LENGTHS, LOSS_FIELDS, LOSSES, shown
+from tools.measures import BOUND, CONCEPTS, LATENCY_LENGTHS, LOSS_FIELDS, LOSSES, shown
 from tools.metrics import collect, measure_speed, page, read_glue, write_page
+from tools.nelbo import LEAST_DRAWS, likelihood_bound
 from tools.pll import pseudo_log_likelihood
 from tools.report import write_report
 
@@ -140,6 +145,11 @@ def check_settings():
                          "them has to be on")
     if pll_texts != read_settings(__file__)["pll_texts"][0] and not pll:
         raise ValueError(f"pll_texts={pll_texts} is of a file of texts; name it with --pll=FILE")
+    if nelbo_draws < LEAST_DRAWS:
+        raise ValueError(f"nelbo_draws={nelbo_draws}: expected {LEAST_DRAWS} or more, so that each "
+                         "row sees few and many masks; what makes it faster is fewer --rows")
+    if nelbo_draws != read_settings(__file__)["nelbo_draws"][0] and not nelbo:
+        raise ValueError(f"nelbo_draws={nelbo_draws} is of the bound; add --nelbo=1")
     if pll and not os.path.isfile(pll):
         raise ValueError(f"pll={pll}: no such file; expected one with a text a line, or .jsonl "
                          "with a field \"text\"")
@@ -314,7 +324,29 @@ def print_all_sets(results, say):
         say(f"{name:<{width}}{loss_cells(r['token'], LOSS_FIELDS)}{r['unigram_entropy']:>9.3f}")
 
 
-# ---- pseudo-log-likelihood ----------------------------------------------------------
+# ---- likelihood -----------------------------------------------------------------------
+
+def measure_nelbo(run, say):
+    """The bound on every data set -> {folder: result of likelihood_bound()}. Prints one table."""
+    width = max(len(name) for name in [*run.sets, split]) + 2
+    say(f"\nlikelihood bound, {nelbo_draws} masks a row; up to {rows:,} packed rows of {run.T} "
+        "tokens, each read by itself\n"
+        "  Special tokens (end of document, padding) are never hidden and not counted; MDLM counts "
+        "them.\n"
+        "  Words are separated by white space, and a line's end is none. se: standard error, over "
+        f"rows.\n{split:<{width}}{loss_heads(BOUND)}")
+    found = {}
+    for name, data in run.sets.items():
+        found[name] = likelihood_bound(run.model, data, run.tok, run.machine, run.dtype, rows,
+                                       nelbo_draws, micro_batch)
+        say(f"{name:<{width}}{loss_cells(found[name], BOUND)}")
+    settings = run.checkpoint["settings"]
+    masking, share = settings.get("masking_type"), settings.get("mlm_probability")
+    if (masking, share) != ("diffusion", 1):
+        say(f"  Trained with masking_type={masking} and mlm_probability={share}, this model has "
+            "not learned\n  all shares of hidden tokens: the bound holds, but is loose.")
+    return found
+
 
 def measure_pll(run):
     """Scores the texts of the setting pll -> dict, see tools/pll.py."""
@@ -552,6 +584,8 @@ def measure_run():
         summary["data"][name] = measure_losses(run, name, data, run.say)
     if len(run.sets) > 1:
         print_all_sets(summary["data"], run.say)
+    if nelbo:
+        summary["nelbo"] = measure_nelbo(run, run.say)
     if pll:
         summary["pll"] = measure_pll(run)
     if is_main:
@@ -615,6 +649,8 @@ def measure_beside(run):
     summary = begin_summary(run)
     for name, data in run.sets.items():
         summary["data"][name] = measure_losses(run, name, data, lambda *_: None)
+    if nelbo:
+        summary["nelbo"] = measure_nelbo(run, lambda *_: None)
     if not run.machine.is_main:
         return None
     if health_rows:

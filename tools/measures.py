@@ -47,6 +47,19 @@ LOSSES = [
 ]
 LOSS_FIELDS = [measure for measure in LOSSES if measure.field]
 
+# ---- the likelihood bound: measured for each data set, see tools/nelbo.py ------------------
+
+# In metrics.json preceded by nelbo_.
+BOUND = [
+    Measure("nats", "nats/token", "nats a token", form=".4f"),
+    Measure("se", "se", "nats, standard error over rows", form=".4f"),
+    Measure("ppl", "perplexity", form=".2f"),
+    Measure("bpb", "bits/byte", "bits", form=".4f"),
+    Measure("word_ppl", "word perplexity", "white space between", form=",.5g"),
+    Measure("rows", "rows", "rows", form=","),
+    Measure("tokens", "text tokens", "tokens, special ones left out", form=","),
+]
+
 # ---- health of the concepts: see lib/health.py for how each is computed ----------------
 
 CONCEPTS = [
@@ -124,6 +137,8 @@ FIELDS = {  # section of summary.md: {field: unit}
     | {f"loss_{masking}": "nats" for masking in MASKING_TYPES}
     | dict(loss_copy_in_row="nats", loss_no_copy="nats", loss_frequent="nats", loss_rare="nats"),
     "concepts": {measure.field: measure.unit for measure in CONCEPTS if measure.field},
+    "likelihood bound": {f"nelbo_{measure.name}": measure.unit for measure in BOUND}
+    | dict(nelbo_draws="masks a row"),
     "pseudo-log-likelihood": dict(  # the names of tools/pll.py after "pll_"
         pll_method="", pll_file="", pll_texts="texts", pll_left_out="texts too long",
         pll_nats="nats in all", pll_nats_per_word="nats", pll_perplexity_per_word="",
@@ -144,6 +159,7 @@ FIELDS = {  # section of summary.md: {field: unit}
 COMMANDS = {  # section: what measures it, where that is not a plain run of eval.py
     "concepts": "python tools/eval.py --out_dir={} with health_rows above 0, for a model with "
                 "concepts",
+    "likelihood bound": "python tools/eval.py --out_dir={} --nelbo=1",
     "pseudo-log-likelihood": "python tools/eval.py --out_dir={} --pll=FILE",
     "similarity, zero-shot": "python tools/eval.py --out_dir={} --sts=1",
     "fine-tuning": "python finetune_glue.py --out_dir={}",

@@ -177,6 +177,9 @@ def evaluation_fields(summary, arch):
     health = summary.get("health", {}).get("trained", {})
     if "shuffled" in health:  # else it is of a Transformer's token states, not of concepts
         found |= {m.field: health[m.name] for m in CONCEPTS if m.field}
+    if "nelbo" in summary:
+        fields = FIELDS["likelihood bound"]
+        found |= {field: summary["nelbo"][name][field.removeprefix("nelbo_")] for field in fields}
     if "pll" in summary:
         fields = FIELDS["pseudo-log-likelihood"]
         found |= {field: summary["pll"][field.removeprefix("pll_")] for field in fields}

@@ -153,7 +153,7 @@ def evaluated(runs, data_dir, tmp_path_factory):
     return out, call(
         "tools/eval.py", f"--out_dir={out}", f"--data_dir={data_dir},{folder}/second", "--rows=4",
         "--health_rows=4", "--profile=1", f"--pll={folder}/texts.txt", f"--sts={folder}/dev.tsv",
-        "--dtype=fp32", "--micro_batch=4")
+        "--nelbo=1", "--dtype=fp32", "--micro_batch=4")
 
 
 def test_several_data_sets_end_in_one_table(evaluated, data_dir):
@@ -235,12 +235,12 @@ def test_what_was_not_measured_is_null_and_the_page_says_how_to_measure_it(runs,
         (out / name).unlink()
     call("tools/eval.py", f"--out_dir={out}", "--rows=4", "--health_rows=4")
     fields, text = json.loads((out / "metrics.json").read_text()), (out / "summary.md").read_text()
-    for name in ("concept_rank", "concepts_shuffled", "n_concepts", "pll_nats", "sts_pearson",
-                 "git_commit", "train_loss", "latency_batch1_seq512_ms",
+    for name in ("concept_rank", "concepts_shuffled", "n_concepts", "nelbo_nats", "pll_nats",
+                 "sts_pearson", "git_commit", "train_loss", "latency_batch1_seq512_ms",
                  "throughput_tokens_per_sec", "glue_mrpc_f1"):
         assert fields[name] is None, name
     assert fields["val_loss"] > 0 and fields["total_params"] > 0
-    for flag in ("--pll=FILE", "--sts=1", "--profile=1", "finetune_glue.py"):
+    for flag in ("--nelbo=1", "--pll=FILE", "--sts=1", "--profile=1", "finetune_glue.py"):
         assert flag in text
 
 
