@@ -176,9 +176,12 @@ def draw_losses(groups, path):
                           color=f"C{number % 10}", ls="-" if number < 10 else "--", lw=1.2,
                           marker="." if len(points) < 2 else "",
                           label=None if i else name.replace("$", r"\$"))
-    left.set(xlabel="tokens seen (millions)", xscale="log",
+    # runs that were stopped before their first evaluation have no points, which no log scale shows
+    has_points = any(n_tokens for *_, curves in groups for curve in curves for n_tokens, _ in curve)
+    xscale = "log" if has_points else "linear"
+    left.set(xlabel="tokens seen (millions)", xscale=xscale,
              ylabel="validation loss, nats a predicted token")
-    right.set(xlabel="training FLOPs", xscale="log")
+    right.set(xlabel="training FLOPs", xscale=xscale)
     left.xaxis.set_major_formatter("{x:g}")
     left.xaxis.set_minor_formatter("{x:g}")
     for axes in (left, right):

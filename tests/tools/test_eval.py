@@ -16,6 +16,7 @@ from lib.files import write_json
 from lib.machine import find_machine
 from lib.run import SPLITS, build_model, load_run, lock_folder, model_state, save_checkpoint
 from tools import measures, metrics
+from tools.compare import draw_losses
 from tools.pll import pseudo_log_likelihood
 from tools.terminal import columns
 
@@ -525,3 +526,9 @@ def test_a_run_that_is_still_training_is_compared_at_its_checkpoint(several, tmp
             file.write('{"step": 12, "tokens": 9000, "lo')  # the line that is being written
         done = call("tools/eval.py", f"--compare={several}/open,{other}", *FEW)
     assert result(done)["runs"][str(other)]["step"] == 7
+
+
+def test_runs_without_an_evaluation_can_be_compared(tmp_path):
+    """Their losses are measured all the same; the picture of curves is empty."""
+    draw_losses([("one", 1e6, [[(0, 9.0)]]), ("two", 1e6, [[]])], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
