@@ -173,7 +173,7 @@ class Importance:
         nats, used = torch.cat(nats), batch.used
         if not nats[used].isfinite().all():
             return {}
-        scores = self.of(ids).cpu().double()
+        scores = self.of_rows(ids, micro_batch)
         at_mask = scores.gather(1, batch.positions)[used]
         prior = self.prior_V.cpu()[batch.targets][used]
         steps = torch.linspace(0, 1, 11, dtype=torch.float64)
@@ -183,15 +183,34 @@ class Importance:
             importance_quantiles=[round(q, 3) for q in at_mask.quantile(steps).tolist()],
             importance_examples=self.examples(ids, scores))
 
-    def examples(self, ids, scores, n=8):
-        """-> {"easy", "medium", "hard": words} by the mean score of each id in these rows."""
+    @torch.no_grad()
+    def of_rows(self, ids, micro_batch=32):
+        """ids (N,T) of any number of rows -> scores (N,T) float64 on the CPU."""
+        return torch.cat([self.of(part).cpu().double() for part in ids.split(micro_batch)])
+
+    def by_id(self, ids, scores):
+        """The ordinary ids in these rows -> ids, their mean scores, how often they occur.
+
+        In ascending order of the scores.
+        """
         ordinary = ~torch.from_numpy(self.tok.is_special)[ids]
         found, place = ids[ordinary].unique(return_inverse=True)
         total = torch.zeros(len(found), dtype=torch.float64).index_add_(0, place, scores[ordinary])
-        ordered = found[(total / place.bincount()).argsort()].tolist()
+        count = place.bincount()
+        order = (total / count).argsort()
+        return found[order], (total / count)[order], count[order]
+
+    def examples(self, ids, scores, n=8):
+        """-> {"easy", "medium", "hard": words} by the mean score of each id in these rows."""
+        ordered = self.by_id(ids, scores)[0].tolist()
         middle = max(0, len(ordered) // 2 - n // 2)
         parts = dict(easy=ordered[:n], medium=ordered[middle:middle + n], hard=ordered[-n:])
-        return {name: [self.tok.decode([i]).strip() for i in part] for name, part in parts.items()}
+        return {name: [self.word(i) for i in part] for name, part in parts.items()}
+
+    def word(self, i):
+        """The text of an id without the spaces around it; white space alone in quotes, as '\\n'."""
+        text = self.tok.decode([i])
+        return text.strip() or repr(text)
 
 
 def describe_importance(values):

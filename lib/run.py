@@ -843,10 +843,26 @@ def append_log(out_dir, record, trackers):
             say(f"WARNING: {name} failed, training goes on without it: {error}")
 
 
+STAGES = dict(zip(CURRICULA["easy_to_hard"], ("easy", "medium", "hard")))  # names of the bands
+
+
+def curriculum_stages(records):
+    """The stages of a curriculum in log.jsonl -> [(tokens at its first evaluation, name)].
+
+    Empty if there is one stage only, or no curriculum.
+    """
+    stages = []
+    for record in records:
+        name = STAGES.get(record.get("importance_band"))
+        if name and (not stages or stages[-1][1] != name):
+            stages.append((record["tokens"], name))
+    return stages if len(stages) > 1 else []
+
+
 def draw_curves(path, records, unigram_entropy, title):
     """Training and validation loss against tokens seen, the unigram entropy as a line -> PNG.
 
-    records: of log.jsonl.
+    records: of log.jsonl. Vertical lines are the stages of a curriculum, if there is one.
     """
     # without pyplot, which would choose a window system and keep every figure
     from matplotlib.figure import Figure
@@ -862,9 +878,16 @@ def draw_curves(path, records, unigram_entropy, title):
             axes.plot(*zip(*points), **style)
     axes.axhline(unigram_entropy, color="C3", ls="--", lw=1,
                  label=f"unigram entropy {unigram_entropy:.2f}: word frequencies alone")
+    stages = curriculum_stages(records)
+    for number, (tokens, name) in enumerate(stages):
+        if number:
+            axes.axvline(tokens / 1e6, color="0.6", lw=0.6)
+        axes.annotate(name, (tokens / 1e6, 0), (3, 3), xycoords=axes.get_xaxis_transform(),
+                      textcoords="offset points", color="0.4", fontsize=8)
     axes.set(xlabel="tokens seen (millions)", ylabel="nats a predicted token", title=title)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    # with stages on white ground, which hides the vertical lines behind the words
+    axes.legend(frameon=bool(stages), framealpha=1, edgecolor="none", fontsize=8)
     replace_file(path, lambda file: figure.savefig(file, format="png"))
 
 

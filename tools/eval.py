@@ -16,9 +16,10 @@
 
 Prints loss, accuracy, perplexity and bits per byte for each masking strategy, splits the loss by
 copies in the row and by frequency, and compares the concepts with those of the same network
-untrained. Writes into out_dir: eval.json, everything measured; metrics.json, the same fields for
-every run; summary.md, a page of them; curves.png. With compare: compare.json, compare.md and
-compare.png, into the folder of the first run.
+untrained; after masking_type=importance, says how well the scores tell what is hard. Writes into
+out_dir: eval.json, everything measured; metrics.json, the same fields for every run; summary.md, a
+page of them; curves.png. With compare: compare.json, compare.md and compare.png, into the folder of
+the first run.
 
 The masks depend on the number of a row in the data set and on nothing else, so all models predict
 the same tokens from the same rest. Numbers of two models can be compared if tokenizer, split, rows,
@@ -73,6 +74,7 @@ from data.tokenizer import Tokenizer
 from lib import health
 from lib.embed import NAMES, choose_pooling, embed_rows, rows_of
 from lib.files import check_outputs, print_result, read_object, say, write_json
+from lib.importance import Importance, describe_importance
 from lib.machine import Machine, autocast, choose_dtype, find_machine
 from lib.run import (
     build_model,
@@ -98,6 +100,8 @@ OUTPUTS = {"eval.json": '"unigram_entropy":', "metrics.json": '"experiment_name"
            "summary.md": "Losses and entropies are nats a predicted token",
            "report.html": "tools/report.py fills", "curves.png": "Matplotlib"}
 HEAT_MAPS, HEAT_MAP_TOKENS = 6, 96  # rows drawn in the report, and how many tokens of each
+SCORED_TOKENS = 256  # tokens of a row that the report colours by their importance
+SCORE_BARS = 40  # of the histogram of scores in the report
 
 
 class Run(NamedTuple):
@@ -114,6 +118,7 @@ class Run(NamedTuple):
     pairs: list | None = None  # its sentences, sentences, scores
     glue: dict = {}  # medians of fine-tuned tasks; empty: none yet
     control: torch.nn.Module | None = None  # a Transformer
+    scorer: Importance | None = None  # the scores of masking_type=importance
 
     @property
     def folder(self):
@@ -170,8 +175,9 @@ def load():
     pairs = read_sts(sts_file) if sts else None
     glue = read_glue(folder)
     control = load_control(tok, T, machine) if control_dir else None
+    scorer = load_scorer(loaded, names[0], tok, T, machine)
     run = Run(out_dir, model, tok, loaded, machine, precision, T, sets, sts_file, pairs, glue,
-              control)
+              control, scorer)
     run.say(f"{out_dir} after {loaded['tokens']:,} tokens, {model.num_params():,} "
             f"parameters, {precision} ({reason})")
     return run
@@ -206,6 +212,27 @@ def load_control(tok, T, machine):
         raise ValueError(f"control_dir={control_dir}: expected a run with arch=transformer, the "
                          f"same tokenizer as {out_dir} and block_size {T} or more")
     return control
+
+
+def load_scorer(loaded, name, tok, T, machine):
+    """The scores in a checkpoint -> Importance; None where masks were drawn without.
+
+    name: the data whose training text says how frequent ids are. Raises ValueError for scores that
+    do not fit.
+    """
+    state = loaded.get("importance")
+    if not state:
+        return None
+    scorer = Importance(state["kind"], TokenData(name, "train", T, 0), tok,
+                        loaded["settings"]["mlm_probability"], machine)
+    try:
+        scorer.load(state)
+    except ValueError as error:
+        raise ValueError(f"{out_dir}: {error}") from None
+    except (KeyError, RuntimeError) as error:  # lib/importance.py was edited since
+        raise ValueError(f"{out_dir}: its scores were learned with another lib/importance.py, see "
+                         f"git in its config.json: {error}") from None
+    return scorer
 
 
 def find_sts():
@@ -417,6 +444,48 @@ def health_table(columns):
     return [(m, values) for m, values in table if any(value is not None for value in values)]
 
 
+# ---- importance ------------------------------------------------------------------------
+
+def importance_rows():
+    """How many rows of the first data set are scored."""
+    return health_rows or rows
+
+
+def measure_importance(run):
+    """Of a run with masking_type=importance: do the scores tell what is hard? -> dict."""
+    name, data = next(iter(run.sets.items()))
+    found = run.scorer.measure(run.model, data, run.dtype, importance_rows(), micro_batch)
+    n_rows = min(importance_rows(), data.n_blocks)
+    run.say(f"\nscores of importance={run.scorer.kind} on {n_rows} rows of {name}")
+    if found:  # nothing where losses are not finite
+        run.say(describe_importance(found))
+    return dict(kind=run.scorer.kind, rows=n_rows) | found
+
+
+def importance_pictures(run):
+    """Of the report: a row with its scores, the ids of all rows, a histogram -> plain lists."""
+    data, scorer, tok = next(iter(run.sets.values())), run.scorer, run.tok
+    ids, _ = health.probe_rows(data, tok, importance_rows())
+    scores = scorer.of_rows(ids, micro_batch)
+    ordinary = ~torch.from_numpy(tok.is_special)[ids]
+    # Of each token, which share of its row has lower scores; special tokens have none.
+    quantiles = torch.full_like(scores[0], float("nan"))
+    ranks = scipy.stats.rankdata(scores[0, ordinary[0]])
+    quantiles[ordinary[0]] = torch.from_numpy((ranks - 0.5) / max(1, len(ranks)))
+    first = slice(SCORED_TOKENS)
+    row = dict(tokens=[tok.decode([i]) for i in ids[0, first].tolist()],
+               scores=scores[0, first].tolist(), quantiles=quantiles[first].tolist())
+    columns = zip(*(column.tolist() for column in scorer.by_id(ids, scores)))
+    words = [[tok.decode([i]), scorer.prior_V[i].item(), score, count]
+             for i, score, count in columns]
+    histogram = None
+    if words:
+        found = scores[ordinary]
+        histogram = dict(low=found.min().item(), high=found.max().item(),
+                         counts=torch.histc(found, SCORE_BARS).long().tolist())
+    return dict(row=row, words=words, histogram=histogram)
+
+
 # ---- similarity of sentences -----------------------------------------------------------
 
 def zero_shot_sts(run, model):
@@ -538,6 +607,8 @@ def draw_report(run, summary, records, ids):
         one_by_one=columns["trained"].get("one_by_one"), usage=columns["trained"].get("usage"))
     if run.model.arch == "concept":
         data |= concept_pictures(run, ids)
+    if run.scorer:
+        data["importance"] = summary["importance"] | importance_pictures(run)
     write_report(os.path.join(run.folder, "report.html"), data)
 
 
@@ -592,6 +663,8 @@ def measure_run():
         ids = None
         if health_rows:
             summary["health"], ids = measure_health(run)
+        if run.scorer:
+            summary["importance"] = measure_importance(run)
         if sts:
             summary |= dict(sts_file=run.sts_file, sts=measure_sts(run))
         write_all(run, summary, ids)

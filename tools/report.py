@@ -15,6 +15,8 @@ from tools.measures import CONCEPTS, LOSSES
 
 # Measures that training logs, drawn as small curves: [name in log.jsonl, heading, how to read it]
 CURVES = [[m.curve, m.heading, m.reading] for m in CONCEPTS if m.curve]
+# The other curves: losses, and how well scores and frequencies tell what is hard
+OTHER_CURVES = ("loss", "val_loss", "importance_rank_correlation", "frequency_rank_correlation")
 POINTS = 600  # most points of a curve; without a limit the page would grow with the run
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -61,7 +63,7 @@ def curves(log):
     A longer curve is averaged in groups of neighbouring points.
     """
     result = {}
-    for key in ("loss", "val_loss", *(name for name, _, _ in CURVES)):
+    for key in (*OTHER_CURVES, *(name for name, _, _ in CURVES)):
         points = sorted((record["tokens"], record[key]) for record in log
                         if record.get(key) is not None and math.isfinite(record[key]))
         n = max(1, math.ceil(len(points) / POINTS))

@@ -5,16 +5,31 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from functools import partial
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, call, refused, result, run
+from scipy.stats import percentileofscore
 
+from data.reader import TokenData
 from data.tokenizer import Tokenizer
 from lib.files import write_json
 from lib.machine import find_machine
-from lib.run import SPLITS, build_model, load_run, lock_folder, model_state, save_checkpoint
+from lib.run import (
+    SPLITS,
+    build_model,
+    curriculum_stages,
+    draw_curves,
+    load_run,
+    lock_folder,
+    model_state,
+    read_log,
+    save_checkpoint,
+)
 from tools import measures, metrics
 from tools.compare import draw_losses
 from tools.pll import pseudo_log_likelihood
@@ -281,6 +296,84 @@ def test_sts_1_finds_glue_or_says_which_path_to_give(evaluated, runs, tmp_path):
     assert result(done)["sts"]["trained"]["concepts, max"] == pytest.approx(expected, abs=1e-4)
     assert "what sample.py --embed writes, concepts, max" in done.stdout
     assert "mean token state:" in done.stdout
+
+
+# ---- importance ----------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def important(data_dir, tmp_path_factory):
+    """A run of six steps with importance and a curriculum -> (out_dir, what eval.py printed)."""
+    out = tmp_path_factory.mktemp("importance") / "run"
+    run("train.py", f"--data_dir={data_dir}", f"--out_dir={out}", "--masking_type=importance",
+        "--importance=model", "--curriculum=easy_to_hard", "--mlm_probability=0.3",
+        "--block_size=64", "--n_layer=1", "--n_head=2", "--n_concept=8", "--concept_dim=32",
+        "--token_dim=32", "--ffn_dim=64", "--batch_size=8", "--micro_batch=8", "--max_steps=6",
+        "--warmup_steps=2", "--eval_interval=2", "--eval_rows=8", "--health_rows=8",
+        "--dtype=fp32", "--init_table=random")
+    return out, run("tools/eval.py", f"--out_dir={out}", "--report=1", "--rows=8",
+                    "--health_rows=8", "--micro_batch=3", "--dtype=fp32")
+
+
+def test_importance_is_measured_as_in_training(important):
+    out, done = important
+    found = result(done)
+    logged = next(r for r in read_log(out) if r["step"] == found["step"] and "val_loss" in r)
+    assert found["importance"].pop("kind") == "model" and found["importance"].pop("rows") == 8
+    assert len(found["importance"]) == 4
+    for name, value in found["importance"].items():
+        exact = name == "importance_examples"
+        assert logged[name] == (value if exact else pytest.approx(value, abs=2e-3)), name
+    assert "scores of importance=model on 8 rows" in done.stdout
+    assert "importance: rank correlation with the losses of uniformly masked" in done.stdout
+
+
+def test_the_report_shows_the_scores_of_the_text_that_was_measured(important, data_dir):
+    page = (important[0] / "report.html").read_text()
+    data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+    tok, found = Tokenizer.load(str(data_dir / "tokenizer")), data["importance"]
+    ids = TokenData(str(data_dir), "val", 64).block(np.arange(8))
+    ordinary, row = ~tok.is_special[ids], found["row"]
+    assert row["tokens"] == [tok.decode([i]) for i in ids[0]]
+    scores = np.array(row["scores"])[ordinary[0]]
+    for score, share, is_text in zip(row["scores"], row["quantiles"], ordinary[0]):
+        expected = percentileofscore(scores, score, "mean") / 100 if is_text else None
+        # scores that differ in the seventh digit are the same in the page
+        assert share == pytest.approx(expected, abs=0.02)
+    counts = Counter(tok.decode([i]) for i in ids[ordinary])
+    assert {text: count for text, _, _, count in found["words"]} == counts
+    assert len(found["words"]) == len(counts), "a dot for each id"
+    assert sum(found["histogram"]["counts"]) == ordinary.sum()
+    assert len(data["log"]["importance_rank_correlation"]) == 4
+
+
+def test_stages_of_a_curriculum_are_marked_in_the_curves(important, tmp_path):
+    records = read_log(important[0])
+    tokens = {r["step"]: r["tokens"] for r in records}
+    assert curriculum_stages(records) == [(0, "easy"), (tokens[2], "medium"), (tokens[4], "hard")]
+    with mock.patch("matplotlib.axes.Axes.axvline") as line:
+        draw_curves(tmp_path / "curves.png", records, 5.0, "run")
+    assert [call.args[0] for call in line.mock_calls] == [tokens[2] / 1e6, tokens[4] / 1e6]
+    for one_stage in (records[:1], [r | dict(importance_band=None) for r in records]):
+        assert curriculum_stages(one_stage) == []
+
+
+def test_scores_that_do_not_fit_end_in_one_message(important, tmp_path):
+    out = shutil.copytree(important[0], tmp_path / "run")
+    (out / "eval.json").unlink()
+    checkpoint = torch.load(out / "best.pt", weights_only=True)
+    state = checkpoint["importance"]
+    table = {**state["estimator"], "table": torch.zeros(7, 32)}
+    for changes, message in ((dict(mean_V=torch.zeros(7)), "it is another vocabulary"),
+                             (dict(estimator=table), "learned with another lib/importance.py")):
+        torch.save(checkpoint | dict(importance=state | changes), out / "best.pt")
+        done = call("tools/eval.py", f"--out_dir={out}", "--rows=2", "--checkpoint=best", ok=False)
+        refused(done, f"error: {out}: ", message)
+        assert not (out / "eval.json").exists(), "before anything is measured"
+
+
+def test_a_run_without_scores_has_no_importance(evaluated):
+    assert "importance" not in result(evaluated[1])
+    assert "scores of importance" not in evaluated[1].stdout
 
 
 # ---- bad scores, bad files, a stdout that goes away --------------------------------------

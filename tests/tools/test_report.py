@@ -15,7 +15,7 @@ EVIL = "</script><img src=x onerror=alert(1)>"
 STRANGE = [EVIL, "<b>", "\"'`${}", "\n", "\0", "\ud800", "\U0001f600", "\u202eevil",
            "\u05e9\u05dc\u05d5\u05dd", "\u2028", "", " ", "\t", "&amp;", "<!--", "DATA", "x" * 300]
 KEYS = ("log", "losses", "splits", "health", "one_by_one", "usage", "sentences", "concepts",
-        "similarity")
+        "similarity", "importance")
 CHROMIUM = shutil.which("chromium")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
 
@@ -36,6 +36,14 @@ def sample(C=4, T=6, words=("The", " cat", " sees", " the", " river", ".")):
     log = [dict(step=s, tokens=100 * s, loss=9 - s / 4) for s in range(20)]
     log += [dict(step=s, tokens=100 * s, val_loss=8 - s / 4, concept_rank=1 + s / 9,
                  duplicates=None, shuffled=0.1) for s in (5, 10, 20)]
+    log[-1] |= dict(importance_rank_correlation=0.5, frequency_rank_correlation=0.25)
+    quantiles = [None if t == 0 else t / T for t in range(T)]
+    importance = dict(
+        kind="model", rows=8, importance_rank_correlation=0.5, frequency_rank_correlation=0.25,
+        importance_quantiles=list(range(11)), histogram=dict(low=0.0, high=9.0, counts=[2, 0, 5]),
+        row=dict(tokens=list(words[:T]), scores=[float(t) for t in range(T)], quantiles=quantiles),
+        words=[[word, 2.0 + t, 9.0 - t, 3] for t, word in enumerate(words[:T])],
+        importance_examples=dict(easy=[words[0]], medium=[], hard=[words[1], words[2]]))
     masking = dict(loss=3.25, accuracy=0.5, perplexity=25.8, bits_per_byte=1.1, predicted=4096)
     health = dict(columns=["trained", "untrained"],
                   rows=[["rank", "how many " + words[0], 3.5, None]])
@@ -43,6 +51,7 @@ def sample(C=4, T=6, words=("The", " cat", " sees", " the", " river", ".")):
     return bare(log=log, losses=losses, health=health,
                 splits={words[0]: dict(loss=None, share=0.25), "new": dict(loss=4.0, share=0.75)},
                 one_by_one=[0.1] * C, usage=[1 / C] * C, sentences=[sentence, second],
+                importance=importance,
                 concepts=[[[words[c % T], 2.0, 12], [" also", 1.0, 7]] for c in range(C)],
                 similarity=[[1.0 if a == b else -0.25 for b in range(C)] for a in range(C)])
 
@@ -60,6 +69,7 @@ def test_hostile_text_stays_data():
     assert page.count("</script") == report.PAGE.count("</script")
     assert embedded(page)["title"] == data["title"]
     assert embedded(page)["sentences"][0]["tokens"] == [EVIL] * 6
+    assert embedded(page)["importance"]["row"]["tokens"] == [EVIL] * 6
 
 
 def test_every_token_survives_and_the_file_is_ascii():
@@ -181,6 +191,60 @@ def test_hover_keys_and_choice_of_a_sentence(tmp_path):
     assert said["cards"] == "1 4" and said["empty"] == "0 0"
 
 
+POINT = """
+    const point = (node, x, y) => {
+      const {left, top} = node.getBoundingClientRect();
+      node.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: left + x,
+        clientY: top + y}));
+      return get("tip").innerText.trim().replace(/\\n+/g, "; ");
+    };
+    const [plot, , bars] = all("#importance svg"), words = all(".scored bdi");"""
+
+
+@browser
+def test_importance_tells_scores_of_tokens_and_ids(tmp_path):
+    said = visit(tmp_path, sample(), POINT + """
+        say("row", text(".scored")); say("special", point(words[0], 1, 1));
+        say("tip", point(words[3], 1, 1)); say("colour", words.map(w => w.style.background).join());
+        say("first", point(plot, plot.clientWidth, 0)); say("last", point(plot, 0, 400));
+        say("labels", [...plot.querySelectorAll(".label")].map(e => e.textContent).sort().join());
+        say("bars", bars.querySelector(".bars").getAttribute("d").split("M").length - 1);
+        say("gone", plot.onpointerleave() || get("tip").hidden);
+        say("text", get("importance").innerText.replace(/\\s+/g, " "));""")
+    assert said["row"] == "The cat sees the river."
+    assert said["special"] == "The; a special token, never hidden"
+    assert said["tip"] == "\u00b7the; score 3.000, higher than 50.0% of the row"
+    shares = [float(share) for share in re.findall(r"accent\) ([\d.]+)%", said["colour"])]
+    assert shares == pytest.approx([65 * t / 6 for t in range(6)], abs=0.01)
+    assert said["first"] == "The; mean score 9.000; -log frequency 2.000; 3 times in these rows"
+    assert said["last"].startswith(".; mean score 4.000; -log frequency 7.000")
+    assert said["labels"] == ".,The,cat,river,sees,the" and said["bars"] == "3"
+    assert said["gone"] == "true"
+    for part in ("scores model rows 8", "rank correlation with the loss 0.500",
+                 "the same of -log frequency 0.250", "a tenth is below 1, half below 5, a tenth "
+                 "above 9", "easy The medium hard \u00b7cat \u00b7sees"):
+        assert part in said["text"], part
+
+
+@browser
+def test_importance_of_the_same_score_and_frequency_everywhere_is_drawn(tmp_path):
+    """A dot on a dot, a histogram without width, an evaluation without numbers, an odd text."""
+    importance = dict(kind="ema", rows=1, histogram=dict(low=2.0, high=2.0, counts=[0, 7]),
+                      words=[[text, 2.0, 2.0, 1] for text in STRANGE],
+                      row=dict(tokens=STRANGE, scores=[2.0] * len(STRANGE),
+                               quantiles=[0.5] * len(STRANGE)))
+    said = visit(tmp_path, bare(importance=importance), POINT + """
+        say("made", all("#importance img, #importance bdi *, svg b").length);
+        say("tip", point(words[0], 1, 1)); say("label", text("#importance .label"));
+        say("paths", all("#importance path").map(p => p.getAttribute("d")).join(" "));
+        say("text", get("importance").innerText.replace(/\\s+/g, " "));""", width=400)
+    assert said["made"] == "0" and said["tip"].startswith(EVIL)
+    assert said["label"] == EVIL[:18]
+    assert "NaN" not in said["paths"] and "undefined" not in said["text"]
+    assert "rank correlation with the loss \u2013" in said["text"]
+    assert "The log holds none after the first step." in said["text"]
+
+
 @browser
 def test_hostile_text_is_shown_not_run_on_a_narrow_screen(tmp_path):
     data = {**sample(C=3, T=len(STRANGE), words=STRANGE), "title": "<b>run</b>" + EVIL,
@@ -199,7 +263,7 @@ def test_hostile_text_is_shown_not_run_on_a_narrow_screen(tmp_path):
 @browser
 @pytest.mark.parametrize("data, expected", [
     (bare(), ["The log holds no losses.", "No sentence has been read.",
-              "The concepts have not been compared."]),
+              "The concepts have not been compared.", "Words have no scores here"]),
     ({**bare(**dict.fromkeys(KEYS)), "arch": "transformer", "settings": {},
       "log": [dict(step=1, tokens=5, loss=9.0)]},
      ["The log holds no evaluations.", "This model is a Transformer: it has no concepts."]),
