@@ -361,6 +361,8 @@ def presets(vocab_size, longest, width):
         if not head:
             continue
         settings = configure({"__file__": os.path.join(ROOT, "train.py")}, [path])
+        if settings["masking_type"] in ("diffusion", "importance"):
+            continue  # presets for these questions, not for a size
         block_size = width or min(longest, settings["block_size"])
         n_positions = block_size if block_size <= MOST_LEARNED_POSITIONS else 0
         more_rows = vocab_size - PRESET_VOCABULARY + n_positions - settings["block_size"]

@@ -617,11 +617,11 @@ def by_word(ids, tok, values_BT):
 
 def test_important_words_are_chosen_with_their_chances(tok):
     """Drawn often, each word is masked as often as its weight says, and never in part."""
-    ids, n_draws = rows(20, 60, eot=0.02), 3000
+    ids, n_draws = rows(40, 60, eot=0.02), 600
     scores = torch.from_numpy(np.random.default_rng(1).normal(size=ids.shape))
     hit, weight = torch.zeros(ids.shape), torch.zeros(ids.shape)
     for draw in range(n_draws):
-        batch = mask_batch(ids, torch.arange(20), "importance", 0.2, tok, epoch=draw, scores=scores)
+        batch = mask_batch(ids, torch.arange(40), "importance", 0.2, tok, epoch=draw, scores=scores)
         hit += masked(batch, 60)
         weight.scatter_reduce_(1, batch.positions, batch.weights, "amax")
     share, lengths = by_word(ids, tok, hit / n_draws)
