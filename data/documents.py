@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data import bins
 from data.bins import DataError, commit, finish
 from data.duplicates import NearDuplicates, seen_texts
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, check_vocab_size
 from data.workers import Ids, judge_chunks
 
 CHUNK_BYTES = 4_000_000  # UTF-8 text tokenised at a time by a process; a kill loses one such chunk
@@ -209,18 +209,27 @@ def training_sample(documents, val_fraction, first_bytes=0, filters=None,
     return (kept[rank].decode() for rank in sorted(kept))
 
 
+def asked_vocabulary(spec):
+    """"bpe:N" -> (N, False), "bpe:<=N" -> (N, True), any other tokenizer -> (0, False)."""
+    if not spec.startswith("bpe:"):
+        return 0, False
+    size = spec.removeprefix("bpe:").removeprefix("<=")
+    if not size.isdecimal():
+        raise DataError(f"tokenizer {spec}: expected bpe:N with the size of the vocabulary, such "
+                        "as bpe:16000")
+    call_tokenizer(check_vocab_size, int(size))
+    return int(size), spec.startswith("bpe:<=")
+
+
 def make_tokenizer(spec, sample, out_dir, val_fraction, state, sample_bytes=0, filters=None):
     """The tokenizer of `out_dir`: the first call loads or trains it and saves it there.
 
     sample: (documents, bytes of them, for the bar) to train on. sample_bytes: as first_bytes of
     training_sample.
     """
-    if not spec.startswith("bpe:"):
+    vocab_size, at_most = asked_vocabulary(spec)
+    if not vocab_size:
         return save_tokenizer(call_tokenizer(Tokenizer.load, spec), spec, out_dir, state)
-    vocab_size, at_most = spec.removeprefix("bpe:").removeprefix("<="), spec.startswith("bpe:<=")
-    if not vocab_size.isdigit():
-        raise DataError(f"tokenizer {spec}: expected bpe:N with the size of the vocabulary, such "
-                        "as bpe:16000")
     if os.path.isdir(os.path.join(out_dir, "tokenizer")):
         return save_tokenizer(None, spec, out_dir, state)
     part = f"the first {sample_bytes:,} bytes" if sample_bytes else "a sample"
@@ -229,7 +238,7 @@ def make_tokenizer(spec, sample, out_dir, val_fraction, state, sample_bytes=0, f
     show = progress(int(sample[1]), 0, "bytes", "looking for a sample: ")
     texts = training_sample(sample[0], val_fraction, sample_bytes, filters, show)
     try:
-        tok = call_tokenizer(Tokenizer.train, texts, int(vocab_size), at_most)
+        tok = call_tokenizer(Tokenizer.train, texts, vocab_size, at_most)
     except DataError as error:
         kept_by = filters.names if filters else ()
         rules = f". It is what these rules keep: {', '.join(kept_by)}" if kept_by else ""
@@ -300,6 +309,7 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
     """
     start_s = time.perf_counter()
     check_numbers(val_fraction, fraction, max_tokens, max_bytes, max_disk_gb, num_proc)
+    asked_vocabulary(tokenizer)  # refused before the folder is made
     settings = {**(settings or {}), "tokenizer": tokenizer, "val_fraction": val_fraction,
                 "max_tokens": max_tokens, "shard_tokens": shard_tokens}
     budgets = {"max_bytes": max_bytes, "fraction": fraction if fraction < 1 else 0,

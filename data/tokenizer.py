@@ -64,6 +64,13 @@ MIN_PAIR_COUNT = 2  # a pair that occurs once says nothing about other texts
 MAX_PRETOKEN = 1000  # characters of a piece; longer ones are cut, see bounded_pieces
 
 
+def check_vocab_size(vocab_size):
+    """ValueError for a size of which no vocabulary can be trained."""
+    if vocab_size not in VOCAB_SIZES:
+        raise ValueError(f"a vocabulary of {vocab_size:,} was asked for, expected {VOCAB_SIZES[0]} "
+                         f"to {VOCAB_SIZES[-1]:,}: for example --tokenizer=bpe:16000")
+
+
 # ---- the class ------------------------------------------------------------------------------
 
 
@@ -177,10 +184,7 @@ class Tokenizer:
         The same texts give the same ids. When they are not enough: ValueError, or with at_most
         as many ids as they are enough for.
         """
-        if vocab_size not in VOCAB_SIZES:
-            raise ValueError(f"a vocabulary of {vocab_size:,} was asked for, expected "
-                             f"{VOCAB_SIZES[0]} to {VOCAB_SIZES[-1]:,}: for example "
-                             "--tokenizer=bpe:16000")
+        check_vocab_size(vocab_size)
         found = train_bpe(texts, vocab_size - len(SPECIALS)).get_vocab()
         reached = len(found) + len(SPECIALS)
         if reached < vocab_size and not at_most:

@@ -693,3 +693,13 @@ def test_real_wikitext_2(tmp_path):
     result = run_data("wikitext2", f"--input={DATA}/wikitext-2", f"--out_dir={tmp_path}/out",
                       "--tokenizer=byte")
     assert result["bytes"] > 11_000_000 and 600 < result["documents"] < 800
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe:400", "bpe:many", "bpe:<=1000000"])
+def test_an_impossible_vocabulary_leaves_no_folder_behind(tokenizer, tmp_path):
+    """Training on that folder would say that its preparation was interrupted."""
+    (tmp_path / "text.txt").write_text("some text\n\n" * 100)
+    done = call("prepare.py", f"--input={tmp_path}/text.txt", f"--out_dir={tmp_path}/out",
+                f"--tokenizer={tokenizer}", ok=False)
+    assert done.returncode and "expected" in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
