@@ -390,6 +390,7 @@ def chances(score_BG, length_BG, rate, band):
     return chance_BG.clamp_(max=1.0).mul_(exists_BG)
 
 
+SCORES = ("ema", "frequency", "model", "shuffled")  # the kinds of scores, see lib/importance.py
 CURRICULA = {"off": None, "easy_to_hard": (0.2, 0.5, 0.8), "hard_to_easy": (0.8, 0.5, 0.2)}
 BAND_WIDTH = 0.2  # standard deviation of a band, in quantiles of a row's scores
 

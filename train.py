@@ -374,7 +374,9 @@ def forward_backward(batch, total_weight):
             # DDP averages the gradients over processes, but the loss is a sum over them
             scaler.scale(share * machine.world_size).backward()
         loss += share.detach()
-    if scorer:  # before the next masks are drawn, which a resumed run draws after this, too
+    # Before the next masks are drawn, because a resumed run draws them after this, too. In
+    # overfit_batch the masks must stay the same, and so must the scores.
+    if scorer and not overfit_batch:
         scorer.learn(batch, torch.cat(nats))
     return loss
 

@@ -427,8 +427,9 @@ def progress(total, start, unit, what_for=""):
         bar.update(done - bar.n)
         if bar.disable and now - last > 10:
             rate, last = (done - start) / (now - began), now
-            minutes = max(0, total - done) / rate / 60
-            left = f", about {minutes:.0f} min left" if total else ""
+            left = ""
+            if total and done - start > 0.01 * (total - start):  # too early to tell before
+                left = f", about {max(0, total - done) / rate / 60:.0f} min left"
             print(f"{what_for}{done / 1e6:,.0f} M{what}, {rate / 1e6:.1f} M{short}/s{left}",
                   file=sys.stderr, flush=True)
 

@@ -25,7 +25,6 @@ from lib.machine import autocast
 from lib.run import predict, token_frequency
 from model import LocalMixer
 
-SCORES = ("ema", "frequency", "model", "shuffled")
 KEPT = 0.99  # of a running mean, when a token id is seen once more
 FIXED_POINT = 2**20  # losses are summed up in steps of 1 / FIXED_POINT nats
 NEW_IDS = 1e-7  # added to frequencies, for ids that the training text does not hold

@@ -23,7 +23,7 @@ from data.tokenizer import Tokenizer
 from lib.baselines import Transformer, TransformerConfig
 from lib.files import FolderLock, replace_file, to_json, write_json
 from lib.machine import autocast, is_out_of_memory, say
-from masking import CURRICULA, check_masking, mask_batch
+from masking import CURRICULA, SCORES, check_masking, mask_batch
 from model import ConceptConfig, ConceptEncoder
 
 # value of the setting `arch` -> (its settings as a dataclass, its model)
@@ -95,7 +95,7 @@ def bad_values(config):
     except ValueError as error:
         problems.append(str(error))
     one_of("arch", *ARCHS)
-    one_of("importance", "ema", "frequency", "model", "shuffled")
+    one_of("importance", *SCORES)
     one_of("curriculum", *CURRICULA)
     first, second = config["stage_1_end"], config["stage_2_end"]
     if not 0 < first < second < 1:

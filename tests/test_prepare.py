@@ -703,3 +703,12 @@ def test_an_impossible_vocabulary_leaves_no_folder_behind(tokenizer, tmp_path):
                 f"--tokenizer={tokenizer}", ok=False)
     assert done.returncode and "expected" in done.stdout + done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("done, said", [(0, False), (100, False), (5_000_000, True)])
+def test_the_time_left_is_said_once_it_can_be_told(done, said, monkeypatch, capsys):
+    """A slow start, of nothing in ten seconds, must not end in a division by zero."""
+    clock = iter([0.0, 11.0])
+    monkeypatch.setattr(documents.time, "monotonic", lambda: next(clock, 11.0))
+    documents.progress(10_000_000, 0, "bytes")(done)
+    assert ("min left" in capsys.readouterr().err) == said

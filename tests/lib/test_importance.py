@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lib import importance as module
-from lib.importance import SCORES, Importance
+from lib.importance import Importance
 from lib.machine import Machine
-from masking import MaskedBatch
+from masking import SCORES, MaskedBatch
 
 V = 60
 
