@@ -141,6 +141,17 @@ def mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed=0, epoc
     return gather_slots(ids, inputs, predicted_BT, n_slots, groups.weight_BT)
 
 
+def next_tokens(ids, tok):
+    """The objective of a decoder: every token of ids (B,T) but the first is predicted from those
+    before it. -> MaskedBatch of T - 1 slots; nothing is hidden, and padding counts nothing.
+    """
+    ids = torch.as_tensor(ids, dtype=torch.int64)
+    positions = torch.arange(ids.shape[1] - 1, device=ids.device).expand(len(ids), -1)
+    targets = ids[:, 1:]
+    used = targets != tok.pad_id
+    return MaskedBatch(ids, positions, targets, used.float(), used)
+
+
 # ---- words: which tokens belong together --------------------------------------
 
 # What the tokenizer knows about an id, one bit each.
@@ -643,8 +654,10 @@ def gather_slots(ids, inputs, predicted_BT, n_slots, weight_BT=None):
     return MaskedBatch(inputs, positions, ids.gather(1, positions), weights, used)
 
 
-def predicted_share(masking_type, mlm_probability):
+def predicted_share(masking_type, mlm_probability, objective="mlm"):
     """The share of a row that is decoded, for K and for FLOPs; overhangs are left out."""
+    if objective == "clm":  # see next_tokens
+        return 1.0
     if masking_type == "diffusion":
         return min(mlm_probability, DIFFUSION_MAX_PREDICTED)
     return mlm_probability

@@ -38,6 +38,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from lib import kernels
+from lib.resonance import ResonantMixer
 
 # A token table narrower than this is expanded: logits from it would have rank token_dim, which is
 # too low for a softmax over a whole vocabulary (softmax bottleneck, 1711.03953).
@@ -65,6 +66,8 @@ class ConceptConfig:
     isolate_documents: bool = False  # documents packed into one row do not see each other
     n_mixer: int = 2  # local mixer blocks (open)
     mixer_kernel: int = 7  # tokens a mixer sees, odd (open)
+    resonant_mixers: bool = False  # mixers see the whole row: lib/resonance.py (open)
+    n_frequency: int = 64  # oscillators of a resonant mixer
     n_decoder: int = 1  # decoder blocks (open)
     self_attention: bool = False  # concepts also read each other (open; strict always does)
     lexicon: bool = True  # concepts add logits for the words they have read (open)
@@ -79,7 +82,7 @@ class ConceptConfig:
     def __post_init__(self):
         problems = below(
             self, vocab_size=2, block_size=1, n_layer=1, n_head=1, n_concept=1, concept_dim=2,
-            token_dim=4, ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1)
+            token_dim=4, ffn_dim=1, n_mixer=0, mixer_kernel=1, n_decoder=1, n_frequency=1)
         if not problems and self.concept_dim % self.n_head:
             divisors = [n for n in range(1, 65) if self.concept_dim % n == 0]
             problems.append(f"n_head={self.n_head} does not divide concept_dim={self.concept_dim}; "
@@ -110,6 +113,8 @@ class ConceptConfig:
         if self.hide_masked is None:
             # A concept with a place reads [MASK], because it must know where something is missing.
             object.__setattr__(self, "hide_masked", self.mask_id >= 0 and not self.anchored)
+        if self.resonant_mixers and self.isolate_documents:
+            problems.append("resonant_mixers=True reads across documents; isolate_documents=False")
         for name in ("hide_masked", "time_input"):
             if getattr(self, name) and not 0 <= self.mask_id < self.vocab_size:
                 problems.append(f"{name}=True needs mask_id, an id of the tokenizer below "
@@ -233,34 +238,37 @@ class Attention(nn.Module):
     def __init__(self, D, E, cfg, gain=None, normalize=False):
         super().__init__()
         self.n_head, self.normalize = cfg.n_head, normalize
+        self.qk_norm = getattr(cfg, "qk_norm", True)  # False: a setting of the baselines
         self.q = nn.Linear(D, D, bias=cfg.bias)
         self.kv = nn.Linear(E, 2 * D, bias=cfg.bias)
         self.out = nn.Linear(D, D, bias=cfg.bias)
         self.gain = None if gain is None else nn.Parameter(torch.full((cfg.n_head,), gain))
 
     def forward(self, x_BQD, y_BNE, mask=None, rotary=None):
-        """mask, broadcastable to (B,H,Q,N): bool, True = may read; or Near, from Anchors.
+        """mask, broadcastable to (B,H,Q,N): bool, True = may read; Near, from Anchors; or Visible.
         rotary: (cos, sin) for the queries and for the keys, see rotate; None: no rotary positions.
         """
         k, v = self.kv(y_BNE).chunk(2, dim=-1)
-        read_BQD = attend(self.q(x_BQD), k, v, self.n_head, mask, rotary, self.gain, self.normalize)
+        read_BQD = attend(self.q(x_BQD), k, v, self.n_head, mask, rotary, self.gain, self.normalize,
+                          self.qk_norm)
         return self.out(read_BQD)
 
 
-def attend(q, k, v, n_head, mask=None, rotary=None, gain_H=None, normalize=False):
+def attend(q, k, v, n_head, mask=None, rotary=None, gain_H=None, normalize=False, qk_norm=True):
     """Attention with normalised queries and keys. q (B,Q,D), k and v (B,N,D) -> (B,Q,D)."""
     v = v.unflatten(-1, (n_head, -1)).transpose(1, 2)
-    q, k = split_heads(q, k, n_head, rotary, gain_H)
+    q, k = split_heads(q, k, n_head, rotary, gain_H, qk_norm)
     read_BHQe = kernels.attention(q.to(v.dtype), k.to(v.dtype), v, mask)
     if normalize:
         read_BHQe = F.rms_norm(read_BHQe, read_BHQe.shape[-1:])
     return read_BHQe.transpose(1, 2).flatten(2)
 
 
-def split_heads(q, k, n_head, rotary=None, gain_H=None):
+def split_heads(q, k, n_head, rotary=None, gain_H=None, qk_norm=True):
     """q (B,Q,D), k (B,N,D) -> (B,H,Q,e), (B,H,N,e), normalised, scaled and rotated."""
     q, k = (t.unflatten(-1, (n_head, -1)).transpose(1, 2) for t in (q, k))
-    q, k = (F.rms_norm(t, t.shape[-1:]) for t in (q, k))
+    if qk_norm:
+        q, k = (F.rms_norm(t, t.shape[-1:]) for t in (q, k))
     if gain_H is not None:
         q = q * gain_H[:, None, None]
     if rotary is not None:
@@ -649,7 +657,8 @@ class ConceptEncoder(nn.Module):
         self.time = TimeInput(cfg) if cfg.time_input else None
         self.concepts = nn.Parameter(torch.empty(cfg.n_concept, D))
         n_mixer = 0 if is_strict else cfg.n_mixer
-        self.mixers = nn.ModuleList(LocalMixer(cfg) for _ in range(n_mixer))
+        mixer = ResonantMixer if cfg.resonant_mixers else LocalMixer
+        self.mixers = nn.ModuleList(mixer(cfg) for _ in range(n_mixer))
         self.layers = nn.ModuleList(
             ConceptLayer(cfg, owned_heads=cfg.has_lexicon and i == 0) for i in range(cfg.n_layer))
         self.norm = norm(D, cfg)
@@ -995,6 +1004,8 @@ class ConceptEncoder(nn.Module):
         reads, among, decodes = self.pairs(T, K, cfg.n_head)
         ffn = 3 * D * cfg.ffn_dim  # for one vector
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
+        if cfg.resonant_mixers and self.mixers:
+            mixer = self.mixers[0].flops(T)
         read = C * 2 * D * D + 2 * D * reads + T * 2 * d * D
         self_attention = C * 4 * D * D + 2 * D * among if cfg.has_self_attention else 0
         layer = read + self_attention + C * ffn

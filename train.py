@@ -18,7 +18,8 @@ SIGUSR1 save a checkpoint and stop. The last line on stdout is a JSON summary.
 # what most runs change
 out_dir = "out/run"  # checkpoints, log and a copy of the tokenizer go here
 data_dir = "data/pydocs"  # made by prepare.py: bins, meta.json, tokenizer/; several: commas between
-arch = "concept"  # concept | transformer (the baseline, of width token_dim)
+arch = "concept"  # concept | transformer, resonance (the baselines, of width token_dim)
+objective = "mlm"  # mlm: hidden tokens | clm: the next token, a decoder | mntp (not of concept)
 bottleneck = "open"  # open: tokens see neighbours, better loss | strict: all through the concepts
 block_size = 512  # tokens a row
 n_layer = 4  # concept layers, or attention layers; a transformer with 0 is its local mixers alone
@@ -34,8 +35,9 @@ micro_batch = 32  # rows a forward pass of one process; lower it if memory runs 
 learning_rate = 1e-3  # peak
 max_steps = 10000  # optimizer steps, the length of the schedule
 
-# model: ConceptConfig in model.py and TransformerConfig in lib/baselines.py explain each
+# model: ConceptConfig in model.py and the configs in lib/baselines.py explain each
 init_from = "auto"  # auto: resume out_dir or begin | scratch | resume | DIR: weights of that run
+carry_optimizer = False  # with init_from=DIR: its optimizer state and token count, too
 init_table = "cooccurrence"  # token table starts from word statistics of the training bins | random
 vocab_size = 0  # rows of the token table; 0: as many as the data's tokenizer asks for
 position = "learned"  # learned | sinusoidal (of no fixed length)
@@ -44,8 +46,9 @@ bias = False  # biases in linear layers and norms
 dropout = 0.0  # keep 0 for pretraining
 hide_masked = "auto"  # concepts do not read [MASK]; auto: unless they are anchored | true | false
 isolate_documents = False  # documents packed into one row do not see each other
-n_mixer = 2  # local mixer blocks (open, transformer)
-mixer_kernel = 7  # tokens a mixer sees (open, transformer)
+n_mixer = 2  # local mixer blocks (open, transformer, resonance)
+mixer_kernel = 7  # tokens a mixer sees (open, transformer, resonance)
+resonant_mixers = False  # mixers see the whole row, by long convolutions (open)
 n_decoder = 1  # decoder blocks (open)
 self_attention = False  # concepts also read each other (open; strict always does)
 time_input = False  # tokens know which share of the row is masked, for masking_type=diffusion
@@ -56,6 +59,14 @@ anchor_slope = 4.0  # anchored: how fast scores fall with the distance, in the m
 local_heads = 0.75  # anchored: share of the heads that are local
 n_register = 0  # extra learned tokens in front of every row (transformer)
 copy_head = False  # adds logits for words of the row, a lexicon without concepts (transformer)
+rope_theta = 10000.0  # base of the rotary positions, larger for long rows (transformer)
+local_window = 0  # tokens that local layers see to each side; 0: none is local (transformer)
+global_every = 3  # with local_window: so many layers from one that sees all to the next
+qk_norm = True  # queries and keys are normalised (transformer)
+bert_head = False  # a dense layer before the logits and a bias for each word (transformer)
+mixer = "resonance"  # resonance | fnet: in place of attention (resonance)
+mixers = "r"  # of the layers in turn: r, the mixer; a, attention; as rrra (resonance)
+n_frequency = 64  # oscillators of a mixer (resonance, resonant_mixers)
 
 # masking: masking.py explains each
 concept_window = 3  # words on each side that share a mask (concepts)
@@ -72,9 +83,10 @@ stage_2_end = 0.66  # share of the run at which the last stage begins (curriculu
 data_weights = ""  # share of the tokens from each folder, such as 0.7,0.3; empty: by size
 rows = "block"  # block: documents packed one after another | document: one begins each row, padded
 block_schedule = ""  # rows that grow, LENGTH:SHARE of the tokens, as 128:0.9,512:0.1; empty: off
+batch_schedule = ""  # batches that grow, ROWS:SHARE of the steps, as 64:0.1,256:0.9; empty: off
 
 # optimizer, schedule, when to stop
-optimizer = "adamw"  # adamw | muon (hidden matrices; adamw for the rest, same learning rate)
+optimizer = "adamw"  # adamw | muon (hidden matrices; adamw for the rest) | stable_adamw
 min_lr = 1e-5  # learning rate at the end of the schedule
 warmup_steps = 500  # steps from 0 to the peak
 lr_schedule = "cosine"  # cosine | linear | wsd (constant, then 1-sqrt at the end) | constant
@@ -125,8 +137,16 @@ from lib import health, run
 from lib.files import print_result
 from lib.importance import Importance, describe_importance
 from lib.machine import StopSignals, autocast, choose_dtype, find_machine, matmul_peak, memory_gib
+from lib.optimizers import StableAdamW
 from lib.start import token_vectors
-from masking import MaskedBatch, check_masking, curriculum_band, mask_batch, predicted_share
+from masking import (
+    MaskedBatch,
+    check_masking,
+    curriculum_band,
+    mask_batch,
+    next_tokens,
+    predicted_share,
+)
 
 MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run gives up
 
@@ -138,7 +158,7 @@ with run.user_mistakes():
     machine = find_machine(device, block_size, parallel=True)
     run.check_settings(config, defaults, machine.world_size)
     data = Batches(data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size,
-                   max_steps, max_tokens)
+                   max_steps, max_tokens, batch_schedule)
     val_sets = {name: TokenData(name, "val", block_size, seed) for name in data.names}
     tok = Tokenizer.load(os.path.join(data.names[0], "tokenizer"))  # the same in all folders
     check_masking(masking_type, mlm_probability, tok=tok)
@@ -165,7 +185,8 @@ with run.user_mistakes():
         run.check_same_run(resumed, model, tok, data.sha256, config, defaults)
         model.load_state_dict(resumed["model"])
     elif takes_weights:
-        run.take_weights(model, init_from, tok, data_dir)
+        taken = run.take_weights(model, init_from, tok, config, carry_optimizer)
+        machine.say(run.describe_weights(taken, init_from, objective, carry_optimizer))
     elif init_table == "cooccurrence" and machine.is_main:
         # only here: DistributedDataParallel copies the weights of this process to the others
         machine.say("token table: counting which tokens occur near each other, up to a minute; "
@@ -184,7 +205,7 @@ if machine.world_size > 1:
 
 
 def make_optimizers():
-    """-> [AdamW], weight decay on matrices only; with optimizer=muon -> [AdamW, Muon].
+    """-> [AdamW] or [StableAdamW], weight decay on matrices only; with muon -> [AdamW, Muon].
 
     Muon takes the weights of linear layers, AdamW the rest: tables, mixer taps, norms, biases.
     """
@@ -196,6 +217,8 @@ def make_optimizers():
     groups = [dict(params=[p for p in for_adamw if p.ndim >= 2], weight_decay=weight_decay),
               dict(params=[p for p in for_adamw if p.ndim < 2], weight_decay=0.0)]
     groups = [group for group in groups if group["params"]]
+    if optimizer == "stable_adamw":
+        return [StableAdamW(groups, lr=learning_rate, betas=(beta1, beta2))]
     made = [torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=True)]
     if for_muon:
         # match_rms_adamw scales the update to the size of AdamW's: one learning rate fits both
@@ -260,6 +283,7 @@ evaluated_at = -1  # step of the latest evaluation
 best_loss = math.inf  # lowest validation loss so far
 bad_evals = 0  # evaluations since then
 minutes_before = 0.0  # minutes trained by earlier processes of this run
+tokens_before = 0  # read by the run whose optimizer this one carries on
 loss_now = math.nan  # training loss of the latest log line
 stopped = ""  # why the run ends; empty while it goes on
 skipped = torch.zeros((), device=machine.device)  # updates skipped: their gradient was not finite
@@ -277,6 +301,7 @@ if resumed:
     best_loss = resumed["best_loss"]
     bad_evals = resumed["bad_evals"]
     minutes_before = resumed["minutes"]
+    tokens_before = resumed.get("tokens_before", 0)
     skipped.fill_(resumed["skipped"])
     loss_now = resumed.get("loss", math.nan)  # older checkpoints have no loss and no reason
     if step >= n_steps:
@@ -287,6 +312,10 @@ if resumed:
         stopped = "patience"
     elif overfit_batch and resumed.get("stopped") == "overfit":
         stopped = "overfit"
+elif takes_weights and carry_optimizer:
+    for opt, state in zip(optimizers, taken["optimizers"]):
+        load_optimizer(opt, state)
+    tokens_before = taken["tokens"]
 is_finished = stopped and evaluated_at == step  # nothing to train, nothing to evaluate
 with run.user_mistakes():
     if stopped:
@@ -295,7 +324,7 @@ with run.user_mistakes():
 # ---- what the run is, on screen and in out_dir --------------------------------------------------
 
 flops_per_token = data.flops_per_token(  # {row length: FLOPs}
-    model, predicted_share(masking_type, mlm_probability), micro_batch)
+    model, predicted_share(masking_type, mlm_probability, objective), micro_batch)
 peak = matmul_peak(machine.device, dtype)  # FLOP/s of matrix products here, 100 % for mfu
 git = run.git_state()
 compile_reason = "as asked"
@@ -339,13 +368,16 @@ def masked_batch(step):
     result does not depend on how a batch is cut.
     """
     ids, sample_ids = data.batch(0 if overfit_batch else step, machine.rank, machine.world_size)
-    batch = mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed,
-                       concept_window=concept_window, mask_replace=mask_replace,
-                       span_length_distribution=span_length_distribution,
-                       diffusion_schedule=diffusion_schedule,
-                       scores=scorer.scores(ids) if scorer else None,
-                       shuffle_scores=importance == "shuffled", band=band(step),
-                       importance_weights=importance_weights)
+    if objective == "clm":
+        batch = next_tokens(ids, tok)
+    else:
+        batch = mask_batch(ids, sample_ids, masking_type, mlm_probability, tok, seed,
+                           concept_window=concept_window, mask_replace=mask_replace,
+                           span_length_distribution=span_length_distribution,
+                           diffusion_schedule=diffusion_schedule,
+                           scores=scorer.scores(ids) if scorer else None,
+                           shuffle_scores=importance == "shuffled", band=band(step),
+                           importance_weights=importance_weights)
     batch = MaskedBatch(*machine.take(batch))
     total_weight = batch.weights.sum()
     if machine.world_size > 1:
@@ -397,8 +429,8 @@ def update(lr):
         # fused AdamW changes nothing where found_inf is 1; with fp16 the scaler sets it by itself
         if not scaler.is_enabled():
             opt.found_inf = skip
-        # Muon does not look at found_inf
-        if not isinstance(opt, torch.optim.Muon) or not skip.item():
+        # the others do not look at found_inf
+        if isinstance(opt, torch.optim.AdamW) or not skip.item():
             scaler.step(opt)
         opt.zero_grad(set_to_none=True)
     scaler.update()
@@ -411,7 +443,8 @@ def update(lr):
 
 
 def validate():
-    """Loss of packed validation rows, fixed masks (single tokens, 15 %). -> whether it is the best.
+    """Loss of packed validation rows, fixed masks (single tokens, 15 %) or, of a decoder, all
+    tokens. -> whether it is the best.
 
     The same rows and masks whatever this run trains on, so losses of different runs compare.
     """
@@ -447,7 +480,7 @@ def validate():
         scores["importance_band"] = band(step)
     log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"],
              unigram_entropy=unigram_entropy, val_bits_per_byte=result["bits_per_byte"],
-             tokens=data.tokens(step), val_losses=losses) | concepts | scores)
+             tokens=tokens_seen(), val_losses=losses) | concepts | scores)
     return is_best
 
 
@@ -469,13 +502,13 @@ def save(is_best=False):
     settings, weights = run.model_state(model)
     small = dict(
         model_settings=settings, model=weights, settings=config, step=step,
-        tokens=data.tokens(step), best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint,
+        tokens=tokens_seen(), best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint,
         data_sha256=data.sha256, data_paths=[os.path.abspath(name) for name in data.names],
         importance=scorer.state() if scorer else None)
     full = small | dict(
         optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
         skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,
-        loss=loss_now, stopped=stopped)
+        loss=loss_now, stopped=stopped, tokens_before=tokens_before)
     run.save_or_warn(out_dir, full, "ckpt.pt")
     if is_best:
         run.save_or_warn(out_dir, small, "best.pt")
@@ -487,11 +520,16 @@ def log(record):
         run.append_log(out_dir, record, trackers)
 
 
-def log_step(loss, norm, lr, row_length, tokens_per_s, seconds_per_step):
+def tokens_seen():
+    """Tokens that the weights have been trained on."""
+    return tokens_before + data.tokens(step)
+
+
+def log_step(loss, norm, lr, phase, tokens_per_s, seconds_per_step):
     """One line on screen and one record about the latest step and the speed since the last line."""
     # Padding counts here: it costs as much as text.
-    positions_per_s = batch_size * block_size / seconds_per_step
-    mfu = positions_per_s * flops_per_token[row_length] / (peak * machine.world_size)
+    positions_per_s = phase.rows * phase.T / seconds_per_step
+    mfu = positions_per_s * flops_per_token[phase.T] / (peak * machine.world_size)
     eta = (n_steps - step) * seconds_per_step / 60
     if max_minutes:
         eta = min(eta, max_minutes - minutes())
@@ -499,9 +537,9 @@ def log_step(loss, norm, lr, row_length, tokens_per_s, seconds_per_step):
     machine.say(f"step {step}/{n_steps} loss {loss:.4f} norm {norm:.2f} lr {lr:.2e} "
                 f"{tokens_per_s:,.0f} tok/s mfu {mfu:.0%} {memory:.1f} GiB "
                 f"eta {max(eta, 0):.1f} min{data.shares_so_far(step)}")
-    log(dict(step=step, loss=loss, grad_norm=norm.item(), lr=lr, tokens=data.tokens(step),
+    log(dict(step=step, loss=loss, grad_norm=norm.item(), lr=lr, tokens=tokens_seen(),
              tokens_per_s=tokens_per_s, mfu=mfu, memory_gib=memory, minutes=minutes(),
-             skipped=int(skipped), block_size=row_length, sources=data.progress(step)))
+             skipped=int(skipped), block_size=phase.T, sources=data.progress(step)))
 
 
 def stop_if_diverged():
@@ -535,7 +573,7 @@ while not stopped:
     # Random numbers, of dropout, follow from these three: there is no state to save, and a resumed
     # run draws what an uninterrupted one does.
     torch.manual_seed((seed + 2**20 * (step + 1) + machine.rank) % 2**63)
-    phase = data.phase(step)  # the row length of this step, see block_schedule
+    phase = data.phase(step)  # rows and their length, see block_schedule and batch_schedule
     if step == phase.begin and step > 0:
         machine.say(f"step {step}: {phase.rows:,} rows of {phase.T} tokens a step from here on")
     try:
@@ -570,7 +608,7 @@ while not stopped:
         seconds = time.monotonic() - window_start
         tokens_per_s = (data.tokens(step) - data.tokens(step - window_steps)) / seconds
         if is_log_step:
-            log_step(loss_now, norm, lr, phase.T, tokens_per_s, seconds / window_steps)
+            log_step(loss_now, norm, lr, phase, tokens_per_s, seconds / window_steps)
         window_start, window_steps = time.monotonic(), 0
     if overfit_batch and loss_now < 0.05:
         stopped = "overfit"
@@ -611,7 +649,7 @@ if stopped not in ("max_steps", "max_minutes", "patience", "overfit"):
 if machine.is_main:
     evaluations = [r["val_loss"] for r in run.read_log(out_dir) if "val_loss" in r]
     print_result(dict(
-        out_dir=out_dir, step=step, tokens=data.tokens(step), stopped=stopped,
+        out_dir=out_dir, step=step, tokens=tokens_seen(), stopped=stopped,
         loss=None if math.isnan(loss_now) else loss_now,
         val_loss=evaluations[-1] if evaluations else None,
         best_val_loss=None if math.isinf(best_loss) else best_loss,

@@ -306,13 +306,14 @@ def gather(source, numbers, read, T):
 
 
 class Phase(NamedTuple):
-    """Steps with rows of one length."""
+    """Steps with as many rows, all of one length."""
     mixture: Mixture
     T: int  # tokens in a row
     rows: int  # in a step
     begin: int  # its first step
     end: float  # the first step after it; infinity for the last phase
     first_sample: int  # sample id of its first row
+    first_row: int  # in the mixture: what other phases have read of it before
 
 
 class Batches:
@@ -321,7 +322,9 @@ class Batches:
     data_dir: folders with commas between. data_weights: "0.7,0.3", the share of the tokens that
     comes from each; "": by size, so that all of them end an epoch together. rows: as in TokenData.
     block_schedule: "128:0.9,512:0.1" spends nine tenths of the steps on rows of 128 tokens, of
-    which a step then has four times as many; "": all rows have block_size tokens.
+    which a step then has four times as many; "": all rows have block_size tokens. batch_schedule:
+    "64:0.1,256:0.9" reads a tenth of the rows in steps of 64, the rest in steps of 256; "": all
+    steps have batch_size rows.
 
     names: the folders. shares: of the tokens, for each of them. padded: rows may hold pad_id.
     block(), n_blocks and block_size are those of a TokenData, for statistics: packed rows of all
@@ -329,9 +332,17 @@ class Batches:
     """
 
     def __init__(self, data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size,
-                 max_steps, max_tokens=0):
+                 max_steps, max_tokens=0, batch_schedule=""):
         self.names, self.block_size = folders(data_dir), block_size
-        self.lengths = parse_schedule(block_schedule, block_size)
+        # (tokens a row, rows a step, share of the steps). Shorter rows are more in number, so that
+        # with block_schedule all steps have the same number of places for tokens.
+        self.parts = [(T, batch_size * block_size // T, share)
+                      for T, share in parse_schedule(block_schedule, block_size)]
+        if batch_schedule:
+            if block_schedule:
+                raise DataError("batch_schedule and block_schedule: one of them at a time")
+            sizes = parse_batch_schedule(batch_schedule, batch_size)
+            self.parts = [(block_size, rows_a_step, share) for rows_a_step, share in sizes]
         weights = parse_weights(data_weights, self.names)
         if len(self.names) > MOST_SOURCES:
             raise DataError(f"data_dir: expected at most {MOST_SOURCES} folders, there are "
@@ -339,20 +350,19 @@ class Batches:
         self.packed = [TokenData(name, "train", block_size, seed) for name in self.names]
         self.refuse_other_tokenizers()
 
-        # One mixture for each row length. Shorter rows are more in number, so that all steps have
-        # the same number of places for tokens.
-        mixtures, n_rows, self.tokens_a_step = [], [], 0
-        for T, share in self.lengths:
+        # One mixture for each row length.
+        mixtures = {}
+        for T in dict.fromkeys(T for T, *_ in self.parts):
             sources = [source.in_rows(T, rows) for source in self.packed]
-            mixtures.append(Mixture(sources, weights, seed))
-            n_rows.append(batch_size * block_size // T)
-            self.tokens_a_step += share * n_rows[-1] * mixtures[-1].row_tokens  # mean of the run
+            mixtures[T] = Mixture(sources, weights, seed)
+        # the mean of the run
+        self.tokens_a_step = sum(share * n * mixtures[T].row_tokens for T, n, share in self.parts)
         self.n_steps = max_steps
         if max_tokens:
             self.n_steps = min(max_steps, math.ceil(max_tokens / self.tokens_a_step))
-        self.phases = self.make_phases(mixtures, n_rows, block_schedule)
+        self.phases = self.make_phases(mixtures, block_schedule, batch_schedule)
 
-        final = mixtures[-1]
+        final = mixtures[block_size]
         self.shares = [float(rate * source.row_tokens / final.row_tokens)
                        for rate, source in zip(final.rates, final.sources)]
         self.padded = any(source.padded for source in final.sources)
@@ -373,18 +383,22 @@ class Batches:
                                 f"it again as {source.meta['command']}, with "
                                 f"--tokenizer={first}/tokenizer and another --out_dir")
 
-    def make_phases(self, mixtures, n_rows, block_schedule):
-        """-> [Phase]: the steps of the run divided in the proportions of block_schedule."""
+    def make_phases(self, mixtures, block_schedule, batch_schedule):
+        """-> [Phase]: the steps of the run divided in the proportions of the schedule."""
         phases, begin, first_sample, share_before = [], 0, 0, 0
-        for (T, share), n, mixture in zip(self.lengths, n_rows, mixtures):
+        rows_of = dict.fromkeys(mixtures, 0)  # {T: rows of this length so far}
+        for T, n, share in self.parts:
             share_before += share
             end = round(share_before * self.n_steps)
             if begin == end:
-                raise DataError(
-                    f"block_schedule={block_schedule}: none of {self.n_steps} steps is left for "
-                    f"rows of {T} tokens; expected {math.ceil(1 / share)} steps or more")
-            phases.append(Phase(mixture, T, n, begin, end, first_sample))
+                setting, part = f"block_schedule={block_schedule}", f"rows of {T} tokens"
+                if batch_schedule:
+                    setting, part = f"batch_schedule={batch_schedule}", f"batches of {n} rows"
+                raise DataError(f"{setting}: none of {self.n_steps} steps is left for {part}; "
+                                f"expected {math.ceil(1 / share)} steps or more")
+            phases.append(Phase(mixtures[T], T, n, begin, end, first_sample, rows_of[T]))
             first_sample += n * (end - begin)
+            rows_of[T] += n * (end - begin)
             begin = end
         phases[-1] = phases[-1]._replace(end=math.inf)  # a run may be continued beyond n_steps
         return phases
@@ -402,7 +416,7 @@ class Batches:
         B = phase.rows // world_size
         first = (step - phase.begin) * phase.rows + rank * B  # counted from the phase's first row
         sample_ids = phase.first_sample + np.arange(first, first + B)
-        return tensor(phase.mixture.ids_of_rows(first, B)), tensor(sample_ids)
+        return tensor(phase.mixture.ids_of_rows(phase.first_row + first, B)), tensor(sample_ids)
 
     def block(self, indices):
         """Packed rows, spread over all sources by their shares -> ids int64 tensor (B, T)."""
@@ -430,13 +444,14 @@ class Batches:
         """-> {T: training FLOPs a position, be it text or padding}, for each row length T."""
         return {T: model.flops_per_token(T, math.ceil(predicted_share * T),
                                          micro_batch * self.block_size // T)
-                for T, _ in self.lengths}
+                for T, *_ in self.parts}
 
     def progress(self, step):
         """-> {name: {"share": of the tokens of the first `step` steps, "epochs": times read}}."""
         tokens, epochs = np.zeros((2, len(self.names)))
         for phase, n in self.rows_read(step):
-            sources, drawn = phase.mixture.sources, phase.mixture.drawn(n)
+            sources, first = phase.mixture.sources, phase.first_row
+            drawn = phase.mixture.drawn(first + n) - phase.mixture.drawn(first)
             tokens += drawn * [float(source.row_tokens) for source in sources]
             epochs += drawn / [source.n_blocks for source in sources]
         shares = tokens / max(tokens.sum(), 1)
@@ -512,6 +527,30 @@ def parse_schedule(text, block_size):
         raise DataError(f"{wrong}the shares of the tokens add up to {float(sum(shares)):g}; "
                         "expected numbers above 0 that add up to 1")
     return pairs
+
+
+def parse_batch_schedule(text, batch_size):
+    """ "64:0.1,256:0.9" -> [(64, Fraction), (256, Fraction)]; "0.25:0.1,1.0:0.9", with points, are
+    shares of batch_size rows.
+    """
+    wrong = f"batch_schedule={text!r}: "
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        pairs = [(Fraction(size.strip()) * (batch_size if "." in size else 1),
+                  Fraction(share.strip())) for size, share in pairs]
+    except (ValueError, ZeroDivisionError):
+        raise DataError(f"{wrong}expected ROWS:SHARE with commas between, such as "
+                        f"{max(1, batch_size // 4)}:0.1,{batch_size}:0.9") from None
+    sizes, shares = zip(*pairs)
+    if any(size < 1 or size.denominator > 1 for size in sizes) or sizes[-1] != batch_size:
+        raise DataError(f"{wrong}expected whole numbers of rows, the last of them "
+                        f"batch_size={batch_size}; here they are {', '.join(map(str, sizes))}")
+    if list(sizes) != sorted(set(sizes)):
+        raise DataError(f"{wrong}expected numbers of rows that grow")
+    if min(shares) <= 0 or sum(shares) != 1:
+        raise DataError(f"{wrong}the shares of the steps add up to {float(sum(shares)):g}; "
+                        "expected numbers above 0 that add up to 1")
+    return [(int(size), share) for size, share in pairs]
 
 
 def nearest_divisors(n, T):

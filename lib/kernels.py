@@ -2,7 +2,9 @@
 
     attention               softmax attention; a faster path for bf16 on a CPU
     near_attention          the same where heads see only what is near; in windows, so O(T)
+    block_attention         the same where tokens see those within a fixed distance, O(T)
     depthwise_convolution   one filter a channel; a faster gradient of the filters on a CPU
+    long_convolution        filters as long as the row, by Fourier transforms, O(T log T)
     cross_entropy           loss over a large vocabulary without ever holding all logits
 
 Each has a reference of a few lines beside it, `NAME_reference`: that is what it computes, and the
@@ -13,6 +15,8 @@ lexicon knows when positions are selected from it.
 Shapes: B rows, T tokens, K predicted positions, V vocabulary, d token width, C concepts, H heads,
 Q queries, N keys, e width of a head, m channels, n positions of a chunk.
 """
+
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +35,24 @@ def attention_reference(q_BHQe, k_BHNe, v_BHNe, mask=None):
 
 
 def attention(q_BHQe, k_BHNe, v_BHNe, mask=None):
-    """attention_reference -> (B,H,Q,e). mask: also a Near."""
+    """attention_reference -> (B,H,Q,e). mask: also a Near or a Visible."""
     q, k, v = q_BHQe, k_BHNe, v_BHNe
     if isinstance(mask, Near):
         return near_attention(q, k, v, mask)
-    # On a CPU in bf16 torch's fused kernel takes twice as long as plain products (records/speed).
-    # Plain products hold Q x N scores, so they are used only where one of the two sides is short.
-    fused = q.device.type != "cpu" or q.dtype != torch.bfloat16 or min(q.shape[2], k.shape[2]) > 512
-    if fused:
+    if isinstance(mask, Visible):
+        return visible_attention(q, k, v, mask)
+    if not is_slow_when_fused(q, k):
         return attention_reference(q, k, v, mask)
     return masked((q * q.shape[-1] ** -0.5) @ k.mT, mask).softmax(-1) @ v
+
+
+def is_slow_when_fused(q, k):
+    """On a CPU in bf16 torch's fused kernel takes twice as long as plain products (records/speed).
+
+    Plain products hold Q x N scores, so they are used only where one of the two sides is short.
+    """
+    is_cpu_bf16 = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return is_cpu_bf16 and min(q.shape[2], k.shape[2]) <= 512
 
 
 def masked(scores, mask):
@@ -54,10 +66,153 @@ def masked(scores, mask):
 
 def softmax_weights(scores_BHQN, mask=None):
     """The weights with which attention reads, from scores in fp32; mask as there. -> (B,H,Q,N)."""
+    if isinstance(mask, Visible):
+        mask = mask.dense
     if not isinstance(mask, Near):
         return masked(scores_BHQN, mask).softmax(-1)
     bias_BHQN, reads_BHQ1 = mask.bias(scores_BHQN.shape[1])
     return masked(scores_BHQN, bias_BHQN).softmax(-1) * reads_BHQ1
+
+
+# ---- attention in one direction, within a window, within a document ------------------
+
+
+class Visible:
+    """Which tokens of a row the queries may read; takes the place of a mask.
+
+    real_BN      bool, True: a token, False: padding; None: all are tokens
+    documents    numbers of the documents of queries (B,Q) and keys (B,N), which read their own
+                 only; None: all read all
+    causal       queries read no key that stands behind them
+    window       they read keys up to so many tokens away; 0: at any distance
+    place_BQ     where the queries stand among the keys, int64 (B or 1, Q); None: the queries are
+                 the keys themselves, in order
+
+    A query that may read nothing, which only padding does, reads everything.
+    """
+
+    def __init__(self, n_key, device, real_BN=None, documents=None, causal=False, window=0,
+                 place_BQ=None):
+        self.n_key, self.device, self.place_BQ = n_key, device, place_BQ
+        self.real_BN, self.documents = real_BN, documents
+        self.causal, self.window = causal, window
+        self.of_itself = place_BQ is None
+
+    @cached_property
+    def dense(self):
+        """The mask (B or 1, 1, Q or 1, N) bool, True = may read; None: all may be read."""
+        parts = []
+        if self.causal or self.window:
+            place_N = torch.arange(self.n_key, device=self.device)
+            place_BQ = place_N[None] if self.of_itself else self.place_BQ
+            parts = self.by_distance(place_N - place_BQ[..., None])
+        if self.documents is not None:
+            of_queries, of_keys = self.documents
+            parts.append(of_queries[..., None] == of_keys[:, None])
+        if self.real_BN is not None:
+            parts.append(self.real_BN[:, None])
+        if not parts:
+            return None
+        mask = parts[0]
+        for part in parts[1:]:
+            mask = mask & part
+        if self.real_BN is not None:
+            mask = mask | ~mask.any(-1, keepdim=True)
+        return mask[:, None]
+
+    def by_distance(self, away):
+        """away: places of keys minus places of queries -> list of masks of its shape."""
+        parts = [away <= 0] if self.causal else []
+        return parts + ([away.abs() <= self.window] if self.window else [])
+
+    @cached_property
+    def flex(self):
+        """The same as a BlockMask of FlexAttention, which skips blocks where nothing is read."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        real_BN, documents, place_BQ = self.real_BN, self.documents, self.place_BQ
+
+        def may_read(b, h, q, k):
+            place = q if place_BQ is None else place_BQ[b if len(place_BQ) > 1 else 0, q]
+            allowed = k >= 0
+            if self.causal:
+                allowed = allowed & (k <= place)
+            if self.window:
+                allowed = allowed & (k - place <= self.window) & (place - k <= self.window)
+            if documents is not None:
+                allowed = allowed & (documents[0][b, q] == documents[1][b, k])
+            if real_BN is not None:
+                allowed = allowed & real_BN[b, k]
+            return allowed
+
+        batched = [t for t in (real_BN, documents and documents[0], place_BQ) if t is not None]
+        B = max((len(t) for t in batched), default=1)
+        Q = self.n_key if self.of_itself else place_BQ.shape[1]
+        return create_block_mask(may_read, B, None, Q, self.n_key, device=self.device)
+
+
+def visible_attention(q_BHQe, k_BHNe, v_BHNe, visible):
+    """Attention under a Visible, by the way that costs least. -> (B,H,Q,e)."""
+    q, k, v, is_plain = q_BHQe, k_BHNe, v_BHNe, visible.real_BN is None
+    if visible.window or visible.documents is not None:
+        # FlexAttention is a kernel in compiled models only; otherwise it would hold all scores.
+        if q.is_cuda and torch.compiler.is_compiling():
+            return flex_attention(q, k, v, visible)
+    if visible.of_itself and visible.window and k.shape[2] >= 4 * visible.window:
+        return block_attention(q, k, v, visible)
+    is_only_causal = visible.causal and not visible.window and visible.documents is None
+    if is_only_causal and visible.of_itself and is_plain and not is_slow_when_fused(q, k):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return attention(q, k, v, visible.dense)
+
+
+def flex_attention(q_BHQe, k_BHNe, v_BHNe, visible):
+    """visible_attention as one kernel; in eager mode it holds all scores."""
+    from torch.nn.attention.flex_attention import flex_attention as attend
+
+    return attend(q_BHQe, k_BHNe, v_BHNe, block_mask=visible.flex)
+
+
+def block_attention_reference(q_BHTe, k_BHTe, v_BHTe, visible):
+    """Attention under the mask `visible.dense`."""
+    return attention_reference(q_BHTe, k_BHTe, v_BHTe, visible.dense)
+
+
+def block_attention(q_BHTe, k_BHTe, v_BHTe, visible):
+    """block_attention_reference where all tokens read within a window w: O(T w), not O(T^2).
+
+    Blocks of w tokens read themselves and the blocks beside them.
+    """
+    (B, H, T, e), w = q_BHTe.shape, visible.window
+    n, device = -(-T // w), q_BHTe.device
+    n_beside = 2 if visible.causal else 3  # blocks that a block reads
+
+    def in_blocks(t_BHTe):
+        """(B,H,T,e) -> (B,H,n,n_beside w,e): each block with those beside it."""
+        padded = F.pad(t_BHTe, (0, 0, w, n * w - T + w))
+        blocks = padded.unflatten(2, (n + 2, w))
+        return torch.cat([blocks[:, :, i:i + n] for i in range(n_beside)], dim=3)
+
+    place_nq = torch.arange(n * w, device=device).view(n, w)
+    place_nk = place_nq[:, :1] - w + torch.arange(n_beside * w, device=device)
+    away = place_nk[:, None] - place_nq[..., None]
+    mask = ((place_nk >= 0) & (place_nk < T))[:, None]
+    for part in visible.by_distance(away):
+        mask = mask & part
+    mask = mask[None]  # (B or 1, n, w, n_beside w)
+    index = place_nk.clamp(0, T - 1).flatten()
+    if visible.documents is not None:
+        documents_BT = visible.documents[1]
+        of_keys = documents_BT[:, index].view(-1, n, 1, n_beside * w)
+        of_queries = documents_BT[:, place_nq.clamp(max=T - 1).flatten()].view(-1, n, w, 1)
+        mask = mask & (of_queries == of_keys)
+    if visible.real_BN is not None:
+        mask = mask & visible.real_BN[:, index].view(-1, n, 1, n_beside * w)
+    mask = mask | ~mask.any(-1, keepdim=True)  # padding, whose answers nobody reads
+    q = F.pad(q_BHTe, (0, 0, 0, n * w - T)).reshape(B, H * n, w, e)
+    k, v = (in_blocks(t).reshape(B, H * n, n_beside * w, e) for t in (k_BHTe, v_BHTe))
+    mask = mask[:, None].expand(-1, H, -1, -1, -1).flatten(1, 2)  # heads and blocks are one axis
+    return attention(q, k, v, mask).view(B, H, n * w, e)[:, :, :T]
 
 
 # ---- attention to what is near --------------------------------------------------
@@ -210,6 +365,75 @@ def convolve_channels_last(u_BTm, taps):
     half = taps.shape[1] // 2
     y = F.conv2d(image, taps[:, None, None], padding=(0, half), groups=len(taps))
     return y.permute(0, 2, 3, 1)[:, 0]
+
+
+# ---- long convolution -------------------------------------------------------------
+
+
+def long_convolution_reference(u_BTd, before_Td, behind_Td=None):
+    """y[t] = sum_j before[j] u[t - j] + sum_j behind[j] u[t + j], zeros beyond the row. (B,T,d)."""
+    T = u_BTd.shape[1]
+    place = torch.arange(T, device=u_BTd.device)
+    away = place[:, None] - place
+    matrix_TTd = before_Td[away.clamp(min=0)] * (away >= 0)[..., None]
+    if behind_Td is not None:
+        matrix_TTd = matrix_TTd + behind_Td[(-away).clamp(min=0)] * (away <= 0)[..., None]
+    return torch.einsum("tsd,bsd->btd", matrix_TTd, u_BTd)
+
+
+def long_convolution(u_BTd, before_Td, behind_Td=None):
+    """long_convolution_reference in fp32 (or float64), O(T log T)."""
+    if u_BTd.shape[1] == 1:
+        return u_BTd * (before_Td if behind_Td is None else before_Td + behind_Td)
+    return LongConvolution.apply(u_BTd, before_Td, behind_Td)
+
+
+def transform_length(T):
+    """Numbers of a Fourier transform that convolves two rows of T without meeting itself."""
+    # a power of two, the fastest length everywhere
+    return 1 << (2 * T - 1).bit_length()
+
+
+class LongConvolution(torch.autograd.Function):
+    """Saves its inputs and not their transforms, which are complex and twice as long."""
+
+    @staticmethod
+    def forward(ctx, u_BTd, before_Td, behind_Td):
+        ctx.save_for_backward(u_BTd, before_Td, behind_Td)
+        T, N = u_BTd.shape[1], transform_length(u_BTd.shape[1])
+        kernel = kernel_transform(before_Td, behind_Td, N)
+        return inverse(forward_transform(u_BTd, N) * kernel, N, T)
+
+    @staticmethod
+    def backward(ctx, d_BTd):
+        u_BTd, before_Td, behind_Td = ctx.saved_tensors
+        T, N = d_BTd.shape[1], transform_length(d_BTd.shape[1])
+        d_y = forward_transform(d_BTd, N)
+        kernel = kernel_transform(before_Td, behind_Td, N)
+        d_u = inverse(d_y * kernel.conj(), N, T).to(u_BTd.dtype)
+        # lag j of a kernel: the sum of d_y[t] u[t - j] over all rows
+        lags = (d_y * forward_transform(u_BTd, N).conj()).sum(0)
+        d_before = inverse(lags, N, T).to(before_Td.dtype)
+        d_behind = None if behind_Td is None else inverse(lags.conj(), N, T).to(behind_Td.dtype)
+        return d_u, d_before, d_behind
+
+
+def kernel_transform(before_Td, behind_Td, N):
+    transform = forward_transform(before_Td, N)
+    if behind_Td is None:
+        return transform
+    return transform + forward_transform(behind_Td, N).conj()  # backwards in time
+
+
+def forward_transform(x, N):
+    """Over the tokens, the last axis but one, channels first: that order is the faster one."""
+    # Half precision would fail on a CPU, and for lengths that are no power of two on a GPU.
+    full = torch.promote_types(x.dtype, torch.float32)
+    return torch.fft.rfft(x.to(full).mT, N)
+
+
+def inverse(transform, N, T):
+    return torch.fft.irfft(transform, N)[..., :T].mT
 
 
 # ---- logits and cross-entropy -----------------------------------------------------

@@ -20,17 +20,19 @@ import torch
 import torch.nn.functional as F
 
 from data.tokenizer import Tokenizer
-from lib.baselines import Transformer, TransformerConfig
+from lib.baselines import ResonanceConfig, ResonanceLM, Transformer, TransformerConfig
 from lib.files import FolderLock, replace_file, to_json, write_json
 from lib.machine import autocast, is_out_of_memory, say
-from masking import CURRICULA, SCORES, check_masking, mask_batch
+from masking import CURRICULA, SCORES, check_masking, mask_batch, next_tokens
 from model import ConceptConfig, ConceptEncoder
 
 # value of the setting `arch` -> (its settings as a dataclass, its model)
 ARCHS = {
     "concept": (ConceptConfig, ConceptEncoder),
     "transformer": (TransformerConfig, Transformer),
+    "resonance": (ResonanceConfig, ResonanceLM),
 }
+OBJECTIVES = ("mlm", "clm", "mntp")
 MOST_LOGITS = 2**27  # logits that an evaluation holds at once: 512 MiB in fp32
 # Evaluation masks depend on this and the row's number in the data set only, so that losses of
 # different models, batch sizes and training seeds compare.
@@ -70,6 +72,10 @@ def check_settings(config, defaults, world_size):
     if config["block_schedule"] and config["max_minutes"]:
         problems.append("block_schedule: its shares are of a known number of steps; "
                         "give max_steps, not max_minutes")
+    # A run of so many minutes does not know its number of steps either.
+    if config["batch_schedule"] and config["max_minutes"]:
+        problems.append("batch_schedule: its shares are of a known number of steps; "
+                        "give max_steps, not max_minutes")
     if batch_size % world_size:
         problems.append(f"batch_size={batch_size} does not divide among {world_size} processes")
     elif not problems and rows % min(micro_batch, rows):  # with a problem, these may be 0
@@ -95,6 +101,13 @@ def bad_values(config):
     except ValueError as error:
         problems.append(str(error))
     one_of("arch", *ARCHS)
+    one_of("objective", *OBJECTIVES)
+    if config["arch"] == "concept" and config["objective"] != "mlm":
+        problems.append(f"objective={config['objective']}: concepts read the whole row before "
+                        "anything is predicted, so every prediction would see its own answer or "
+                        "its neighbours'; arch=transformer or arch=resonance")
+    if config["carry_optimizer"] and config["init_from"] in ("auto", "scratch", "resume"):
+        problems.append("carry_optimizer=True needs a run to carry it from: --init_from=DIR")
     one_of("importance", *SCORES)
     one_of("curriculum", *CURRICULA)
     first, second = config["stage_1_end"], config["stage_2_end"]
@@ -102,7 +115,7 @@ def bad_values(config):
         problems.append(f"stage_1_end={first}, stage_2_end={second}: expected shares of the run, "
                         "the first above 0 and below the second, the second below 1")
     one_of("init_table", "random", "cooccurrence")
-    one_of("optimizer", "adamw", "muon")
+    one_of("optimizer", "adamw", "muon", "stable_adamw")
     one_of("lr_schedule", "cosine", "linear", "wsd", "constant")
     one_of("wandb", "online", "offline", "off")
     for name in trackers_of(config["log_to"], config["wandb"]):
@@ -123,9 +136,12 @@ def bad_values(config):
                  "vocab_size", "max_length"):
         if not 0 <= config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected 0 or more")
-    for name in ("beta1", "beta2", "decay_fraction", "dropout"):
+    for name in ("beta1", "beta2", "dropout"):
         if not 0 <= config[name] < 1:
             problems.append(f"{name}={config[name]}: expected from 0, below 1")
+    if not 0 < config["decay_fraction"] <= 1:
+        problems.append(f"decay_fraction={config['decay_fraction']}: expected a share of the run, "
+                        "above 0, up to 1")
     if config["lr_schedule"] != "constant" and config["min_lr"] > config["learning_rate"]:
         problems.append(f"min_lr={config['min_lr']} is above learning_rate="
                         f"{config['learning_rate']}, and the schedule goes down from one to the "
@@ -135,7 +151,7 @@ def bad_values(config):
         problems.append(f"max_steps={config['max_steps']}: expected at most {2**31:,}")
     for name in ("batch_size", "micro_batch", "n_layer", "n_head", "n_concept", "concept_dim",
                  "token_dim", "ffn_dim", "n_mixer", "mixer_kernel", "n_decoder", "n_register",
-                 "vocab_size"):
+                 "vocab_size", "n_frequency", "local_window", "global_every"):
         if config[name] > 2**24:
             problems.append(f"{name}={config[name]}: expected at most {2**24:,}")
     return problems
@@ -146,6 +162,14 @@ def settings_without_effect(config, defaults):
     # A setting that silently does nothing would be believed in: an experiment with it says "no
     # difference". So it is refused.
     unread = []
+    if config["objective"] == "clm":  # nothing is masked
+        masks = ("masking_type", "mlm_probability", "concept_window", "span_length_distribution",
+                 "mask_replace", "diffusion_schedule", "importance", "importance_weights",
+                 "curriculum", "stage_1_end", "stage_2_end")
+        given = [f"{name}={config[name]}" for name in masks if config[name] != defaults[name]]
+        if given:
+            return [f"{', '.join(given)}: nothing is masked with objective=clm, which predicts "
+                    "every next token; leave masks out, or put config/decoder.py behind the preset"]
     if config["masking_type"] != "concepts":
         unread += ["concept_window"]
     if config["masking_type"] != "span":
@@ -159,7 +183,14 @@ def settings_without_effect(config, defaults):
     # strict has no local path beside the concepts; a transformer may be given the settings of a
     # concept model, so that one command line compares the two
     if config["arch"] == "concept" and config["bottleneck"] != "open":
-        unread += ["n_mixer", "mixer_kernel", "n_decoder", "self_attention", "lexicon"]
+        unread += ["n_mixer", "mixer_kernel", "n_decoder", "self_attention", "lexicon",
+                   "resonant_mixers"]
+    if config["resonant_mixers"]:
+        unread += ["mixer_kernel"]
+    if config["arch"] == "concept" and not config["resonant_mixers"]:
+        unread += ["n_frequency"]
+    if not config["local_window"]:
+        unread += ["global_every"]
     has_anchors = {"auto": config["bottleneck"] == "strict", "false": False}
     if config["arch"] == "concept" and not has_anchors.get(config["anchored"], True):
         unread += ["anchor_slope", "local_heads"]
@@ -188,6 +219,8 @@ def model_settings(arch, config, tok):
         raise ValueError(f"vocab_size={vocab_size}, but the tokenizer of {config['data_dir']} has "
                          f"{tok.n_vocab} ids; use --vocab_size=0")
     settings = {name: config[name] for name in fields_of(arch) if name in config}
+    if arch != "concept":
+        settings |= dict(causal=config["objective"] == "clm", mntp=config["objective"] == "mntp")
     for name in {"anchored", "hide_masked"} & set(settings):
         settings[name] = dict(auto=None, true=True, false=False)[config[name]]
     return settings | dict(arch=arch, vocab_size=vocab_size, mask_id=tok.mask_id, eot_id=tok.eot_id)
@@ -329,15 +362,50 @@ def data_of(checkpoint):
                     for name, path in zip(typed, absolute))
 
 
-def take_weights(model, out_dir, tok, data_dir):
-    """Loads the weights of another run; ValueError if they or its tokenizer do not fit."""
-    other, other_tok, _ = load_run(out_dir, "cpu")
+def take_weights(model, out_dir, tok, config, carry_optimizer=False):
+    """Loads the weights of another run -> its checkpoint. config: the settings of this run.
+
+    carry_optimizer: its optimizer state is wanted, too, which only ckpt.pt holds. ValueError,
+    naming all that differs, if weights, tokenizer or optimizer do not fit.
+    """
+    other, other_tok, taken = load_run(out_dir, "cpu", "last" if carry_optimizer else "auto")
     if other_tok.fingerprint != tok.fingerprint:
-        raise ValueError(f"{out_dir} was trained with another tokenizer than that of {data_dir}")
-    try:
-        model.load_state_dict(other.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"the weights of {out_dir} do not fit this model: {error}") from None
+        raise ValueError(f"{out_dir} was trained with another tokenizer than that of "
+                         f"{config['data_dir']}; prepare the data with "
+                         f"--tokenizer={out_dir}/tokenizer")
+    found, wanted = ({name: tuple(t.shape) for name, t in one.state_dict().items()}
+                     for one in (other, model))
+    differ = [f"{name}: {found.get(name, 'none')} there, {wanted.get(name, 'none')} here"
+              for name in found | wanted if found.get(name) != wanted.get(name)]
+    if differ:
+        raise ValueError("\n       ".join([
+            f"the weights of {out_dir} do not fit this model:", *differ,
+            "give the settings that run was trained with, see its config.json"]))
+    before = taken["settings"]
+    if carry_optimizer:
+        differ = [f"{name}={before.get(name, default)} there, {config[name]} here"
+                  for name, default in (("objective", "mlm"), ("optimizer", "adamw"))
+                  if before.get(name, default) != config[name]]
+        if differ:
+            raise ValueError(f"carry_optimizer: the optimizer state of {out_dir} is of something "
+                             f"else ({'; '.join(differ)}); leave carry_optimizer out, and the "
+                             "state begins fresh")
+    model.load_state_dict(other.state_dict())
+    return taken
+
+
+def describe_weights(taken, out_dir, objective, carry_optimizer):
+    """One line on what `take_weights` has taken."""
+    before = taken["settings"].get("objective", "mlm")
+    turn = f", trained as {before}, now {objective}" if before != objective else ""
+    state = "with its optimizer state and token count" if carry_optimizer else (
+        "the optimizer state is fresh, tokens count from 0")
+    return f"weights of {out_dir} after {taken['tokens']:,} tokens{turn}; {state}"
+
+
+def is_causal(model):
+    """Whether a model is a decoder: every token is predicted from those before it."""
+    return getattr(model.cfg, "causal", False)
 
 
 def does_not_fit(error, model, batch, machine, dtype, rows, setting, loss_of=None, unit=1):
@@ -525,8 +593,8 @@ def check_new_folder(out_dir):
 
 # Settings that decide the result and cannot change in the middle of a run. eval_rows: losses on
 # other rows do not compare with the best one so far.
-FIXED = ("seed", "batch_size", "optimizer", "data_weights", "rows", "block_schedule", "init_table",
-         "overfit_batch", "eval_rows")
+FIXED = ("seed", "batch_size", "optimizer", "data_weights", "rows", "block_schedule",
+         "batch_schedule", "init_table", "overfit_batch", "eval_rows")
 # Settings that do not change what a run has come to: a finished run may be given others.
 WITHOUT_RESULT = ("out_dir", "data_dir", "init_from", "micro_batch", "max_steps", "max_tokens",
                   "max_minutes", "stop_at_step", "patience", "eval_interval", "health_rows",
@@ -544,7 +612,8 @@ def check_same_run(checkpoint, model, tok, data_sha256, config, defaults):
             now.pop(unread, None)
     old = defaults | checkpoint["settings"]  # older runs had fewer settings
     # the row length of a step follows from its share of all steps
-    steps = ("max_steps", "max_tokens") if config["block_schedule"] else ()
+    has_schedule = config["block_schedule"] or config["batch_schedule"]
+    steps = ("max_steps", "max_tokens") if has_schedule else ()
     for name in (*FIXED, *steps):
         now[name], before[name] = config[name], old[name]
     found = [f"{name}: {before.get(name)} in the checkpoint, {value} here"
@@ -589,8 +658,9 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
     """Loss of the first `rows` rows of `data` on fixed masks. Every process takes part.
 
     Rows and masks are the same for every model, batch size and device; all masked tokens become
-    [MASK]. -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the
-    text of the predicted tokens; None when only ids are known), "predicted" (tokens)}.
+    [MASK]. A decoder predicts every token of the rows but the first, whatever masking_type is.
+    -> {"loss" (nats a predicted token), "accuracy", "perplexity", "bits_per_byte" (of the text of
+    the predicted tokens; None when only ids are known), "predicted" (tokens)}.
     frequency: share of each id in the training text, float (V,); adds "splits":
     {name of SPLITS: {"loss", "share" of the predicted tokens}}.
     scores: of each id, float (V,), for masking_type="importance"; all predictions count alike.
@@ -607,9 +677,12 @@ def evaluate(model, data, tok, machine, dtype, masking_type="token", mlm_probabi
         if not len(index):  # fewer rows than processes: split() gives one part without rows
             break
         ids = torch.as_tensor(data.block(index.numpy()))
-        batch = mask_batch(ids, index, masking_type, mlm_probability, tok, seed=EVAL_SEED,
-                           scores=None if scores is None else scores[ids],
-                           importance_weights=False)
+        if is_causal(model):
+            batch = next_tokens(ids, tok)
+        else:
+            batch = mask_batch(ids, index, masking_type, mlm_probability, tok, seed=EVAL_SEED,
+                               scores=None if scores is None else scores[ids],
+                               importance_weights=False)
         inputs, positions, targets, weights, used = machine.take(batch)
         is_real = inputs != tok.pad_id if data.padded else None
         with autocast(machine.device, dtype):

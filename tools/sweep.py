@@ -191,7 +191,7 @@ def prepare(settings):
                              f"python prepare.py --input=GLOB --out_dir={folder} "
                              "--tokenizer=bpe:16000")
     names = ("data_dir", "data_weights", "rows", "block_size", "block_schedule", "seed",
-             "batch_size", "max_steps", "max_tokens")
+             "batch_size", "max_steps", "max_tokens", "batch_schedule")
     batches = Batches(*(settings[key] for key in names))
     tok = Tokenizer.load(os.path.join(batches.names[0], "tokenizer"))
     with torch.device("meta"):  # only counted
@@ -199,12 +199,11 @@ def prepare(settings):
 
 
 def flops_per_step(batches, model, settings):
-    """Training FLOPs of a step, the mean over a block_schedule. Padding costs FLOPs too."""
+    """Training FLOPs of a step, the mean over a schedule. Padding costs FLOPs too."""
     per_position = batches.flops_per_token(
-        model, predicted_share(settings["masking_type"], settings["mlm_probability"]),
-        settings["micro_batch"])
-    mean = sum(float(share) * per_position[T] for T, share in batches.lengths)
-    return settings["batch_size"] * settings["block_size"] * mean
+        model, predicted_share(*(settings[key] for key in (
+            "masking_type", "mlm_probability", "objective"))), settings["micro_batch"])
+    return sum(float(share) * n_rows * T * per_position[T] for T, n_rows, share in batches.parts)
 
 
 def compared(settings, data_sha256):
