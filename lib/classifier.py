@@ -4,7 +4,8 @@ The rows are [CLS] a [SEP] b [SEP] for two texts, [CLS] a [SEP] for one. A learn
 the segment ([CLS], first text, second text) is added to each token. The head is one linear layer on
 two features:
 - The state of the pretrained decoder at the place of [CLS]. [CLS] starts as a copy of [MASK], so
-  the decoder starts with what it knows: predicting a masked token from the concepts.
+  the decoder starts with what it knows: predicting a masked token from the concepts. Of a causal
+  model it is the state of the last token, the only one that has seen the row.
 - For a pair, a comparison. The encoder reads each text in a row of its own, which gives concept
   states u and v. Every concept is compared with itself, GELU(W [u, v, |u - v|, u * v]) with the
   same W for all, and the mean over concepts is taken. This works because concept c is responsible
@@ -62,9 +63,11 @@ class Classifier(nn.Module):
 
     def answer(self, concepts, tokens, ids, segments, real, vectors_BTd=None):
         """What encode returned with the segments added, and its input -> (B,n_out)."""
-        cls_B1 = torch.zeros(ids.shape[0], 1, dtype=torch.int64, device=ids.device)
+        place_B1 = torch.zeros(ids.shape[0], 1, dtype=torch.int64, device=ids.device)
+        if getattr(self.encoder.cfg, "causal", False):  # only the last token has seen the row
+            place_B1 = (real.sum(1, keepdim=True) - 1).clamp(min=0)
         documents = self.encoder.documents(ids)
-        states_B1D = self.encoder.decode(concepts, tokens, cls_B1, documents, real)
+        states_B1D = self.encoder.decode(concepts, tokens, place_B1, documents, real)
         features_BF = states_B1D[:, 0].float()
         if self.compare is not None:
             # both texts of each row as one batch (2B,T): all first texts, then all second ones

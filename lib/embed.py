@@ -63,10 +63,12 @@ def mean_concept(model, ids, concepts):
 
 
 NAMES = {"concept": list(POOL), "transformer": ["table", "tokens", "tokens, max"]}
+NAMES["resonance"] = NAMES["transformer"]
 POOLINGS = {  # arch -> {value of --pooling: key of POOL}, the default first
     "concept": {"max": "concepts, max", "concepts": "all concepts", "mean": "tokens"},
     "transformer": {"mean": "tokens", "max": "tokens, max"},
 }
+POOLINGS["resonance"] = POOLINGS["transformer"]
 
 
 def choose_pooling(pooling, arch):

@@ -39,60 +39,22 @@ may be drawn.
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from lib.decoding import continue_texts
 from lib.embed import rows_at_once
 from lib.fill import encode_masked
 from lib.health import check_finite
+from lib.run import is_causal
+from lib.sampling import Sample, Sampling, draw
 from masking import ordinary_ids, random_bits, to_unit
 
-SAMPLERS = ("ancestral", "confidence")
 MOST_PROBABILITIES = 2**24  # float64 in memory at once, several times: 128 MiB each
 MOST_TOKENS = 2**20  # of a text
 # Each kind of draw hashes its own number. Those of masking.py begin at 0.
 ORDER, ROUNDING, TOKEN = range(100, 103)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. Values out of range raise ValueError, all of them at once."""
-    sampler: str = "ancestral"
-    steps: int = 64  # forward passes for a text, or for each block of it
-    temperature: float = 1.0  # logits are divided by it; 0: always the likeliest token
-    top_p: float = 1.0  # draws only from the likeliest tokens that together have this probability
-    block_tokens: int = 0  # tokens of a block; 0: the whole text is one
-    seed: int = 0
-
-    def __post_init__(self):
-        problems = []
-        if self.sampler not in SAMPLERS:
-            problems.append(f"sampler={self.sampler!r}: expected {' or '.join(SAMPLERS)}")
-        if self.steps < 1:
-            problems.append(f"steps={self.steps}: expected 1 forward pass or more; as many "
-                            "as tokens are best")
-        if not 0 <= self.temperature < math.inf:  # false for nan
-            problems.append(f"temperature={self.temperature}: expected 0 (always the likeliest "
-                            "token) or more, such as 1.0")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p={self.top_p}: expected a probability above 0, up to 1 (all "
-                            "tokens)")
-        if self.temperature == 0 and self.top_p < 1:
-            problems.append(f"temperature=0 draws nothing, so top_p={self.top_p} has no effect; "
-                            "leave it at 1")
-        if self.block_tokens < 0:
-            problems.append(f"block_tokens={self.block_tokens}: expected a number of tokens, or 0 "
-                            "for the whole text at once")
-        if problems:
-            raise ValueError("; ".join(problems))
-
-
-class Sample(NamedTuple):
-    text: str  # with the prompt
-    ids: list  # what was drawn, without the mark that ends the text
-    steps: int  # forward passes
 
 
 class Plan(NamedTuple):
@@ -112,10 +74,16 @@ def generate(model, tok, text="", n_samples=1, length=0, sampling=None, batch_to
     sampling  a Sampling; None: its defaults
     watch     a function of all ids (B,N), called before the first step and after each one
 
+    A causal model continues the text, see lib/decoding.py.
+
     Sample i is the same for any n_samples and batch_tokens, up to the rounding of the model. Raises
     ValueError where a text does not fit into the model's row, and where the weights are broken.
     """
     sampling = sampling or Sampling()
+    if is_causal(model):
+        yield from continue_texts(model, tok, [text], n_samples, length, sampling, batch_tokens,
+                                  device, watch)
+        return
     plan = plan_text(text, length, tok, model.cfg.longest, sampling.block_tokens)
     at_once = rows_at_once(model, min(len(plan.row), model.cfg.longest), batch_tokens)
     for numbers_B in torch.arange(n_samples).split(at_once):
@@ -260,34 +228,11 @@ def draw_tokens(model, tok, ids_BT, places_BK, uniform_BT, may_end_T, sampling, 
         may_end_BK = may_end_T[place_BK].to(logits.device)
         logits[..., -1] = logits[..., -1].masked_fill(~may_end_BK, -math.inf)
         uniform_BK = uniform_BT.gather(1, place_BK).to(logits.device)
-        index, p_drawn = draw(logits, uniform_BK, sampling.temperature, sampling.top_p)
+        index, p_drawn = draw(logits, uniform_BK, sampling.temperature, sampling.top_p,
+                              sampling.top_k)
         drawn.append(allowed_V[index.to(device)].cpu())
         p.append(p_drawn.cpu())
     return torch.cat(drawn, dim=1), torch.cat(p, dim=1)
-
-
-def draw(logits, uniform, temperature=1.0, top_p=1.0):
-    """Logits (...,V) float64, random numbers (...) in [0,1) -> index (...), its p at temperature 1.
-
-    The index is the inverse of the distribution function at the random number.
-    """
-    p_model = logits.softmax(-1)
-    if temperature == 0:
-        p, index = p_model.max(-1)
-        return index, p
-    # The largest logit becomes 0 first, so that no temperature is too small to divide by.
-    p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
-    order = None
-    if top_p < 1:
-        p, order = p.sort(dim=-1, descending=True, stable=True)
-    cdf = p.cumsum(-1)
-    # top_p keeps the tokens before which the others have less than top_p. mass: all that is kept.
-    mass = cdf.masked_fill(cdf - p >= top_p, 0).amax(-1, keepdim=True)
-    index = torch.searchsorted(cdf, uniform[..., None] * mass, right=True)
-    index = index.clamp(max=logits.shape[-1] - 1)  # for numerical safety
-    if order is not None:
-        index = order.gather(-1, index)
-    return index[..., 0], p_model.gather(-1, index)[..., 0]
 
 
 # ---- after the last step ------------------------------------------------------------

@@ -18,7 +18,7 @@ def keep_concepts(settings, weights, n):
     a text do not count anyway (ConceptEncoder.standing). Words are assigned by id % n_concept, so
     where n divides the old number, each concept keeps its words and takes over some dropped ones.
     """
-    keeps_all = settings.get("arch") == "transformer" or settings.get("anchored")
+    keeps_all = settings.get("arch", "concept") != "concept" or settings.get("anchored")
     if keeps_all or not 0 < n < settings["n_concept"]:
         return settings, weights
     return settings | dict(n_concept=n), weights | dict(concepts=weights["concepts"][:n])

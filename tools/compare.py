@@ -11,12 +11,18 @@ curve        [(tokens seen, validation loss)], as logged in training
 import os
 
 from lib.files import replace_file, write_json
-from tools.measures import BOUND, CONCEPTS, LOSSES, shown
+from tools.measures import BOUND, CONCEPTS, KINDS, LATENCY_LENGTHS, LOSSES, shown
 from tools.metrics import cell, markdown
 from tools.terminal import columns
 
 FACTS = ("arch", "bottleneck", "total_params", "embedding_params", "flops_per_token",
          "total_steps", "total_tokens", "total_flops", "training_time_seconds", "git_commit")
+# Field: heading and format. On a CPU memory is that of the whole process, so it is left out.
+SPEED = {"throughput_tokens_per_sec": ("reading rows, tokens/s", ",.0f"),
+         **{f"latency_batch1_seq{T}_ms": (f"one row of {T} tokens, one mask, ms", ".2f")
+            for T in LATENCY_LENGTHS},
+         "gpu_memory_mb": ("peak memory of the GPU, MiB", ",.0f"),
+         "weights_mb": ("weights, MiB", ",.1f")}
 # Settings of the validation losses that training logs.
 OF_CURVES = ("data_dir", "data_weights", "block_size", "eval_rows")
 
@@ -83,23 +89,28 @@ def loss_sections(runs):
     summary = runs[0]["summary"]
     for name, first in summary["data"].items():
         data = [run["summary"]["data"][name] for run in runs]
-        maskings = [masking for masking in first if masking != "unigram_entropy"]
+        kinds = [kind for kind in KINDS if any(kind in r for r in data)]
         title = (f"{name} {summary['split']}, {summary['rows'][name]} rows of "
                  f"{summary['block_size']} tokens, {summary['mlm_probability']:.0%} predicted, "
                  f"unigram entropy {first['unigram_entropy']:.3f} nats")
-        rows = [(f"loss, {masking} masks", loss_cells([r[masking]["loss"] for r in data]))
-                for masking in maskings]
+        # A decoder predicts from one side and encoders from both: never in one line of a table.
+        named = {kind: "next tokens" if kind == "clm" else f"{kind} masks" for kind in kinds}
+        rows = [(f"loss, {named[kind]}", loss_cells([r.get(kind, {}).get("loss") for r in data]))
+                for kind in kinds]
         for measure in LOSSES:
             if measure.name in ("accuracy", "bits_per_byte"):
-                rows += [(f"{measure.heading}, {masking} masks",
-                          [shown(r[masking][measure.name], measure.form) + " " for r in data])
-                         for masking in maskings]
+                rows += [(f"{measure.heading}, {named[kind]}",
+                          [shown(r.get(kind, {}).get(measure.name), measure.form) + " "
+                           for r in data]) for kind in kinds]
         yield title, rows
         # The masks are the same for all runs, and so is the share of each kind.
-        yield "loss of token masks, by where the token stands, and the share of these tokens", [
-            (f"{part}, {r['share']:.1%}",
-             loss_cells([other["token"]["splits"][part]["loss"] for other in data]))
-            for part, r in first["token"]["splits"].items()]
+        masked = [r["token"] for r in data if "token" in r]
+        if masked:
+            yield "loss of token masks, by where the token stands, and the share of these tokens", [
+                (f"{part}, {r['share']:.1%}",
+                 loss_cells([other.get("token", {}).get("splits", {}).get(part, {}).get("loss")
+                             for other in data]))
+                for part, r in masked[0]["splits"].items()]
         if "nelbo" in summary:
             bounds = [run["summary"]["nelbo"][name] for run in runs]
             yield f"likelihood bound of this text, {bounds[0]['draws']} masks a row", [
@@ -111,6 +122,11 @@ def sections(runs, defaults):
     """Everything as tables -> [(title, [(label, [text for each run])])]."""
     found = [("runs", [(name, [cell(run["fields"][name]) for run in runs]) for name in FACTS])]
     found += loss_sections(runs)
+    if any("speed" in run["summary"] for run in runs):
+        found.append((f"speed, {runs[0]['fields']['dtype']} on {runs[0]['fields']['device']}, "
+                      f"{runs[0]['fields']['num_threads']} threads", [
+            (heading, [shown(run["summary"].get("speed", {}).get(name), form) for run in runs])
+            for name, (heading, form) in SPEED.items()]))
     health = [run["summary"].get("health", {}).get("trained", {}) for run in runs]
     rows = [(measure.heading, [shown(column.get(measure.name), measure.form) for column in health])
             for measure in CONCEPTS if any(measure.name in column for column in health)]
@@ -149,6 +165,9 @@ def note_on_curves(runs, defaults):
     """What the curves are of, and whether they are of the same rows."""
     differ = [name for name in OF_CURVES if name in settings_that_differ(runs, defaults)]
     note = "Curves: validation losses that each run logged in training"
+    objectives = {run["settings"].get("objective", "mlm") == "clm" for run in runs}
+    if len(objectives) > 1:
+        note += " (dashed: of a decoder, every next token, not to be compared with masked ones)"
     if differ:
         return f"{note}, not on the same rows: {', '.join(differ)} differ."
     return f"{note}, on the same rows."
@@ -157,11 +176,11 @@ def note_on_curves(runs, defaults):
 # ---- the picture --------------------------------------------------------------------
 
 
-def draw_losses(groups, path):
+def draw_losses(groups, path, dashed=()):
     """Validation losses against tokens and against training FLOPs.
 
     groups: [(name, training FLOPs a token, [curve of each run])], a curve [(tokens, loss)]. Curves
-    of a group have one colour.
+    of a group have one colour. dashed: names of groups whose losses are of something else.
     """
     import matplotlib
     matplotlib.use("Agg")
@@ -173,7 +192,8 @@ def draw_losses(groups, path):
             for i, curve in enumerate(curves):
                 points = [(n_tokens * scale, loss) for n_tokens, loss in curve if n_tokens]
                 axes.plot([x for x, _ in points], [loss for _, loss in points],
-                          color=f"C{number % 10}", ls="-" if number < 10 else "--", lw=1.2,
+                          color=f"C{number % 10}", lw=1.2,
+                          ls="--" if name in dashed else "-" if number < 10 else "-.",
                           marker="." if len(points) < 2 else "",
                           label=None if i else name.replace("$", r"\$"))
     # runs that were stopped before their first evaluation have no points, which no log scale shows
@@ -203,6 +223,9 @@ def write_comparison(runs, defaults, folder):
     write_json(os.path.join(folder, "compare.json"), found)
     page = as_page(runs, defaults).encode("utf-8", "replace")
     replace_file(os.path.join(folder, "compare.md"), lambda file: file.write(page))
+    heads = heads_of(runs)
     draw_losses([(head, run["fields"]["flops_per_token"], [run["curve"]])
-                 for head, run in zip(heads_of(runs), runs)], os.path.join(folder, "compare.png"))
+                 for head, run in zip(heads, runs)], os.path.join(folder, "compare.png"),
+                dashed=[head for head, run in zip(heads, runs)
+                        if run["settings"].get("objective") == "clm"])
     return found

@@ -11,7 +11,7 @@
     python tools/eval.py --out_dir=out/demo --pll=sentences.txt
                                                            pseudo-log-likelihood, any vocabulary
     python tools/eval.py --out_dir=out/demo --profile=1    latency, throughput, memory
-    python tools/eval.py --compare=out/demo,out/other,out/transformer
+    python tools/eval.py --compare=out/demo,out/other,out/transformer --profile=1
                                                            runs of any architecture side by side
 
 Prints loss, accuracy, perplexity and bits per byte for each masking strategy, splits the loss by
@@ -24,7 +24,8 @@ the first run.
 The masks depend on the number of a row in the data set and on nothing else, so all models predict
 the same tokens from the same rest. Numbers of two models can be compared if tokenizer, split, rows,
 block_size and mlm_probability are the same. They are about predicted tokens only: bits per byte is
-the cost of the masked text given the visible text. Those of --nelbo are of the text itself, and
+the cost of the masked text given the visible text. Of a decoder (objective=clm) they are those of
+every next token, and stand apart. Those of --nelbo are of the text itself, and
 compare models with different tokenizers where rows is the whole split; so does --pll.
 """
 
@@ -82,6 +83,7 @@ from lib.run import (
     data_of,
     draw_curves,
     evaluate,
+    is_causal,
     load_run,
     read_log,
     token_frequency,
@@ -138,8 +140,7 @@ def check_settings():
         raise ValueError(f"rows={rows}, micro_batch={micro_batch}, health_rows={health_rows}, "
                          f"pll_texts={pll_texts}: expected more than 0")
     if compare:
-        alone = [name for name in ("report", "profile", "control_dir", "sts", "pll")
-                 if config[name]]
+        alone = [name for name in ("report", "control_dir", "sts", "pll") if config[name]]
         if alone:
             raise ValueError(f"compare={compare} measures losses and concepts; {', '.join(alone)} "
                              "is of one run: leave out compare")
@@ -171,6 +172,7 @@ def load():
     T = row_length({out_dir: model.cfg})
     names = folders(data_dir or data_of(loaded))
     sets = load_sets(names, T, tok, out_dir)
+    refuse_decoder(model, out_dir)
     sts_file = find_sts() if sts else ""
     pairs = read_sts(sts_file) if sts else None
     glue = read_glue(folder)
@@ -181,6 +183,15 @@ def load():
     run.say(f"{out_dir} after {loaded['tokens']:,} tokens, {model.num_params():,} "
             f"parameters, {precision} ({reason})")
     return run
+
+
+def refuse_decoder(model, path):
+    """Raises ValueError for what only masked models have."""
+    asked = [f"--{name}" for name in ("nelbo", "pll") if config[name]]
+    if is_causal(model) and asked:
+        raise ValueError(f"{path} was trained with objective=clm: {', '.join(asked)} is of masked "
+                         "models. A decoder's own perplexity and bits per byte are exact; "
+                         "eval.py prints them without any of these")
 
 
 def row_length(configs):
@@ -208,7 +219,7 @@ def load_control(tok, T, machine):
     """The Transformer in control_dir. Raises ValueError if it cannot read the same rows."""
     control, control_tok, _ = load_run(control_dir, machine.device)
     same_tokenizer = control_tok.fingerprint == tok.fingerprint
-    if control.arch != "transformer" or not same_tokenizer or control.cfg.longest < T:
+    if control.arch == "concept" or not same_tokenizer or control.cfg.longest < T:
         raise ValueError(f"control_dir={control_dir}: expected a run with arch=transformer, the "
                          f"same tokenizer as {out_dir} and block_size {T} or more")
     return control
@@ -325,12 +336,18 @@ def measure_losses(run, name, data, say):
     """
     n_rows = min(rows, data.n_blocks)
     results = {"unigram_entropy": data.meta["unigram_entropy"]}
-    say(f"\n{name} {split}, {n_rows} rows of {run.T} tokens, {mlm_probability:.0%} predicted, "
+    predicted = "all" if is_causal(run.model) else f"{mlm_probability:.0%}"
+    say(f"\n{name} {split}, {n_rows} rows of {run.T} tokens, {predicted} predicted, "
         f"unigram entropy {results['unigram_entropy']:.3f} nats\n"
         f"  {'masking':<12}{loss_heads(LOSSES)}")
     # Frequent and rare are meant in the training text, whatever split is measured.
     frequency = token_frequency(TokenData(name, "train", run.T, 0), run.tok)
     rarity = -frequency.clamp(min=1e-7).log()  # rare words are the important ones, for all models
+    if is_causal(run.model):  # every token is predicted from those before it: no masks to choose
+        results["clm"] = evaluate(run.model, data, run.tok, run.machine, run.dtype, rows=rows,
+                                  micro_batch=micro_batch)
+        say(f"  {'next tokens':<12}{loss_cells(results['clm'], LOSSES)}")
+        return results
     for masking in masking_types(run.tok):
         share = 1.0 if masking == "diffusion" else mlm_probability  # of all rates, or of one
         results[masking] = evaluate(
@@ -344,11 +361,13 @@ def measure_losses(run, name, data, say):
 
 
 def print_all_sets(results, say):
-    """Several data sets below each other, for single-token masks."""
+    """Several data sets below each other, for single-token masks or next tokens."""
     width = max(len(name) for name in [*results, "token masks"]) + 2
-    say(f"\n{'token masks':<{width}}{loss_heads(LOSS_FIELDS)}{'unigram':>9}")
+    kind = "clm" if "clm" in next(iter(results.values())) else "token"
+    title = "next tokens" if kind == "clm" else "token masks"
+    say(f"\n{title:<{width}}{loss_heads(LOSS_FIELDS)}{'unigram':>9}")
     for name, r in results.items():
-        say(f"{name:<{width}}{loss_cells(r['token'], LOSS_FIELDS)}{r['unigram_entropy']:>9.3f}")
+        say(f"{name:<{width}}{loss_cells(r[kind], LOSS_FIELDS)}{r['unigram_entropy']:>9.3f}")
 
 
 # ---- likelihood -----------------------------------------------------------------------
@@ -395,7 +414,7 @@ def measure_concepts(run, model, ids, batch):
     A Transformer has no concepts: as many token states, evenly spaced, take their place.
     """
     concepts, tokens = health.encode_rows(model, ids, run.machine, run.dtype, micro_batch)
-    if model.arch == "transformer":
+    if model.arch != "concept":
         return health.geometry(health.evenly_spaced(tokens, n_vectors(run)))
     use = health.channel_use(model, batch, run.machine, run.dtype, micro_batch, one_by_one=True)
     few = slice(0, 2 * micro_batch)  # attention weights are large, and a few rows are enough
@@ -603,7 +622,7 @@ def draw_report(run, summary, records, ids):
         title=out_dir, arch=run.model.arch, step=summary["step"], tokens=summary["tokens"],
         params=summary["params"], settings=run.checkpoint["settings"],
         unigram_entropy=first["unigram_entropy"], log=records, losses=summary["data"],
-        splits=first["token"]["splits"], health=dict(columns=list(columns), rows=lines),
+        splits=first.get("token", {}).get("splits"), health=dict(columns=list(columns), rows=lines),
         one_by_one=columns["trained"].get("one_by_one"), usage=columns["trained"].get("usage"))
     if run.model.arch == "concept":
         data |= concept_pictures(run, ids)
@@ -680,6 +699,7 @@ def load_runs(paths):
     runs = []
     for path in paths:
         model, tok, loaded = load_run(path, "cpu", checkpoint)
+        refuse_decoder(model, path)
         read_object(os.path.join(checkpoint_paths(path)[0], "config.json"))
         runs.append((model.cfg, tok, loaded["data_sha256"], data_of(loaded)))
     configs, toks, data_hashes, data_dirs = zip(*runs)
@@ -720,6 +740,12 @@ def compare_runs():
 def measure_beside(run):
     """One of several runs -> what tools/compare.py shows of it, in the main process, else None."""
     summary = begin_summary(run)
+    if profile and run.machine.is_main:
+        speed = measure_speed(run.model, run.tok, run.machine, run.dtype, run.T, micro_batch)
+        weights = sum(p.numel() * p.element_size() for p in run.model.parameters()) / 2**20
+        on_gpu = run.machine.device.type == "cuda"
+        summary["speed"] = speed | dict(
+            weights_mb=weights, gpu_memory_mb=speed["memory_peak_mb"] if on_gpu else None)
     for name, data in run.sets.items():
         summary["data"][name] = measure_losses(run, name, data, lambda *_: None)
     if nelbo:
@@ -731,8 +757,8 @@ def measure_beside(run):
         ids, batch = health.probe_rows(first, run.tok, health_rows, mlm_probability)
         summary["health"] = dict(trained=measure_concepts(run, run.model, ids, batch))
     records = read_log(run.folder)
-    fields = collect(run.folder, run.model, run.tok, run.checkpoint, records, summary, {},
-                     run.machine, run.dtype, None)
+    fields = collect(run.folder, run.model, run.tok, run.checkpoint, records,
+                     summary | dict(speed={}), {}, run.machine, run.dtype, None)
     curve = [(record["tokens"], record["val_loss"]) for record in records
              if record.get("val_loss") is not None]
     return dict(path=run.path, summary=summary, fields=fields, curve=curve,

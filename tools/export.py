@@ -53,7 +53,7 @@ from lib.run import (
     settings_of,
     user_mistakes,
 )
-from masking import MASKING_TYPES
+from tools.measures import KINDS
 
 # transformers copies the code of a folder to its cache and runs it there. The copies of a check
 # must not stay in the user's cache. It has to be set before the import.
@@ -436,10 +436,11 @@ def measurements():
     remedy = f" or measure again: python tools/eval.py --out_dir={out_dir}"
     with file_of_run("eval.json", remedy) as measured:
         for data, results in measured.get("data", {}).items():
-            for masks in MASKING_TYPES:
+            for masks in KINDS:
                 if results.get(masks):
                     loss, accuracy = results[masks]["loss"], results[masks]["accuracy"]
-                    title = f"{masks} masks, {os.path.basename(data)}"
+                    kind = "next tokens" if masks == "clm" else f"{masks} masks"
+                    title = f"{kind}, {os.path.basename(data)}"
                     rows[title] = f"{nats(loss)}, accuracy {accuracy:.1%}"
     remedy = f" or fine-tune again: python finetune_glue.py --out_dir={out_dir}"
     with file_of_run("glue.json", remedy) as tasks:

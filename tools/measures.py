@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from masking import MASKING_TYPES
 
+# What losses are of: masked tokens under each masking, or every next token (of a decoder only).
+KINDS = (*MASKING_TYPES, "clm")
 LATENCY_LENGTHS = (128, 512)  # tokens of the single row whose latency is measured
 GLUE_FIELDS = (
     "cola_mcc", "sst2_accuracy", "mrpc_f1", "mrpc_accuracy", "stsb_pearson", "stsb_spearman",
@@ -136,6 +138,7 @@ FIELDS = {  # section of summary.md: {field: unit}
     | {f"test_{measure.field}": measure.unit for measure in LOSS_FIELDS}
     | {f"loss_{masking}": "nats" for masking in MASKING_TYPES}
     | dict(loss_copy_in_row="nats", loss_no_copy="nats", loss_frequent="nats", loss_rare="nats"),
+    "next tokens, of a decoder": {f"clm_{measure.field}": measure.unit for measure in LOSS_FIELDS},
     "concepts": {measure.field: measure.unit for measure in CONCEPTS if measure.field},
     "likelihood bound": {f"nelbo_{measure.name}": measure.unit for measure in BOUND}
     | dict(nelbo_draws="masks a row"),
@@ -159,6 +162,7 @@ FIELDS = {  # section of summary.md: {field: unit}
 COMMANDS = {  # section: what measures it, where that is not a plain run of eval.py
     "concepts": "python tools/eval.py --out_dir={} with health_rows above 0, for a model with "
                 "concepts",
+    "next tokens, of a decoder": "python tools/eval.py --out_dir={}, for objective=clm",
     "likelihood bound": "python tools/eval.py --out_dir={} --nelbo=1",
     "pseudo-log-likelihood": "python tools/eval.py --out_dir={} --pll=FILE",
     "similarity, zero-shot": "python tools/eval.py --out_dir={} --sts=1",

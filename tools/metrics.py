@@ -22,12 +22,13 @@ import torch
 from lib.embed import choose_pooling
 from lib.files import read_object, replace_file
 from lib.machine import DTYPES, memory_gib
-from masking import MASKING_TYPES, predicted_share
+from masking import predicted_share
 from tools.measures import (
     COMMANDS,
     CONCEPTS,
     FIELDS,
     GLUE_FIELDS,
+    KINDS,
     LATENCY_LENGTHS,
     LOSS_FIELDS,
     SMALLBENCH,
@@ -117,7 +118,8 @@ def model_fields(model, tok, settings):
         embedding += sum(p.numel() for p in expansion.parameters())
     # FLOPs of training depend on how many tokens of a row were predicted, and on rows a pass.
     n_predicted = math.ceil(cfg.block_size * predicted_share(
-        settings.get("masking_type"), settings.get("mlm_probability", 0.15)))
+        settings.get("masking_type"), settings.get("mlm_probability", 0.15),
+        settings.get("objective", "mlm")))
     micro_batch = settings.get("micro_batch", 1)
     return dict(
         arch=model.arch, bottleneck=getattr(cfg, "bottleneck", None), total_params=total,
@@ -161,18 +163,24 @@ def evaluation_fields(summary, arch):
     """What eval.py measured. summary: the content of eval.json; losses of its first data set."""
     (name, result), split = next(iter(summary["data"].items())), summary["split"]
     # The keys of the splits are those of SPLITS in lib/run.py.
-    token, parts = result["token"], result["token"]["splits"]
+    token = result.get("token")  # None: a decoder, whose losses are of other tokens
     found = dict(
         eval_data=name, eval_split=split, eval_rows=summary["rows"][name],
-        eval_block_size=summary["block_size"], eval_mlm_probability=summary["mlm_probability"],
-        unigram_entropy=result["unigram_entropy"],
-        loss_copy_in_row=parts["copy in the row"]["loss"], loss_no_copy=parts["no copy"]["loss"],
-        loss_frequent=parts["frequent, over 1e-3"]["loss"],
-        loss_rare=parts["rare, under 1e-4"]["loss"])
-    for masking in MASKING_TYPES:
+        eval_block_size=summary["block_size"], unigram_entropy=result["unigram_entropy"])
+    if token:
+        parts = token["splits"]
+        found |= dict(
+            eval_mlm_probability=summary["mlm_probability"],
+            loss_copy_in_row=parts["copy in the row"]["loss"],
+            loss_no_copy=parts["no copy"]["loss"],
+            loss_frequent=parts["frequent, over 1e-3"]["loss"],
+            loss_rare=parts["rare, under 1e-4"]["loss"])
+    else:
+        found |= {f"clm_{m.field}": result["clm"][m.name] for m in LOSS_FIELDS}
+    for masking in set(KINDS) - {"clm"}:
         if masking in result:
             found[f"loss_{masking}"] = result[masking]["loss"]
-    if split in ("val", "test"):  # the training split has no fields
+    if token and split in ("val", "test"):  # the training split has no fields
         found |= {f"{split}_{m.field}": token[m.name] for m in LOSS_FIELDS}
     health = summary.get("health", {}).get("trained", {})
     if "shuffled" in health:  # else it is of a Transformer's token states, not of concepts
@@ -273,7 +281,7 @@ def losses_table(summary):
     """Every data set under every masking."""
     rows = []
     for name, result in summary["data"].items():
-        for masking in MASKING_TYPES:
+        for masking in KINDS:
             if masking in result:
                 values = [cell(result[masking][m.name]) for m in LOSS_FIELDS]
                 rows.append([name, masking, *values, cell(result["unigram_entropy"])])

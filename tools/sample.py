@@ -12,8 +12,9 @@ pass, independently of each other.
 --generate=1 draws whole texts, as lib/generate.py explains: from the beginning of a document, or
 behind the prompt --text. A prompt with [MASK]s has them filled by draws, and is continued if
 --length says so. --text=- reads prompts from standard input, one a line. --show=1 shows how a text
-fills. --judge=RUN scores the texts with another run. Its pseudo-perplexity says something only
-beside their entropy: a text that repeats itself is easy to predict.
+fills. A causal model (objective=clm) continues the prompts, one token after the other; --show=1
+streams them. --judge=RUN scores the texts with another run. Its pseudo-perplexity says something
+only beside their entropy: a text that repeats itself is easy to predict.
 
 --embed writes a float32 matrix with a row for each line, in their order; an empty line has a row
 too. Texts longer than the model reads are cut and counted. Memory does not grow with the file. If
@@ -32,6 +33,7 @@ sampler = "ancestral"  # ancestral: masks are filled in random order | confidenc
 steps = 64  # forward passes for a text, or for each block; at most one a token, which is best
 temperature = 1.0  # below 1: likelier tokens, texts that repeat themselves; 0: always the likeliest
 top_p = 1.0  # draw only from the likeliest tokens that together have this probability
+top_k = 0  # draw only from so many of the likeliest tokens; 0: from all
 block_tokens = 0  # fill blocks of so many tokens from left to right, any length; 0: all at once
 seed = 1337  # of the draws; each number gives other texts
 show = False  # watch each text fill; where there is no terminal, three moments are printed
@@ -57,20 +59,22 @@ config = configure(globals())
 # which are a GB here, where most shapes of batches occur once.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
+from lib.decoding import continue_texts
 from lib.embed import choose_pooling, embed_file, embed_rows, rows_of, sha256_of
 from lib.files import print_result
 from lib.fill import fill_texts
-from lib.generate import Sampling, entropy
+from lib.generate import entropy
 from lib.generate import generate as generate_texts
 from lib.machine import DTYPES, choose_dtype, find_machine
-from lib.run import load_run, user_mistakes
+from lib.run import is_causal, load_run, user_mistakes
+from lib.sampling import Sampling
 from tools.pll import pseudo_perplexity
-from tools.terminal import FillingText, printable
+from tools.terminal import FillingText, StreamingText, printable
 
 # Settings that one of the three tasks reads alone, and what asks for it.
 FILLING = ("top",)
-GENERATING = ("length", "n_samples", "sampler", "steps", "temperature", "top_p", "block_tokens",
-              "seed", "show", "judge")
+GENERATING = ("length", "n_samples", "sampler", "steps", "temperature", "top_p", "top_k",
+              "block_tokens", "seed", "show", "judge")
 EMBEDDING = ("to", "pooling")
 
 
@@ -145,20 +149,28 @@ def read_prompts():
 
 def generate_and_print(prompts, sampling):
     """Generates n_samples texts for each prompt and prints them -> a summary."""
-    samples, screen = [], FillingText(tok) if show else None
+    samples, screen = [], None
     at_once = 1 if show else batch_tokens  # one text after the other is watched
-    for prompt in prompts:
-        for sample in generate_texts(model, tok, prompt, n_samples, length, sampling, at_once,
-                                     machine.device, screen):
-            if screen:
-                screen.clear()
-            print(printable(sample.text), "-" * 20, sep="\n")
-            samples.append(sample)
+    if is_causal(model):
+        screen = StreamingText(tok) if show else None
+        made = continue_texts(model, tok, prompts, n_samples, length, sampling, at_once,
+                              machine.device, screen)
+    else:
+        screen = FillingText(tok) if show else None
+        made = (sample for prompt in prompts for sample in generate_texts(
+            model, tok, prompt, n_samples, length, sampling, at_once, machine.device, screen))
+    for sample in made:
+        if screen:
+            screen.clear()
+        if not isinstance(screen, StreamingText):  # which has printed it
+            print(printable(sample.text))
+        print("-" * 20)
+        samples.append(sample)
     result = dict(texts=[sample.text for sample in samples],
                   tokens=sum(len(sample.ids) for sample in samples),
                   steps=max(sample.steps for sample in samples),
                   entropy=sum(entropy(sample.ids) for sample in samples) / len(samples))
-    fewer = steps > result["steps"] and not block_tokens
+    fewer = steps > result["steps"] and not block_tokens and not is_causal(model)
     print(f"{result['tokens']:,} tokens, {result['steps']:,} steps a text"
           + (f" (one a token, so fewer than steps={steps})" if fewer else "")
           + f", unigram entropy {result['entropy']:.2f} nats")
@@ -168,6 +180,9 @@ def generate_and_print(prompts, sampling):
 def load_judge():
     """-> model and tokenizer of the run `judge`."""
     model, judge_tok, _ = load_run(judge, machine.device)
+    if is_causal(model):
+        raise ValueError(f"--judge={judge} is a causal model; expected one trained with "
+                         "objective=mlm, which masks one token after the other")
     for name, one in ((out_dir, tok), (judge, judge_tok)):
         if not one.has_text:
             raise ValueError(f"--judge reads texts, and the tokenizer of {name} knows ids only")
@@ -202,11 +217,14 @@ def embed_texts():
 
 with user_mistakes():
     check_settings()
-    sampling = Sampling(sampler, steps, temperature, top_p, block_tokens, seed)
+    sampling = Sampling(sampler, steps, temperature, top_p, top_k, block_tokens, seed)
     prompts = read_prompts() if generate else []
     machine = find_machine(device)
     dtype, _ = choose_dtype(dtype, machine.device)
     model, tok, loaded = load_run(out_dir, machine.device, checkpoint)
+    if is_causal(model) and not embed and not generate:
+        raise ValueError(f"{out_dir} was trained with objective=clm and has no [MASK] to fill; "
+                         "--generate=1 continues a text")
     model.freeze(DTYPES[dtype])
     if embed:
         try:

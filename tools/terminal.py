@@ -140,3 +140,25 @@ def printable(text):
     """A text without control characters, which could do anything to a terminal."""
     return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
                    for c in text)
+
+
+class StreamingText:
+    """Prints a text while a causal model makes it; called with its ids (1,N) after each token."""
+
+    def __init__(self, tok):
+        self.tok, self.n_printed = tok, 0
+
+    def __call__(self, ids):
+        ids = ids[0].tolist()[1:]
+        if self.tok.eot_id in ids:
+            ids = ids[:ids.index(self.tok.eot_id)]
+        # The last bytes may be the beginning of a character: they wait for the rest.
+        text = printable(self.tok.decode(ids)).rstrip("\ufffd")
+        sys.stdout.write(text[self.n_printed:])
+        sys.stdout.flush()
+        self.n_printed = max(self.n_printed, len(text))
+
+    def clear(self):
+        """Ends the line; the next call begins another text."""
+        print()
+        self.n_printed = 0
