@@ -2,12 +2,14 @@
 #              no network data
 # make train   trains on your own data, DATA=folder, files or globs (see data/quick.py):
 #              make train DATA=texts/ SIZE=tiny ARGS=--max_steps=1000 PREPARE_ARGS=--tokenizer=gpt2
+# make phases  three phases of pretraining of SIZE=17m, 32m, ... (config/ettin_*.py), scaled down to
+#              minutes on a CPU; ARGS="config/decoder.py" makes decoders
 # make test    ruff and all tests, on the CPU
 # make bench   speed and memory beside BERT, ModernBERT and Perceiver models of the same size
 # make clean   removes .venv, out and caches
 PY = .venv/bin/python
 
-.PHONY: demo train test bench clean
+.PHONY: demo train phases test bench clean
 
 # Settings of make train: DATA, ARGS, PREPARE_ARGS, EVAL_ARGS and
 SIZE = micro
@@ -32,6 +34,16 @@ demo: .venv/core
 train: .venv/core
 	$(PY) data/quick.py '--data=$(DATA)' --size=$(SIZE) --nproc=$(NPROC) '--args=$(ARGS)' \
 		'--prepare_args=$(PREPARE_ARGS)' '--eval_args=$(EVAL_ARGS)'
+
+phases: SIZE = 17m
+phases: .venv/core
+	$(PY) data/pydocs/prepare.py
+	$(PY) train.py config/ettin_$(SIZE).py config/phase_pretrain.py config/phase_small.py \
+		--out_dir=out/phases_$(SIZE)/pretrain $(ARGS)
+	$(PY) train.py config/ettin_$(SIZE).py config/phase_extend.py config/phase_small.py \
+		--init_from=out/phases_$(SIZE)/pretrain --out_dir=out/phases_$(SIZE)/extend $(ARGS)
+	$(PY) train.py config/ettin_$(SIZE).py config/phase_decay.py config/phase_small.py \
+		--init_from=out/phases_$(SIZE)/extend --out_dir=out/phases_$(SIZE)/decay $(ARGS)
 
 test: .venv/extra
 	.venv/bin/ruff check .

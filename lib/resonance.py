@@ -50,11 +50,12 @@ class Resonance(nn.Module):
         self.amplitude = nn.Parameter(torch.empty(n_side, 2, n_frequency, d))
         self.through = nn.Parameter(torch.ones(d))  # what a channel passes on of its own token
         self.out = nn.Linear(d, d, bias=bias)
-        self.init_oscillators()
+        self.init_weights()
 
     @torch.no_grad()
-    def init_oscillators(self):
+    def init_weights(self):
         n = len(self.frequency)
+        self.taps.normal_(0, SHORT ** -0.5)
         self.log_decay.copy_(torch.linspace(-math.log(LONGEST), -math.log(SHORTEST), n))
         # Frequencies evenly from slow to fast, in an order of their own, so that slow and fast
         # oscillators occur with long and short memories.

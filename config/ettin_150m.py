@@ -1,0 +1,39 @@
+"""Ettin's encoder of 150M parameters, and its first phase (2507.11412).
+
+    torchrun --nproc_per_node=8 train.py config/ettin_150m.py
+
+149,655,232 parameters with a 50,368-word vocabulary, 811.0 MFLOP a token.
+1698.7 B tokens are 1.4e+21 FLOP. At 35 % of the bf16 peak (assumed) they take:
+4x3090 3,838.9 h; 4x4090 1,656.6 h, $3,975.75;
+4xA100 876.1 h, $4,205.12.
+
+The shape, learning rate and weight decay are theirs; what differs: tokens are normalised without
+parameters after the table, and dropout is on all residual branches. config/README.md, Phases, has
+the other two phases and the decoder.
+"""
+out_dir = "out/ettin_150m"
+data_dir = "data/owt"
+arch = "transformer"
+n_layer = 22
+n_head = 12
+token_dim = 768
+ffn_dim = 1152
+n_mixer = 0
+local_window = 64  # tokens to each side; every third layer sees the whole row
+qk_norm = False
+bert_head = True
+dropout = 0.1
+vocab_size = 50368
+block_size = 1024
+masking_type = "token"
+mlm_probability = 0.3
+batch_size = 4608
+micro_batch = 16  # rows a forward pass of one GPU; lower it when memory runs out
+optimizer = "stable_adamw"
+learning_rate = 0.0008
+weight_decay = 1e-05
+grad_clip = 0.0  # StableAdamW clips updates
+warmup_steps = 636
+lr_schedule = "constant"  # config/phase_extend.py and phase_decay.py come down from it
+max_steps = 360_000  # 1.7 T tokens
+eval_interval = 1000

@@ -1,0 +1,39 @@
+"""Ettin's encoder of 1B parameters, and its first phase (2507.11412).
+
+    torchrun --nproc_per_node=8 train.py config/ettin_1b.py
+
+1,031,314,112 parameters with a 50,368-word vocabulary, 5,961.1 MFLOP a token.
+1698.7 B tokens are 1.0e+22 FLOP. At 35 % of the bf16 peak (assumed) they take:
+4x3090 28,218.5 h; 4x4090 12,176.7 h, $29,224.10;
+4xA100 6,439.6 h, $30,910.10.
+
+The shape, learning rate and weight decay are theirs; what differs: tokens are normalised without
+parameters after the table, and dropout is on all residual branches. config/README.md, Phases, has
+the other two phases and the decoder.
+"""
+out_dir = "out/ettin_1b"
+data_dir = "data/owt"
+arch = "transformer"
+n_layer = 28
+n_head = 28
+token_dim = 1792
+ffn_dim = 3840
+n_mixer = 0
+local_window = 64  # tokens to each side; every third layer sees the whole row
+qk_norm = False
+bert_head = True
+dropout = 0.1
+vocab_size = 50368
+block_size = 1024
+masking_type = "token"
+mlm_probability = 0.3
+batch_size = 4608
+micro_batch = 4  # rows a forward pass of one GPU; lower it when memory runs out
+optimizer = "stable_adamw"
+learning_rate = 0.0005
+weight_decay = 5e-05
+grad_clip = 0.0  # StableAdamW clips updates
+warmup_steps = 424
+lr_schedule = "constant"  # config/phase_extend.py and phase_decay.py come down from it
+max_steps = 360_000  # 1.7 T tokens
+eval_interval = 1000

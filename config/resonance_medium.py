@@ -1,0 +1,35 @@
+"""A language model of 200 million parameters on rows of 32,768 tokens, without attention.
+
+    torchrun --nproc_per_node=4 train.py config/resonance_medium.py --data_dir=data/mine
+
+200,296,960 parameters with a 50,304-word vocabulary, 1,210.4 MFLOP a token.
+10.5 B tokens are 1.3e+19 FLOP. At 35 % of the bf16 peak (assumed) they take:
+4x3090 35.4 h; 4x4090 15.3 h, $36.68;
+4xA100 8.1 h, $38.79.
+
+Long convolutions mix the tokens (lib/resonance.py); config/README.md, Rows of 32k, has the data.
+"""
+out_dir = "out/resonance_medium"
+data_dir = "data/mine"
+arch = "resonance"
+objective = "clm"
+n_layer = 12
+n_head = 16
+token_dim = 1024
+ffn_dim = 2624
+n_mixer = 0
+mixer = "resonance"
+mixers = "r"
+n_frequency = 64
+vocab_size = 50304
+block_size = 32768
+batch_size = 16
+micro_batch = 1
+learning_rate = 0.0004
+min_lr = learning_rate / 10
+beta2 = 0.95
+weight_decay = 0.1
+warmup_steps = 1000
+max_steps = 20000  # 10.5 B tokens
+eval_interval = 1000  # and a checkpoint
+eval_rows = 64

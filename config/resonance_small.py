@@ -1,0 +1,35 @@
+"""A language model of 50 million parameters on rows of 32,768 tokens, without attention.
+
+    torchrun --nproc_per_node=4 train.py config/resonance_small.py --data_dir=data/mine
+
+49,661,440 parameters with a 50,304-word vocabulary, 300.8 MFLOP a token.
+10.5 B tokens are 3.2e+18 FLOP. At 35 % of the bf16 peak (assumed) they take:
+4x3090 8.8 h; 4x4090 3.8 h, $9.12;
+4xA100 2.0 h, $9.64.
+
+Long convolutions mix the tokens (lib/resonance.py); config/README.md, Rows of 32k, has the data.
+"""
+out_dir = "out/resonance_small"
+data_dir = "data/mine"
+arch = "resonance"
+objective = "clm"
+n_layer = 8
+n_head = 8
+token_dim = 512
+ffn_dim = 1216
+n_mixer = 0
+mixer = "resonance"
+mixers = "r"
+n_frequency = 64
+vocab_size = 50304
+block_size = 32768
+batch_size = 16
+micro_batch = 1
+learning_rate = 0.0006
+min_lr = learning_rate / 10
+beta2 = 0.95
+weight_decay = 0.1
+warmup_steps = 1000
+max_steps = 20000  # 10.5 B tokens
+eval_interval = 1000  # and a checkpoint
+eval_rows = 64
