@@ -161,7 +161,8 @@ with run.user_mistakes():
                    max_steps, max_tokens, batch_schedule)
     val_sets = {name: TokenData(name, "val", block_size, seed) for name in data.names}
     tok = Tokenizer.load(os.path.join(data.names[0], "tokenizer"))  # the same in all folders
-    check_masking(masking_type, mlm_probability, tok=tok)
+    if objective != "clm":
+        check_masking(masking_type, mlm_probability, tok=tok)
     dtype, dtype_reason = choose_dtype(dtype, machine.device)  # resolves "auto"
 
 n_steps = data.n_steps  # max_steps, or fewer where max_tokens ends the run earlier

@@ -82,6 +82,12 @@ class TokenData:
         self.block_size = block_size
         if rows == "document":
             self.documents = DocumentRows(self, block_size)
+            longest = self.documents.longest
+            if longest < block_size:
+                raise DataError(
+                    f"block_size={block_size}: no document of {self.data_dir} has more than "
+                    f"{longest} tokens, so that much of every row would be padding; "
+                    f"--block_size={longest}, or --rows=block")
             self.n_blocks = self.documents.n_rows
             self.row_tokens = Fraction(self.documents.n_tokens, self.n_blocks)
         else:
@@ -165,6 +171,7 @@ class DocumentRows:
         sums = np.add.reduceat(self.distances, range(0, self.n_rows + 1, GROUP), dtype=np.int64)
         self.groups = np.cumsum([0, *sums])
         to_next = self.distances[1:]
+        self.longest = int(min(T, to_next.max()))
         left_out = to_next[to_next > T].astype(np.int64) - T
         self.n_tokens = data.n_tokens - int(self.distances[0]) - int(left_out.sum())
 

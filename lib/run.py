@@ -19,6 +19,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from data.reader import parse_batch_schedule
 from data.tokenizer import Tokenizer
 from lib.baselines import ResonanceConfig, ResonanceLM, Transformer, TransformerConfig
 from lib.files import FolderLock, replace_file, to_json, write_json
@@ -76,6 +77,16 @@ def check_settings(config, defaults, world_size):
     if config["batch_schedule"] and config["max_minutes"]:
         problems.append("batch_schedule: its shares are of a known number of steps; "
                         "give max_steps, not max_minutes")
+    if config["batch_schedule"]:
+        try:
+            sizes = parse_batch_schedule(config["batch_schedule"], batch_size)
+            problems += [f"batch_schedule: {n} rows do not divide among {world_size} processes"
+                         for n, _ in sizes if n % world_size]
+        except ValueError as error:
+            problems.append(str(error))
+    if config["arch"] == "resonance" and config["mixer"] == "fnet" and config["rows"] != "block":
+        problems.append("mixer=fnet reads padding as if it were text; rows=block, or "
+                        "mixer=resonance")
     if batch_size % world_size:
         problems.append(f"batch_size={batch_size} does not divide among {world_size} processes")
     elif not problems and rows % min(micro_batch, rows):  # with a problem, these may be 0

@@ -35,9 +35,11 @@ class Sampling:
                             "tokens)")
         if self.top_k < 0:
             problems.append(f"top_k={self.top_k}: expected a number of tokens, or 0 for all")
-        if self.temperature == 0 and (self.top_p < 1 or self.top_k):
-            problems.append(f"temperature=0 draws nothing, so top_p={self.top_p} and "
-                            f"top_k={self.top_k} have no effect; leave them out")
+        for name, neutral in (("top_p", 1), ("top_k", 0)):
+            value = getattr(self, name)
+            if self.temperature == 0 and value != neutral:
+                problems.append(f"temperature=0 draws nothing, so {name}={value} has no effect; "
+                                f"leave it at {neutral}")
         if self.block_tokens < 0:
             problems.append(f"block_tokens={self.block_tokens}: expected a number of tokens, or 0 "
                             "for the whole text at once")

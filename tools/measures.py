@@ -137,8 +137,8 @@ FIELDS = {  # section of summary.md: {field: unit}
     | {f"val_{measure.field}": measure.unit for measure in LOSS_FIELDS}
     | {f"test_{measure.field}": measure.unit for measure in LOSS_FIELDS}
     | {f"loss_{masking}": "nats" for masking in MASKING_TYPES}
-    | dict(loss_copy_in_row="nats", loss_no_copy="nats", loss_frequent="nats", loss_rare="nats"),
-    "next tokens, of a decoder": {f"clm_{measure.field}": measure.unit for measure in LOSS_FIELDS},
+    | dict(loss_copy_in_row="nats", loss_no_copy="nats", loss_frequent="nats", loss_rare="nats")
+    | {f"clm_{measure.field}": measure.unit for measure in LOSS_FIELDS},  # of a decoder
     "concepts": {measure.field: measure.unit for measure in CONCEPTS if measure.field},
     "likelihood bound": {f"nelbo_{measure.name}": measure.unit for measure in BOUND}
     | dict(nelbo_draws="masks a row"),
@@ -162,7 +162,6 @@ FIELDS = {  # section of summary.md: {field: unit}
 COMMANDS = {  # section: what measures it, where that is not a plain run of eval.py
     "concepts": "python tools/eval.py --out_dir={} with health_rows above 0, for a model with "
                 "concepts",
-    "next tokens, of a decoder": "python tools/eval.py --out_dir={}, for objective=clm",
     "likelihood bound": "python tools/eval.py --out_dir={} --nelbo=1",
     "pseudo-log-likelihood": "python tools/eval.py --out_dir={} --pll=FILE",
     "similarity, zero-shot": "python tools/eval.py --out_dir={} --sts=1",
