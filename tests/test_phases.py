@@ -1,5 +1,5 @@
-"""Encoder and decoder in one loop: objectives, what one run hands to the next, three phases, and rows
-of 32,768 tokens in one command."""
+"""Encoder and decoder in one loop: objectives, what one run hands to the next, three phases, and
+rows of 32,768 tokens in one command."""
 
 import json
 import math
