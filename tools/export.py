@@ -45,8 +45,10 @@ import torch
 from lib.files import print_result, remove_file, write_json
 from lib.fill import encode_masked
 from lib.heads import Classifier, encode_texts, padded
+from lib.resonance import Fourier, Resonance
 from lib.run import (
     build_model,
+    is_causal,
     load_run,
     read_checkpoint,
     read_log,
@@ -89,6 +91,8 @@ AUTO_CLASSES = {
     "AutoModelForTokenClassification": "EncoderForTokenClassification",
     "AutoModelForQuestionAnswering": "EncoderForQuestionAnswering",
 }
+# A decoder has this class instead of the one for masks.
+CAUSAL = {"AutoModelForCausalLM": "EncoderForCausalLM"}
 INPUTS = ["input_ids", "attention_mask"]
 if task_dir:
     INPUTS.append("token_type_ids")
@@ -108,11 +112,11 @@ TASK_FIELDS = {"model_settings", "model", "head", "labels", "n_texts", "scale",
 CARD = """---
 library_name: transformers
 pipeline_tag: {task}
-tags: [concept-encoder, masked-language-modeling]
+tags: [concept-encoder]
 ---
 # {name}
 
-{what}. AutoModel and AutoModelForMaskedLM, -SequenceClassification, -TokenClassification and
+{what}. AutoModel and {auto}, AutoModelForSequenceClassification, -TokenClassification and
 -QuestionAnswering load it too; the Python files hold the code.
 
 | | |
@@ -195,15 +199,25 @@ def classifier_of(task):
     return model.eval()
 
 
+def pretrained_class(encoder):
+    """The class of `transformers` for what the run was trained to do."""
+    return "AutoModelForCausalLM" if is_causal(encoder) else "AutoModelForMaskedLM"
+
+
 def hub_config(model, labels, encoder, tok):
     """-> config.json."""
-    auto = "AutoModelForSequenceClassification" if task_dir else "AutoModelForMaskedLM"
+    auto, classes = pretrained_class(encoder), AUTO_CLASSES
+    if is_causal(encoder):
+        classes = {name: kind for name, kind in classes.items() if name != "AutoModelForMaskedLM"}
+        classes |= CAUSAL
+    if task_dir:
+        auto = "AutoModelForSequenceClassification"
     values = dict(
         model_type=EncoderConfig.model_type,
         model_settings=dict(arch=encoder.arch) | vars(encoder.cfg),
-        architectures=[AUTO_CLASSES[auto]],
+        architectures=[classes[auto]],
         dtype="float32",
-        auto_map={auto: f"{CODE}.{name}" for auto, name in AUTO_CLASSES.items()})
+        auto_map={auto: f"{CODE}.{name}" for auto, name in classes.items()})
     for role, i in special_ids(tok).items():
         values[f"{role}_token_id"] = i
     if task_dir:
@@ -214,6 +228,10 @@ def hub_config(model, labels, encoder, tok):
             label2id={name: i for i, name in enumerate(names)},
             problem_type="single_label_classification" if labels else "regression")
     return values
+
+
+def uses_transforms(encoder):
+    return any(isinstance(module, (Resonance, Fourier)) for module in encoder.modules())
 
 
 def write_folder(folder, model, labels, encoder, tok):
@@ -235,7 +253,7 @@ def write_folder(folder, model, labels, encoder, tok):
     for name, text in code.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             file.write(text)
-    write_tokenizer(folder, tok, encoder.cfg.longest, INPUTS)
+    write_tokenizer(folder, tok, encoder.cfg.longest, INPUTS, is_causal(encoder))
     if not task_dir:  # for sentence_transformers: the embedding of a text is pooler_output
         module = "sentence_transformers.models.Transformer"
         write("modules.json", [dict(idx=0, name="0", path="", type=module)])
@@ -288,8 +306,10 @@ def check_tokenizer(folder, encoder, tok):
             found += zip(batch["input_ids"], batch["token_type_ids"])
         texts += pairs[0]
     else:
-        wanted = [[tok.eot_id, *ids.tolist(), tok.eot_id] for ids in tok.encode(texts)]
-        masked = [f"{a} [MASK]{b}\n[MASK]  [MASK] [MASK]" for a, b in zip(texts[::7], texts[3::7])]
+        ends = [] if is_causal(encoder) else [tok.eot_id]
+        wanted = [[tok.eot_id, *ids.tolist(), *ends] for ids in tok.encode(texts)]
+        masked = [] if is_causal(encoder) else [
+            f"{a} [MASK]{b}\n[MASK]  [MASK] [MASK]" for a, b in zip(texts[::7], texts[3::7])]
         wanted += [encode_masked(text, tok) for text in masked]
         texts += masked
         found = hub(texts)["input_ids"]
@@ -366,7 +386,7 @@ def check_model(folder, model, encoder, tok):
     if task_dir:
         classes = {"logits": "AutoModelForSequenceClassification"}
     else:
-        classes = {"logits": "AutoModelForMaskedLM", "embeddings": "AutoModel"}
+        classes = {"logits": pretrained_class(encoder), "embeddings": "AutoModel"}
     found = {}
     for what, auto in classes.items():
         want = [answer[what] for answer in wanted]
@@ -423,7 +443,8 @@ def facts(model, encoder, checkpoint, tok):
         "architecture": f"{encoder.arch} {getattr(encoder.cfg, 'bottleneck', '')}",
         "parameters": f"{n_params:,}",
         "pretraining": f"{checkpoint['tokens']:,} tokens in {checkpoint['step']:,} steps",
-        "best validation loss": f"{nats(checkpoint['best_loss'])} a masked token",
+        "best validation loss": f"{nats(checkpoint['best_loss'])} a "
+                                f"{'token' if is_causal(encoder) else 'masked token'}",
         "unigram entropy": entropy,
         "longest row": f"{encoder.cfg.longest:,} tokens of {tok.name}, {tok.n_vocab:,} ids",
         "code": code,
@@ -464,6 +485,10 @@ def card(model, encoder, checkpoint, tok, n_texts, found):
         what = f"Fine-tuned on {os.path.basename(os.path.abspath(task_dir))}"
         use = f"""classify = pipeline("text-classification", "{name}", trust_remote_code=True)
 print(classify(dict(text="one text", text_pair="and the second of a pair")))"""
+    elif is_causal(encoder):
+        task, what = "text-generation", "A language model that predicts every next token"
+        use = f"""write = pipeline("text-generation", "{name}", trust_remote_code=True)
+print(write("Once upon a time", max_new_tokens=40, do_sample=True))"""
     else:
         task, what = "fill-mask", "A masked language model"
         pooled, search = "mean over the tokens", ""
@@ -478,9 +503,9 @@ model = SentenceTransformer("{name}", trust_remote_code=True)
 print(model.encode(["one text", "another"]))""" + search
     # Settings that are paths stay out: they tell about this machine and help nobody elsewhere.
     settings = {k: v for k, v in checkpoint["settings"].items() if os.sep not in str(v)}
-    return CARD.format(
-        name=name, task=task, what=what, use=use, settings=json.dumps(settings),
-        rows="\n".join(f"| {title} | {text} |" for title, text in rows.items()))
+    lines = "\n".join(f"| {title} | {text} |" for title, text in rows.items())
+    return CARD.format(name=name, task=task, what=what, use=use, auto=pretrained_class(encoder),
+                       settings=json.dumps(settings), rows=lines)
 
 
 # ---- export ----------------------------------------------------------------------
@@ -586,6 +611,9 @@ def main():
         if task_dir:
             model, labels = read_task(encoder, tok)
             encoder = model.encoder
+        if onnx and uses_transforms(encoder):
+            raise ValueError(f"{out_dir} mixes tokens by Fourier transforms, for which "
+                             "onnxruntime has no complex numbers; leave out --onnx")
         # They end in the model card. What is wrong with the files is said before the work.
         facts(model, encoder, loaded, tok), measurements()
     try:

@@ -166,11 +166,12 @@ def last_merge(token, ranks):
     return parts
 
 
-def hub_tokenizer(tok, is_classifier=False):
+def hub_tokenizer(tok, is_classifier=False, ends=True):
     """Our Tokenizer -> one of the `tokenizers` library that gives the same ids.
 
     It also adds what a row begins and ends with: as heads.encode_texts for a classifier, else as
-    lib.fill.encode_masked. Unlike ours, it reads the names of special ids in a text as these ids.
+    lib.fill.encode_masked, or without the mark at the end, behind which a decoder would not go on.
+    Unlike ours, it reads the names of special ids in a text as these ids.
     """
     hub = Tokenizer.from_str(tok.library) if tok.library else from_ranks(tok)
     start, end = ("[CLS]", "[SEP]") if is_classifier else ("<|endoftext|>", "<|endoftext|>")
@@ -192,7 +193,8 @@ def hub_tokenizer(tok, is_classifier=False):
         tokenizers.AddedToken(name, special=True, normalized=name == "[MASK]" and not is_classifier)
         for name in tok.specials])
     template = tokenizers.processors.TemplateProcessing(
-        single=f"{start}:0 $A:1 {end}:1", pair=f"{start}:0 $A:1 {end}:1 $B:2 {end}:2",
+        single=f"{start}:0 $A:1 {end}:1" if ends else f"{start}:0 $A:1",
+        pair=f"{start}:0 $A:1 {end}:1 $B:2" + (f" {end}:2" if ends else ""),
         special_tokens=[(name, tok.specials[name]) for name in {start, end}])
     # A token's offsets are those of its word, without the space before it: libraries find the words
     # of a text by the gaps between them. A space that the normalizer has put there has no offset.
@@ -208,19 +210,22 @@ def special_ids(tok):
                 eos=tok.eot_id)
 
 
-def write_tokenizer(folder, tok, longest, inputs):
+def write_tokenizer(folder, tok, longest, inputs, is_causal=False):
     """Writes the tokenizer's files. inputs: names of what the model takes; a classifier takes
-    token_type_ids. longest: tokens of the model's longest row.
+    token_type_ids. longest: tokens of the model's longest row. is_causal: of a decoder, whose
+    prompts have no mark at their end and padding before them.
     """
     is_classifier, split_words = "token_type_ids" in inputs, "add spaces"
     if is_classifier:  # its rows begin with a space, but for bytes, where that is dropped
         split_words = "refuse" if tok.name == "byte" else "have spaces"
-    hub_tokenizer(tok, is_classifier).save(os.path.join(folder, "tokenizer.json"))
+    ends = is_classifier or not is_causal
+    hub_tokenizer(tok, is_classifier, ends).save(os.path.join(folder, "tokenizer.json"))
     tokens = {f"{role}_token": tok.special_names[i] for role, i in special_ids(tok).items()}
     write_json(os.path.join(folder, "tokenizer_config.json"), tokens | dict(
         auto_map=dict(AutoTokenizer=[None, f"{copy_name(TOKENIZATION)}.EncoderTokenizer"]),
         split_words=split_words, tokenizer_class="PreTrainedTokenizerFast",
-        model_max_length=longest, padding_side="right", model_input_names=inputs,
+        model_max_length=longest, padding_side="right" if ends else "left",
+        model_input_names=inputs,
         clean_up_tokenization_spaces=False))
 
 

@@ -1,7 +1,8 @@
 """The repository's encoders as classes of `transformers`.
 
     AutoModel.from_pretrained(folder, trust_remote_code=True)
-    (or AutoModelForMaskedLM, SequenceClassification, TokenClassification, QuestionAnswering)
+    (or AutoModelForMaskedLM, of a decoder AutoModelForCausalLM; SequenceClassification,
+     TokenClassification, QuestionAnswering)
 
 tools/export.py copies this file into the exported folder, with the modules of this repository that
 it imports. Each class holds an encoder of the repository as `encoder` and leaves the computation to
@@ -24,10 +25,11 @@ from functools import partial
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
+    CausalLMOutput,
     MaskedLMOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
@@ -66,6 +68,7 @@ class EncoderConfig(PretrainedConfig):
         self.num_hidden_layers = cfg.n_layer
         self.num_attention_heads = cfg.n_head
         self.hidden_size = getattr(cfg, "concept_dim", cfg.token_width)
+        self.is_decoder, self.use_cache = getattr(cfg, "causal", False), False
         super().__init__(**others)
 
     def of_encoder(self):
@@ -122,6 +125,7 @@ class TableEncoder(Encoder):
     def replace_table(self, embeddings, before_Vd):
         """Takes another table. before_Vd: table() until now. -> how many ids the lexicon knows."""
         self.embeddings = embeddings
+        self.fit_head()
         if self.words is None:
             return self.cfg.vocab_size
         n_known, n_cut = self.words.n_known, max(0, self.words.n_known - len(self.wte))
@@ -130,6 +134,14 @@ class TableEncoder(Encoder):
             kept = self.words.cut_rows
             self.words.cut_rows = cut if kept is None else torch.cat((cut, kept))
         return self.words.n_known
+
+
+    def fit_head(self):
+        """Gives the head's bias of each word the length of the table; a new word has none."""
+        head = getattr(self, "bert_head", None)
+        if head is not None and len(head.word_bias) != len(self.wte):
+            n_new = len(self.wte) - len(head.word_bias)
+            head.word_bias = nn.Parameter(F.pad(head.word_bias.detach(), (0, n_new)))
 
 
 class KnownWords(Lexicon):
@@ -165,6 +177,7 @@ def build_encoder(config):
             encoder = TableEncoder(config.of_encoder())
             if config.vocab_size != len(encoder.wte):
                 encoder.embeddings = nn.Embedding(config.vocab_size, encoder.wte.shape[1])
+                encoder.fit_head()
             if encoder.words is not None and config.lexicon_words < encoder.cfg.vocab_size:
                 n_cut = encoder.cfg.vocab_size - config.lexicon_words
                 encoder.words.cut_rows = torch.zeros(n_cut, encoder.cfg.token_width)
@@ -231,7 +244,7 @@ def recording(layers, inputs, weights):
         if inputs is not None:
             hooks.append(layer.register_forward_pre_hook(
                 lambda layer, given: inputs.append(given[0])))
-        if weights is not None and getattr(layer, "read", None) is not None:
+        if weights is not None and hasattr(getattr(layer, "read", None), "kv"):  # it attends
             # A layer that is computed again for its gradients must not do anything else there.
             has_gradient = not getattr(layer, "gradient_checkpointing", False)
             hooks.append(layer.read.register_forward_pre_hook(
@@ -257,7 +270,7 @@ def attention_weights(read, x_BQD, y_BND, mask=None, *others):
     n_owned = read.n_owned_head
     rotary = others[0] if others and not n_owned else None
     k_BND = read.kv(y_BND).chunk(2, dim=-1)[0]
-    q, k = split_heads(read.q(x_BQD), k_BND, read.n_head, rotary, read.gain)
+    q, k = split_heads(read.q(x_BQD), k_BND, read.n_head, rotary, read.gain, read.qk_norm)
     scores = (q.float() @ k.float().mT) * q.shape[-1] ** -0.5
     weights = softmax_weights(scores, mask)
     if n_owned:
@@ -378,7 +391,10 @@ class EncoderPreTrainedModel(PreTrainedModel):
 
     def read(self, batch, extras, added=None):
         """A Batch -> concepts (B,C,D), tokens (B,T,d). extras: an Extras, which gets its part."""
-        with recording(self.encoder.layers, extras.states, extras.weights):
+        layers = [*self.encoder.layers]
+        if self.config.is_decoder:  # it has read the whole row then
+            layers.append(self.encoder.last)
+        with recording(layers, extras.states, extras.weights):
             concepts, tokens = self.encoder.encode(
                 batch.ids, batch.real, added, vectors_BTd=batch.vectors)
         if extras.states is not None:
@@ -391,8 +407,9 @@ class EncoderPreTrainedModel(PreTrainedModel):
         places_BT = torch.arange(batch.ids.shape[1], device=batch.ids.device)
         places_BT = places_BT.expand(batch.ids.shape)
         documents = self.encoder.documents(batch.ids)
-        # The decoder of a Transformer is its last layer.
-        last = [self.encoder.last] if hasattr(self.encoder, "last") else []
+        # The decoder of a Transformer is its last layer, unless that has run in `read`.
+        has_last = hasattr(self.encoder, "last") and not self.config.is_decoder
+        last = [self.encoder.last] if has_last else []
         with recording(last, None, extras.weights):
             states = self.encoder.decode(concepts, tokens, places_BT, documents, batch.real)
         if last and extras.states is not None:
@@ -501,6 +518,36 @@ class EncoderForMaskedLM(EncoderPreTrainedModel):
         if labels is not None:
             loss = mean_nats(logits_BTV.flatten(0, 1), labels.flatten())
         return self.answer(MaskedLMOutput, batch, extras, return_dict, loss=loss, logits=logits_BTV)
+
+
+class EncoderForCausalLM(EncoderPreTrainedModel, GenerationMixin):
+    """logits (B,T,V) of the token behind each position. loss: mean nats over the labels (B,T) that
+    are not -100; labels are the input_ids, they are moved by one place here.
+
+    generate() reads the whole text anew for each token: the repository's own generation keeps what
+    it has computed (tools/sample.py).
+    """
+    def __init__(self, config):
+        super().__init__(config)
+        if not config.is_decoder:
+            raise ValueError("this model was trained with masks, and each of its tokens sees those "
+                             "behind it; load it with AutoModelForMaskedLM")
+        self.post_init()
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **_):
+        return dict(input_ids=input_ids, attention_mask=attention_mask)
+
+    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
+                labels=None, output_hidden_states=None, output_attentions=None, return_dict=None):
+        batch = self.batch(input_ids, attention_mask, inputs_embeds)
+        self.keep_documents(batch)
+        extras = self.extras(output_hidden_states, output_attentions)
+        logits_BTV = self.encoder.logits(self.read_tokens(batch, extras))
+        logits_BTV = batch.as_given(logits_BTV)
+        loss = None
+        if labels is not None:
+            loss = mean_nats(logits_BTV[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return self.answer(CausalLMOutput, batch, extras, return_dict, loss=loss, logits=logits_BTV)
 
 
 class EncoderForSequenceClassification(EncoderPreTrainedModel):

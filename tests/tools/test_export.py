@@ -22,9 +22,11 @@ import torch.nn.functional as F
 from conftest import ROOT, SHARED, call, refused, result, run_script
 
 from data.tokenizer import Tokenizer, with_specials
+from lib.decoding import continue_rows, prompt_ids
 from lib.fill import encode_masked
 from lib.heads import Classifier, encode_texts, keep_concepts, padded, predict
 from lib.run import build_model, model_state, save_checkpoint
+from lib.sampling import Sampling
 
 sys.path.append(str(ROOT / "tests/data"))  # pytest adds only the folder of this file
 from test_tokenizer import ODD, needs_gpt2, random_texts, read_texts
@@ -50,7 +52,12 @@ KINDS = {
     "registers": TRANSFORMER | dict(n_register=64),
     "copy": TRANSFORMER | dict(copy_head=True),
     "isolated transformer": TRANSFORMER | dict(isolate_documents=True),
+    "ettin": TRANSFORMER | dict(n_mixer=0, local_window=8, global_every=2, qk_norm=False,
+                                bert_head=True),
+    "resonance": TRANSFORMER | dict(arch="resonance", n_frequency=4, mixers="ra"),
 }
+CAUSAL = {"decoder": TRANSFORMER | dict(causal=True),
+          "resonance decoder": KINDS["resonance"] | dict(causal=True)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -198,6 +205,42 @@ def assert_same(found, wanted, limit=1e-5):
 
 
 # ---- the model -----------------------------------------------------------------
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_decoder_generates_in_transformers_what_it_generates_here(kind, tmp_path, bpe):
+    """AutoModelForCausalLM, prompts of two lengths at once; its loss is that of next tokens."""
+    model = make_run(tmp_path / "run", bpe, CAUSAL[kind])
+    export(tmp_path / "run", tmp_path / "hub")
+    hub = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hub", **LOCAL)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub", **LOCAL)
+    texts = ["one", "a longer text before it"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    found = hub.generate(**batch, max_new_tokens=8, do_sample=False)
+    found = found[:, batch["input_ids"].shape[1]:].tolist()
+    prompts = [prompt_ids(text, bpe) for text in texts]
+    assert [ids[len(ids) - len(prompt):].tolist()
+            for ids, prompt in zip(batch["input_ids"], prompts)] == prompts
+    wanted = continue_rows(model, bpe, prompts, [0, 1], 8, Sampling(temperature=0), "cpu")
+    # transformers may draw special ids, of which it knows nothing: up to there they are the same
+    for ids, expected in zip(found, wanted):
+        n = next((i for i, id in enumerate(ids) if id >= bpe.n_vocab or bpe.is_special[id]), 8)
+        assert ids[:n] == expected[:n]
+    row = torch.tensor([prompts[1]])
+    loss = F.cross_entropy(logits_of(model, row)[:-1], row[0, 1:])
+    assert abs(hub(row, labels=row).loss - loss) < 1e-5
+    extras = hub(**batch, output_hidden_states=True, output_attentions=True)
+    assert len(extras.hidden_states) == 3
+    assert len(extras.attentions) == (2 if kind == "decoder" else 1)
+    later = torch.ones(batch["input_ids"].shape[1:] * 2).triu(1).bool()
+    assert all(weights[1, :, later].max() < 1e-6 for weights in extras.attentions)
+
+
+def test_what_uses_fourier_transforms_has_no_onnx(tmp_path, bpe):
+    make_run(tmp_path / "run", bpe, KINDS["resonance"])
+    refused(export(tmp_path / "run", tmp_path / "hub", "--onnx=1", ok=False),
+            "onnxruntime has no complex numbers")
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
@@ -887,7 +930,7 @@ def test_words_given_one_by_one_are_read_as_the_text_they_make(is_classifier, to
 def as_exported(tok, folder, is_classifier=False):
     """The tokenizer as export.py writes it, loaded again."""
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * is_classifier
-    known = {(tok, is_classifier): hub_of(tok, is_classifier)}
+    known = {(tok, is_classifier, True): hub_of(tok, is_classifier)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hub_files, "hub_tokenizer", lambda *key: known[key])
         hub_files.write_tokenizer(folder, tok, 48, inputs)
