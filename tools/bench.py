@@ -4,6 +4,7 @@
     python tools/bench.py --peers=1         and BERT, ModernBERT, Perceiver of transformers
     python tools/bench.py --lengths=512 --models=strict,hf_bert --peers=1
     python tools/bench.py --lengths=512 --profile=1     where the time goes: a table and a trace
+    python tools/bench.py --length=1        how time and memory grow up to rows of 131,072 tokens
 
 It times a training step at the shape of micro_balanced (forward, backward, clipping, AdamW) with
 `tokens` tokens a step, and without gradients the filling of one mask and the encoding of rows.
@@ -17,8 +18,9 @@ Writes out_dir/{bench.json, bench.png}. The last line on stdout is JSON:
 
 # ---- settings ---------------------------------------------------------------
 peers = False  # also transformers' models, and its whole-word collator beside our masking
-models = ""  # of strict, open, transformer, hf_bert, hf_modernbert, hf_perceiver; empty: all
+models = ""  # of those that tools/peers.py lists, with commas between; empty: all
 lengths = "128,512,2048,8192,32768"  # tokens a row, T, several with commas between
+length = False  # instead, small models that mix tokens in four ways, in rows of 512 to 131,072
 tokens = 4096  # tokens a training step; rows longer than this come one at a time
 mlm_probability = 0.15  # share of tokens that is predicted
 repeats = 3  # timed repeats of each model, after one to warm up; until they have taken 8 seconds
@@ -35,7 +37,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from configurator import configure
+from configurator import configure, read_settings
 
 config = configure(globals())
 
@@ -44,6 +46,7 @@ import multiprocessing
 import statistics
 import time
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -60,7 +63,7 @@ from lib.machine import (
 )
 from lib.run import user_mistakes
 from masking import slots
-from tools.peers import OURS, PEERS, VOCABULARY, bench_data
+from tools.peers import CAUSAL, LONG, OURS, PEERS, SMALL, VOCABULARY, bench_data
 
 MASK_ID = 103  # [MASK] of BERT's vocabulary
 ENOUGH_SECONDS = 8  # after so many, a model is not timed again
@@ -78,8 +81,9 @@ class Bench:
         self.dtype, _ = choose_dtype(dtype, self.machine.device)
         self.memory_before = resident_gib()  # torch and the libraries, not the model
         torch.manual_seed(0)
-        self.ours = name in OURS
-        self.model = (OURS | PEERS)[name](T).to(self.machine.device).train()
+        self.ours = length or name in OURS
+        build = LONG if length else OURS | PEERS
+        self.model = build[name](T).to(self.machine.device).train()
         self.run = torch.compile(self.model) if compile else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.make_batch(n_rows=max(1, tokens // T))
@@ -89,11 +93,18 @@ class Bench:
         # Random ids do: time and memory depend on shapes alone. Those below 999 are special ids
         # and placeholders in BERT's vocabulary.
         self.n_slots = slots(self.T, mlm_probability)
-        ids = torch.randint(999, VOCABULARY, (n_rows, self.T))
-        positions = torch.rand(n_rows, self.T).argsort(1)[:, :self.n_slots].sort(1).values
-        targets, weights = ids.gather(1, positions), torch.ones(n_rows, self.n_slots)
-        labels = torch.full_like(ids, -100).scatter_(1, positions, targets)
-        ids = ids.scatter(1, positions, MASK_ID)
+        vocabulary = SMALL["vocab_size"] if length else VOCABULARY
+        ids = torch.randint(999, vocabulary, (n_rows, self.T))
+        if self.name in CAUSAL:
+            self.n_slots = self.T - 1
+            positions = torch.arange(self.T - 1).expand(n_rows, -1)
+            targets, labels = ids[:, 1:], ids
+        else:
+            positions = torch.rand(n_rows, self.T).argsort(1)[:, :self.n_slots].sort(1).values
+            targets = ids.gather(1, positions)
+            labels = torch.full_like(ids, -100).scatter_(1, positions, targets)
+            ids = ids.scatter(1, positions, MASK_ID)
+        weights = torch.ones(n_rows, self.n_slots)
         batch = self.machine.take([ids, labels, positions, targets, weights])
         self.ids, self.labels, *self.predicted = batch
 
@@ -253,7 +264,7 @@ def load_in_server(names):
     """Names of models -> their modules are loaded once, before the first process is forked."""
     modules = ["tools.peers"]
     for name in names:
-        if name in PEERS:
+        if name.startswith("hf_"):
             family = name.removeprefix("hf_")
             modules.append(f"transformers.models.{family}.modeling_{family}")
     Worker.processes.set_forkserver_preload(modules)
@@ -323,6 +334,22 @@ def bench_length(T, names, expected, peak):
     return {name: result[name] for name in workers}, left_out
 
 
+def exponents(report):
+    """How time and memory of a step grow with the length: {name: {"time", "memory"}}, the exponent
+    of T fitted to the lengths from 4,096 to 65,536; None with less than three of them.
+    """
+    found = {}
+    for name in LONG:
+        at = {int(T): result[name] for T, result in report.items() if name in result}
+        Ts = [T for T in at if 4096 <= T <= 65536]
+        slopes = dict(time=None, memory=None)
+        if len(Ts) > 2:
+            logs = np.log(Ts), np.log([[at[T]["step_ms"], at[T]["peak_mb"]] for T in Ts])
+            slopes = dict(zip(slopes, np.polyfit(*logs, 1)[0].round(2).tolist()))
+        found[name] = slopes
+    return found
+
+
 def extrapolate(known, T):
     """[(length, seconds a token)] -> seconds a token at T, on the line through the last two."""
     last, now = known[-1]
@@ -388,15 +415,16 @@ def draw(report, path):
     figure, panels = plt.subplots(1, 2, figsize=(12, 4.4), dpi=130, layout="constrained")
     for panel, key, label in zip(panels, ("tokens_per_s", "peak_mb"),
                                  ("tokens a second", "peak memory, MB")):
-        for name in OURS | PEERS:
+        for name in LONG if length else OURS | PEERS:
             points = [(int(T), r[name][key]) for T, r in report.items() if name in r]
             if points:
                 panel.plot(*zip(*points), marker="o", markersize=4, label=name,
-                           linestyle="-" if name in OURS else "--")
+                           linestyle="--" if name in PEERS else "-")
         panel.set(xscale="log", yscale="log", xlabel="tokens a row", ylabel=label)
         panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
-    title = f"training step, {tokens} tokens or one row, equal parameters"
+    title = "training step, one row, 2 layers of width 128" if length else (
+        f"training step, {tokens} tokens or one row, equal parameters")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path)
     plt.close(figure)
@@ -404,12 +432,14 @@ def draw(report, path):
 
 def chosen_models():
     """-> names of the models to time. Raises ValueError for settings that make no sense."""
+    if length and (peers or profile):
+        raise ValueError("length=true compares ways to mix tokens; leave out peers and profile")
     numbers = lengths.split(",")
     if not all(T.isdigit() and int(T) for T in numbers) or min(tokens, repeats) < 1:
         raise ValueError(f"lengths={lengths!r}, tokens={tokens}, repeats={repeats}: expected "
                          "numbers above 0, lengths with commas between, such as "
                          "--lengths=128,512")
-    names = [*OURS, *PEERS] if peers else list(OURS)
+    names = list(LONG) if length else [*OURS, *PEERS] if peers else list(OURS)
     wanted = models.split(",") if models else names
     if not set(wanted) <= set(names):
         hint = "" if peers else "; transformers' models need --peers=1"
@@ -417,18 +447,23 @@ def chosen_models():
     if peers and importlib.util.find_spec("transformers") is None:
         say("transformers is not installed, so its models are left out: "
             "pip install -r requirements-extra.txt")
-        names = list(OURS)
+        names = [name for name in names if not name.startswith("hf_")]
     return [name for name in names if name in wanted]
 
 
 def main():
+    global lengths
+    if length and lengths == read_settings(__file__)["lengths"][0]:
+        lengths = config["lengths"] = ",".join(str(512 << i) for i in range(9))
     with user_mistakes():
         machine = find_machine(device)
         dtype_name, reason = choose_dtype(dtype, machine.device)
         names = chosen_models()
-        data = TokenData(data_dir, "train", 512, 0)
-        tok = Tokenizer.load(os.path.join(data_dir, "tokenizer"))
-        check_outputs(out_dir, {"bench.json": '"ratios":', "bench.png": "Matplotlib"})
+        if not length:
+            data = TokenData(data_dir, "train", 512, 0)
+            tok = Tokenizer.load(os.path.join(data_dir, "tokenizer"))
+        mark = '"exponents":' if length else '"ratios":'
+        check_outputs(out_dir, {"bench.json": mark, "bench.png": "Matplotlib"})
         os.makedirs(out_dir, exist_ok=True)
     load_in_server(names)
     peak = matmul_peak(machine.device, dtype_name, seconds=2)
@@ -441,6 +476,14 @@ def main():
             worker.stop()
         return
     report = bench_lengths(names, machine, dtype_name, peak)
+    if length:
+        report["exponents"] = exponents(report)
+        draw({T: r for T, r in report.items() if T.isdigit()}, os.path.join(out_dir, "bench.png"))
+        write_json(os.path.join(out_dir, "bench.json"), report)
+        for name, slopes in report["exponents"].items():
+            say(f"{name:<14}" + "  ".join(f"{what} ~ T^{slope}" for what, slope in slopes.items()))
+        print_result(report)
+        return
     ratios = compare(report)
     draw(report, os.path.join(out_dir, "bench.png"))
     rates = bench_data(data, tok, mlm_probability, peers, 10 * repeats)

@@ -1,6 +1,7 @@
 """What tools/bench.py compares: our models, those of transformers, and ways to mask.
 
-All models have about as many parameters as strict: one width or depth of each is set for that.
+All models have about as many parameters as strict: one width or depth of each is set for that. The
+models of --length are small, of one width, and differ in how they mix tokens.
 """
 
 import importlib.util
@@ -9,11 +10,14 @@ import runpy
 import statistics
 import time
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 
-from lib.baselines import Transformer, TransformerConfig
+from lib.baselines import ResonanceConfig, ResonanceLM, Transformer, TransformerConfig
 from masking import MASKING_TYPES, mask_batch, word_flags, word_starts
 from model import ConceptConfig, ConceptEncoder
 
@@ -52,6 +56,63 @@ def transformer(T):
     return fit(lambda width: Transformer(TransformerConfig(
         vocab_size=VOCABULARY, block_size=max(512, T), n_layer=6, n_head=8, token_dim=512,
         ffn_dim=width, n_mixer=0)), T)
+
+
+def decoder(T):
+    """Our causal Transformer of the same shape. It predicts every next token."""
+    return fit(lambda width: Transformer(TransformerConfig(
+        vocab_size=VOCABULARY, block_size=max(512, T), n_layer=6, n_head=8, token_dim=512,
+        ffn_dim=width, n_mixer=0, causal=True)), T)
+
+
+class PlainDecoder(nn.Module):
+    """The usual small GPT, written as one would without this repository: learned positions, layers
+    of fused causal attention and a GELU FFN, logits at all positions at once.
+    """
+    base_model_prefix = "body"
+
+    def __init__(self, T, width, d=512, n_head=8, n_layer=6):
+        super().__init__()
+        self.n_head = n_head
+        self.words, self.places = nn.Embedding(VOCABULARY, d), nn.Embedding(T, d)
+        nn.init.normal_(self.words.weight, 0, 0.02)
+        self.layers = nn.ModuleList(nn.ModuleDict(dict(
+            norm1=nn.LayerNorm(d), qkv=nn.Linear(d, 3 * d), out=nn.Linear(d, d),
+            norm2=nn.LayerNorm(d), up=nn.Linear(d, width), down=nn.Linear(width, d)))
+            for _ in range(n_layer))
+        self.norm = nn.LayerNorm(d)
+
+    def body(self, ids):
+        B, T = ids.shape
+        x = self.words(ids) + self.places(torch.arange(T, device=ids.device))
+        for layer in self.layers:
+            q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2)
+                       for t in layer["qkv"](layer["norm1"](x)).chunk(3, dim=-1))
+            read = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + layer["out"](read.transpose(1, 2).flatten(2))
+            x = x + layer["down"](F.gelu(layer["up"](layer["norm2"](x))))
+        return self.norm(x)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.body(input_ids) @ self.words.weight.T
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return SimpleNamespace(loss=loss, logits=logits)
+
+
+def plain_decoder(T):
+    """PlainDecoder, feed-forward width to fit."""
+    return fit(lambda width: PlainDecoder(max(512, T), width), T)
+
+
+def hf_gpt2(T):
+    """GPT2LMHeadModel: width 512, 8 heads, 6 layers, feed-forward width to fit."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    return fit(lambda width: GPT2LMHeadModel(GPT2Config(
+        vocab_size=VOCABULARY, n_embd=512, n_layer=6, n_head=8, n_inner=width,
+        n_positions=max(512, T), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        use_cache=False, loss_type="ForCausalLM")), T)
 
 
 def hf_bert(T):
@@ -94,8 +155,29 @@ def hf_perceiver(T):
 
 # {name: function of T that builds the model}
 OURS = dict(strict=lambda T: concept("strict", T), open=lambda T: concept("open", T),
-            transformer=transformer)
-PEERS = dict(hf_bert=hf_bert, hf_modernbert=hf_modernbert, hf_perceiver=hf_perceiver)
+            transformer=transformer, decoder=decoder)
+PEERS = dict(hf_bert=hf_bert, hf_modernbert=hf_modernbert, hf_perceiver=hf_perceiver,
+             plain_decoder=plain_decoder, hf_gpt2=hf_gpt2)
+CAUSAL = ("decoder", "plain_decoder", "hf_gpt2")  # they predict every next token
+
+# Of --length: two layers of width 128, a small vocabulary, so that mixing tokens is most of the
+# work in long rows.
+SMALL = dict(vocab_size=1024, n_layer=2, n_head=4, ffn_dim=256, token_dim=128)
+
+
+def long_concept(T):
+    return ConceptEncoder(ConceptConfig(
+        **SMALL, block_size=T, concept_dim=128, n_concept=64, position="sinusoidal", n_mixer=1))
+
+
+def long_resonance(mixer):
+    return lambda T: ResonanceLM(ResonanceConfig(
+        **SMALL, block_size=T, n_mixer=0, mixer=mixer, n_frequency=32))
+
+
+LONG = dict(
+    concept=long_concept, resonance=long_resonance("resonance"), fnet=long_resonance("fnet"),
+    transformer=lambda T: Transformer(TransformerConfig(**SMALL, block_size=T, n_mixer=0)))
 
 
 # ---- batches and masks ------------------------------------------------------------
