@@ -12,9 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from configurator import read_settings
-from lib.baselines import Transformer, TransformerConfig
+from lib.baselines import TransformerConfig
 from lib.health import attention_weights
 from lib.kernels import HIDDEN
+from lib.run import ARCHS
 from model import Anchors, Attention, ConceptConfig, ConceptEncoder, OwnedAttention, attend
 
 pytestmark = pytest.mark.long
@@ -35,8 +36,9 @@ def small(arch="concept", **changes):
         eot_id=EOT,
     )
     torch.manual_seed(0)
-    if arch == "transformer":
-        return Transformer(TransformerConfig(**{**cfg, **changes})).eval()
+    if arch != "concept":
+        config_class, model_class = ARCHS[arch]
+        return model_class(config_class(**{**cfg, **changes})).eval()
     return ConceptEncoder(
         ConceptConfig(**{**cfg, "n_concept": 8, "concept_dim": 64, **changes})
     ).eval()

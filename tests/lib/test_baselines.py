@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from test_model import EOT, V, batch, logits, small
 
-from lib.baselines import Transformer, TransformerConfig
+from lib.baselines import Transformer, TransformerConfig, angles
+from lib.classifier import Classifier
 from model import rotate
 
 
@@ -123,3 +124,83 @@ def test_isolation_cannot_be_forgotten_when_decoding():
     model, (ids, positions, *_) = small("transformer", isolate_documents=True), batch()
     with pytest.raises(ValueError, match="decode needs documents"):
         model.decode(*model.encode(ids), positions)
+
+
+# ---- decoders, windows, resonance ---------------------------------------------------------
+
+CAUSAL = {
+    "attention": ("transformer", dict(n_mixer=1)),
+    "windows": ("transformer", dict(local_window=3, global_every=2, n_mixer=0, bert_head=True)),
+    "documents": ("transformer", dict(isolate_documents=True, local_window=4)),
+    "resonance": ("resonance", dict(n_frequency=4)),
+    "hybrid": ("resonance", dict(n_frequency=4, mixers="ra", n_mixer=1)),
+}
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_no_token_of_a_decoder_sees_a_later_one(kind):
+    """In float64 nothing before token 20 moves when it changes, and what is behind it does."""
+    arch, settings = CAUSAL[kind]
+    model, (ids, *_) = small(arch, causal=True, **settings).double(), batch(T=32)
+    ids[:, 5], ids[:, 20] = EOT, 7
+    changed, where = ids.clone(), torch.arange(32).expand(3, -1)
+    changed[:, 20] = 11
+    difference = (logits(model, ids, where) - logits(model, changed, where)).abs().amax((0, 2))
+    assert difference[:20].max() <= 1e-12 < 1e-6 < difference[20:24].min()
+
+
+def test_a_decoder_with_documents_starts_each_of_them_anew():
+    """With the documents apart, a document is predicted as if it stood alone."""
+    model, (ids, *_) = small("transformer", causal=True, isolate_documents=True, n_mixer=2), batch()
+    ids[:, 6] = EOT
+    T = ids.shape[1]
+    whole = logits(model, ids, torch.arange(7, T).expand(3, -1))
+    alone = logits(model, ids[:, 7:], torch.arange(T - 7).expand(3, -1))
+    assert torch.allclose(whole, alone, atol=1e-5)
+
+
+def test_encoder_and_decoder_have_the_same_weights():
+    for arch in ("transformer", "resonance"):
+        shapes = [{name: t.shape for name, t in small(arch, causal=causal).state_dict().items()}
+                  for causal in (False, True)]
+        assert (shapes[0] == shapes[1]) == (arch == "transformer")  # resonance: two sides, one side
+
+
+def test_local_layers_see_their_window_only():
+    """Two layers of 3 tokens to each side and no mixers: 6 tokens away is the end of sight."""
+    model = small("transformer", n_layer=3, n_mixer=0, local_window=3, global_every=99)
+    object.__setattr__(model.layers[0], "window", 3)  # layer 0 would see the whole row
+    ids = batch(T=32)[0]
+    changed = ids.clone()
+    changed[:, 16] = (changed[:, 16] + 1) % 90
+    where = torch.arange(32).expand(3, -1)
+    same = (logits(model, ids, where) == logits(model, changed, where)).all(-1).all(0)
+    assert same[:7].all() and same[26:].all() and not same[8:25].any()
+
+
+def test_the_bias_of_the_bert_head_is_added_to_the_logits():
+    model, (ids, positions, *_) = small("transformer", bert_head=True), batch()
+    before = logits(model, ids, positions)
+    with torch.no_grad():
+        model.bert_head.word_bias += torch.arange(V)
+    added = logits(model, ids, positions) - before
+    assert torch.allclose(added, torch.arange(V).float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("theta", [100.0, 160_000.0])
+def test_theta_is_the_base_of_the_rotary_positions(theta):
+    cos, sin = angles(torch.arange(9), theta, TransformerConfig(token_dim=64, n_head=4))
+    expected = torch.arange(9)[:, None] * theta ** (-torch.arange(8) / 8)
+    assert torch.allclose(cos[0, 0], expected.cos()) and torch.allclose(sin[0, 0], expected.sin())
+
+
+def test_a_causal_classifier_answers_from_the_last_token():
+    """The first token of a decoder has seen nothing of the text."""
+    torch.manual_seed(0)
+    head = Classifier(small("transformer", causal=True, mask_id=1), 2, 1).eval()
+    ids, segments = batch(T=12)[0], torch.ones(3, 12, dtype=torch.int64)
+    real = torch.arange(12) < torch.tensor([[12], [7], [12]])
+    changed = ids.clone()
+    changed[0, 11], changed[1, 7:] = (ids[0, 11] + 1) % 90, 3
+    a, b = (head(row, segments, real) for row in (ids, changed))
+    assert (a[0] - b[0]).abs().max() > 1e-6 and torch.equal(a[1:], b[1:])

@@ -113,3 +113,68 @@ def test_convolution_agrees_with_torch(T):
         *(torch.autograd.grad((out * weight).sum(), (u, taps)) for out in (ours, theirs))
     ):
         assert torch.allclose(a, b)
+
+
+# ---- attention in one direction, within a window, within a document --------------------
+
+
+def visibles(T=37):
+    """Every combination of direction, window, documents and padding. -> [(name, Visible)]."""
+    documents = torch.arange(T).div(9, rounding_mode="floor").expand(2, -1)
+    real = torch.ones(2, T, dtype=torch.bool)
+    real[1, 30:] = False
+    return [(f"causal={causal} window={window} documents={isolated} padding={padded}",
+             kernels.Visible(T, "cpu", real if padded else None,
+                             (documents, documents) if isolated else None, causal, window))
+            for causal in (False, True) for window in (0, 4, 7)
+            for isolated in (False, True) for padded in (False, True)]
+
+
+@pytest.mark.parametrize("visible", [v for _, v in visibles()], ids=[n for n, _ in visibles()])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_all_ways_to_attend_agree_with_the_mask_written_out(visible):
+    """Blocks, fused causal attention and FlexAttention; values, and gradients of what is real."""
+    T, g = 37, torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, T, 8, generator=g).double().requires_grad_() for _ in range(3))
+    allowed = torch.ones(2, T, T, dtype=torch.bool)
+    for b in range(2):
+        for i in range(T):
+            for j in range(T):
+                documents = visible.documents
+                allowed[b, i, j] &= not visible.causal or j <= i
+                allowed[b, i, j] &= not visible.window or abs(i - j) <= visible.window
+                allowed[b, i, j] &= documents is None or bool(
+                    documents[0][b, i] == documents[1][b, j])
+                allowed[b, i, j] &= visible.real_BN is None or bool(visible.real_BN[b, j])
+    real = torch.ones(2, T, dtype=torch.bool) if visible.real_BN is None else visible.real_BN
+    weight = real[:, None, :, None].double()
+    mask = allowed | ~allowed.any(-1, keepdim=True)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None]) * weight
+    gradients = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    found = kernels.attention(q, k, v, visible) * weight
+    assert torch.allclose(found, expected, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(found.square().sum(), (q, k, v)), gradients):
+        assert torch.allclose(a, b, atol=1e-12)
+    with torch.no_grad():
+        flex = kernels.flex_attention(*(t.detach() for t in (q, k, v)), visible) * weight
+        assert torch.allclose(flex, expected, atol=1e-12)
+        weights = kernels.softmax_weights(q @ k.mT * 8**-0.5, visible)
+        assert torch.allclose(weights @ v * weight, expected, atol=1e-12)
+
+
+def test_a_window_costs_no_scores_of_the_whole_row():
+    """In a row of 4,096 tokens nothing is as large as the scores of one head."""
+    q, k, v = (torch.randn(1, 2, 4096, 8) for _ in range(3))
+    with LargestTensor() as largest, torch.no_grad():
+        kernels.attention(q, k, v, kernels.Visible(4096, "cpu", window=32))
+    assert largest.numbers < 4096 * 4096 / 8
+
+
+class LargestTensor(TorchDispatchMode):
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
