@@ -1005,7 +1005,7 @@ class ConceptEncoder(nn.Module):
         ffn = 3 * D * cfg.ffn_dim  # for one vector
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
         if cfg.resonant_mixers and self.mixers:
-            mixer = self.mixers[0].flops(T)
+            mixer = self.mixers[0].flops(T, B)
         read = C * 2 * D * D + 2 * D * reads + T * 2 * d * D
         self_attention = C * 4 * D * D + 2 * D * among if cfg.has_self_attention else 0
         layer = read + self_attention + C * ffn

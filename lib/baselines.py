@@ -610,10 +610,10 @@ class Transformer(nn.Module):
         """Training FLOPs (three times the forward) an input token; as ConceptEncoder's."""
         cfg, d = self.cfg, self.cfg.token_dim
         N, ffn = T + cfg.n_register, 3 * d * cfg.ffn_dim
-        layers = sum(self.mixing_flops(layer, N, N) + N * ffn for layer in self.layers)
+        layers = sum(self.mixing_flops(layer, N, N, B) + N * ffn for layer in self.layers)
         n_last = N if cfg.causal else K
         if cfg.n_layer:
-            layers += self.mixing_flops(self.last, N, n_last)
+            layers += self.mixing_flops(self.last, N, n_last, B)
         layers += n_last * ffn
         mixer = T * 2 * d * (2 * d + d + cfg.mixer_kernel)
         head = K * d * cfg.vocab_size + (TimeInput.WIDTH * d if self.time else 0)
@@ -624,11 +624,11 @@ class Transformer(nn.Module):
             head += T * d * (r + 1) + K * (d + r * (d + G))
         return 6 * (layers + len(self.mixers) * mixer + head) / T
 
-    def mixing_flops(self, layer, N, Q):
+    def mixing_flops(self, layer, N, Q, B):
         """Multiply-adds with which Q of N tokens read the others in a layer, forward."""
         d, w = self.cfg.token_dim, layer.window
         if layer.mixing == "resonance":
-            return layer.read.flops(N)
+            return layer.read.flops(N, B)
         if layer.mixing == "fnet":
             return layer.read.flops(N, d)
         pairs = Q * N

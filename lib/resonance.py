@@ -151,15 +151,17 @@ class Resonance(nn.Module):
                                real * turn[1] + imaginary * turn[0] + new[1]), dim=1)
         return self.out(hide(q * (y_BTd.to(u.dtype) + self.through * u), real_BT))
 
-    def flops(self, T):
-        """Multiply-adds of a row of T tokens, forward; a transform of N real numbers counts as
-        2.5 N log2 N operations.
-        """
-        d, m, n_side = self.out.in_features, len(self.frequency), len(self.amplitude)
-        N = kernels.transform_length(T * n_side)
-        products = T * d * (4 * d + 3 * SHORT) + n_side * T * 2 * m * d
-        # inputs, kernels and the result: three transforms of N numbers for each channel
-        return products + 3 * d * 2.5 * N * math.log2(N) / 2
+    def flops(self, T, B=1):
+        """Multiply-adds a row of T tokens in batches of B, forward, transforms included."""
+        d, n_side = self.out.in_features, len(self.amplitude)
+        kernel = n_side * T * 2 * len(self.frequency) * d / B  # once for all rows
+        return T * d * (4 * d + 3 * SHORT) + kernel + self.transform_flops(T, B)
+
+    def transform_flops(self, T, B=1):
+        """The part that the Fourier transforms have in flops; 2.5 N log2 N operations each."""
+        N = kernels.transform_length(T)
+        n_transform = 2 + len(self.amplitude) / B  # inputs, result, and kernels once for all rows
+        return n_transform * self.out.in_features * 2.5 * N * math.log2(N) / 2
 
 
 class ResonantMixer(Resonance):
@@ -187,8 +189,8 @@ class Fourier(nn.Module):
         return mixed.to(x_BTd.dtype) * math.sqrt(2)
 
     def flops(self, T, d):
-        """Multiply-adds of a row of T tokens, forward."""
-        return 2.5 * T * d * math.log2(max(2, T * d))
+        """Multiply-adds of a row of T tokens of width d, forward: a complex transform."""
+        return 5 * T * d * math.log2(max(2, T * d)) / 2
 
 
 def hide(x_BTd, real_BT):
