@@ -16,8 +16,6 @@ Shapes: B rows, T tokens, K predicted positions, V vocabulary, d token width, C 
 Q queries, N keys, e width of a head, m channels, n positions of a chunk.
 """
 
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 
@@ -97,10 +95,23 @@ class Visible:
         self.real_BN, self.documents = real_BN, documents
         self.causal, self.window = causal, window
         self.of_itself = place_BQ is None
+        self.made = {}  # masks, made when they are first needed
 
-    @cached_property
+    @property
     def dense(self):
         """The mask (B or 1, 1, Q or 1, N) bool, True = may read; None: all may be read."""
+        if "dense" not in self.made:
+            self.made["dense"] = self.make_dense()
+        return self.made["dense"]
+
+    @property
+    def flex(self):
+        """The same as a BlockMask of FlexAttention, which skips blocks where nothing is read."""
+        if "flex" not in self.made:
+            self.made["flex"] = self.make_flex()
+        return self.made["flex"]
+
+    def make_dense(self):
         parts = []
         if self.causal or self.window:
             place_N = torch.arange(self.n_key, device=self.device)
@@ -125,9 +136,7 @@ class Visible:
         parts = [away <= 0] if self.causal else []
         return parts + ([away.abs() <= self.window] if self.window else [])
 
-    @cached_property
-    def flex(self):
-        """The same as a BlockMask of FlexAttention, which skips blocks where nothing is read."""
+    def make_flex(self):
         from torch.nn.attention.flex_attention import create_block_mask
 
         real_BN, documents, place_BQ = self.real_BN, self.documents, self.place_BQ
