@@ -46,7 +46,6 @@ import multiprocessing
 import statistics
 import time
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -63,7 +62,16 @@ from lib.machine import (
 )
 from lib.run import user_mistakes
 from masking import slots
-from tools.peers import CAUSAL, LONG, OURS, PEERS, SMALL, VOCABULARY, bench_data
+from tools.peers import (
+    CAUSAL,
+    LONG,
+    OURS,
+    PEERS,
+    SMALL,
+    VOCABULARY,
+    bench_data,
+    fitted_exponents,
+)
 
 MASK_ID = 103  # [MASK] of BERT's vocabulary
 ENOUGH_SECONDS = 8  # after so many, a model is not timed again
@@ -334,22 +342,6 @@ def bench_length(T, names, expected, peak):
     return {name: result[name] for name in workers}, left_out
 
 
-def exponents(report):
-    """How time and memory of a step grow with the length: {name: {"time", "memory"}}, the exponent
-    of T fitted to the lengths from 4,096 to 65,536; None with less than three of them.
-    """
-    found = {}
-    for name in LONG:
-        at = {int(T): result[name] for T, result in report.items() if name in result}
-        Ts = [T for T in at if 4096 <= T <= 65536]
-        slopes = dict(time=None, memory=None)
-        if len(Ts) > 2:
-            logs = np.log(Ts), np.log([[at[T]["step_ms"], at[T]["peak_mb"]] for T in Ts])
-            slopes = dict(zip(slopes, np.polyfit(*logs, 1)[0].round(2).tolist()))
-        found[name] = slopes
-    return found
-
-
 def extrapolate(known, T):
     """[(length, seconds a token)] -> seconds a token at T, on the line through the last two."""
     last, now = known[-1]
@@ -477,7 +469,7 @@ def main():
         return
     report = bench_lengths(names, machine, dtype_name, peak)
     if length:
-        report["exponents"] = exponents(report)
+        report["exponents"] = fitted_exponents(report)
         draw({T: r for T, r in report.items() if T.isdigit()}, os.path.join(out_dir, "bench.png"))
         write_json(os.path.join(out_dir, "bench.json"), report)
         for name, slopes in report["exponents"].items():

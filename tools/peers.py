@@ -180,6 +180,22 @@ LONG = dict(
     transformer=lambda T: Transformer(TransformerConfig(**SMALL, block_size=T, n_mixer=0)))
 
 
+def fitted_exponents(report):
+    """How time and memory of a step grow with the length: {name: {"time", "memory"}}, the exponent
+    of T fitted to the lengths from 4,096 to 65,536; None with less than three of them.
+    """
+    found = {}
+    for name in LONG:
+        at = {int(T): result[name] for T, result in report.items() if name in result}
+        Ts = [T for T in at if 4096 <= T <= 65536]
+        slopes = dict(time=None, memory=None)
+        if len(Ts) > 2:
+            logs = np.log(Ts), np.log([[at[T]["step_ms"], at[T]["peak_mb"]] for T in Ts])
+            slopes = dict(zip(slopes, np.polyfit(*logs, 1)[0].round(2).tolist()))
+        found[name] = slopes
+    return found
+
+
 # ---- batches and masks ------------------------------------------------------------
 
 

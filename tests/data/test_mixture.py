@@ -299,6 +299,33 @@ def test_phases_hold_the_same_tokens_a_step_and_no_sample_id_twice(sources):
     assert torch.equal(ids, of_fresh), "a phase walks its own epochs"
 
 
+def test_batches_grow_and_read_on_where_the_smaller_ones_ended(sources):
+    """The rows are those of constant batches, in the same order; none comes twice."""
+    def made(schedule, steps, batch_size=8):
+        return Batches(",".join(sources[:2]), "0.7,0.3", "block", 64, "", 5, batch_size, steps, 0,
+                       schedule)
+
+    data, seen, rows = made("2:0.25,0.5:0.25,8:0.5", 40), [], []
+    for step in range(40):
+        ids, sample_ids = data.batch(step)
+        assert len(ids) == (2 if step < 10 else 4 if step < 20 else 8)
+        seen, rows = seen + sample_ids.tolist(), [*rows, ids]
+        parts = zip(*(data.batch(step, rank, 2) for rank in range(2)))
+        assert all(torch.equal(whole, torch.cat(part))
+                   for whole, part in zip((ids, sample_ids), parts))
+    assert seen == list(range(len(seen))) and len(seen) == 10 * 2 + 10 * 4 + 20 * 8
+    plain = made("", 28)
+    assert torch.equal(torch.cat(rows)[:216], torch.cat([plain.batch(i)[0] for i in range(27)]))
+    assert data.tokens(40) == 220 * 64 and data.tokens(12) == (20 + 8) * 64
+    share = data.progress(40)[sources[0]]["share"]
+    assert abs(share - 0.7) < 0.1 and sum(p["share"] for p in data.progress(15).values()) == 1
+
+
+def test_max_tokens_with_growing_batches_are_the_mean_of_the_run(sources):
+    data = Batches(sources[0], "", "block", 64, "", 5, 8, 10**6, 50_000, "2:0.5,8:0.5")
+    assert data.tokens(data.n_steps - 1) < 50_000 <= data.tokens(data.n_steps) < 51_000
+
+
 def test_max_tokens_count_without_padding(sources):
     padded = batches(sources[0], rows="document", T=300, max_tokens=50_000, steps=10**6)
     packed = batches(sources[0], T=300, max_tokens=50_000, steps=10**6)

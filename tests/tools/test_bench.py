@@ -1,6 +1,7 @@
 """tools/bench.py runs at a tiny size and names mistakes. Speeds are in records/speed."""
 
 import json
+import math
 import multiprocessing
 import runpy
 import sys
@@ -14,7 +15,7 @@ from data.reader import TokenData
 from data.tokenizer import Tokenizer
 from lib import machine
 from tools import peers
-from tools.peers import OURS, PEERS
+from tools.peers import LONG, OURS, PEERS, fitted_exponents
 
 pytestmark = pytest.mark.long
 
@@ -114,3 +115,34 @@ def test_a_model_that_does_not_fit_is_named_and_the_others_are_timed(monkeypatch
     found = medians(workers, left_out, "step", 3)
     assert found == {"a": 2, "slow": 9}, "8 seconds of one model are enough"
     assert set(workers) == {"a", "slow"} and b.stopped and "out of memory" in left_out["b"]
+
+
+def test_length_compares_ways_to_mix_tokens(bench, tmp_path, monkeypatch):
+    done = bench("--length=1", "--lengths=32,64")
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert set(report["64"]) == set(LONG) == set(report["exponents"])
+    assert report["exponents"]["resonance"] == dict(time=None, memory=None)  # no long rows here
+    assert json.loads((tmp_path / "bench.json").read_text()) == report
+    refused(bench("--length=1", "--peers=1", ok=False), "leave out peers and profile")
+
+
+def test_exponents_are_those_of_powers_of_the_length():
+    """Times of T^1.1 and memory of T^0.5, left out of the fit below 4,096 and above 65,536."""
+    report = {str(T): {name: dict(step_ms=T**1.1 if 4096 <= T <= 65536 else 1e9, peak_mb=T**0.5)
+                       for name in LONG} for T in (512, 4096, 8192, 16384, 65536, 131072)}
+    assert fitted_exponents(report)["concept"] == dict(time=1.1, memory=0.5)
+
+
+@pytest.mark.parametrize("name", ["decoder", "plain_decoder", "hf_gpt2"])
+def test_decoders_are_timed_on_the_loss_of_next_tokens(name):
+    """All three give the loss of the same tokens: near ln(V) before training."""
+    if name == "hf_gpt2":
+        pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = (OURS | PEERS)[name](16)
+    ids = torch.randint(0, peers.VOCABULARY, (1, 16))
+    if name == "decoder":
+        loss = model(ids, torch.arange(15)[None], ids[:, 1:], torch.ones(1, 15))
+    else:
+        loss = model(input_ids=ids, labels=ids).loss
+    assert abs(loss.item() / math.log(peers.VOCABULARY) - 1) < 0.1

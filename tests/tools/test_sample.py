@@ -142,6 +142,22 @@ def test_without_a_terminal_three_moments_are_printed(runs):
     assert "\x1b" not in lines
 
 
+def test_a_causal_run_continues_prompts_and_streams(tmp_path, monkeypatch):
+    tok = Tokenizer.load("byte")
+    run = make_run(tmp_path / "run", tok, arch="transformer", causal=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("The cat\nA longer prompt\n"))
+    done = generated(run, "--text=-", "--length=8", "--n_samples=2", "--top_k=20")
+    texts = result(done)["texts"]
+    assert [text.startswith(("The cat", "A longer")) for text in texts] == [True] * 4
+    shown = generated(run, "--text=The cat", "--length=8", "--show=1", "--temperature=0")
+    [text] = result(shown)["texts"]
+    assert terminal.printable(text).rstrip("\ufffd") in shown.stdout
+    refused(generated(run, "--text=The cat", "--sampler=confidence", ok=False),
+            "sampler=confidence: of masked models only")
+    refused(generated(run, "--text=The cat", "--length=500", ok=False), "has room for")
+    refused(generated(run, "--text=The cat", f"--judge={run}", ok=False), "is a causal model")
+
+
 def test_control_characters_do_not_reach_the_terminal():
     assert terminal.printable("a\x1b[2J\tb\n\x9b\r\u00a0\u4e2d") == (
         "a\ufffd[2J\tb\n\ufffd\ufffd\u00a0\u4e2d")
