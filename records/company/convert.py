@@ -23,13 +23,13 @@ SHAPE = dict(n_layer=1, n_head=8, token_dim=128, ffn_dim=1595)
 T, ROWS, RATE = 128, 16, 0.3
 # name: objective, FLOPs, and whose weights it starts from
 RUNS = {
+    "half of the budget as a decoder": ("clm", 5e12, ""),
+    "clm, then mlm": ("mlm", 5e12, "half of the budget as a decoder"),
     "encoder": ("mlm", 1e13, ""),
     "decoder": ("clm", 1e13, ""),
     "decoder -> encoder": ("mlm", 2.5e12, "decoder"),
     "decoder -> encoder (mntp)": ("mntp", 2.5e12, "decoder"),
     "encoder -> decoder": ("clm", 2.5e12, "encoder"),
-    "half of the budget as a decoder": ("clm", 5e12, ""),
-    "clm, then mlm": ("mlm", 5e12, "half of the budget as a decoder"),
     "half of the budget as an encoder": ("mlm", 5e12, ""),
     "mlm, then clm": ("clm", 5e12, "half of the budget as an encoder"),
 }
