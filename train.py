@@ -489,7 +489,7 @@ def draw_curves():
     """Replaces curves.png; a run does not end because of a picture."""
     try:
         path = os.path.join(out_dir, "curves.png")
-        run.draw_curves(path, run.read_log(out_dir), unigram_entropy, out_dir)
+        run.draw_curves(path, run.read_log(out_dir), unigram_entropy, out_dir, objective == "clm")
     except (OSError, ImportError) as error:
         machine.say(f"WARNING: curves.png was not drawn: {error}")
 

@@ -330,7 +330,7 @@ class Batches:
     comes from each; "": by size, so that all of them end an epoch together. rows: as in TokenData.
     block_schedule: "128:0.9,512:0.1" spends nine tenths of the steps on rows of 128 tokens, of
     which a step then has four times as many; "": all rows have block_size tokens. batch_schedule:
-    "64:0.1,256:0.9" reads a tenth of the rows in steps of 64, the rest in steps of 256; "": all
+    "64:0.1,256:0.9" gives the first tenth of the steps 64 rows each and the others 256; "": all
     steps have batch_size rows.
 
     names: the folders. shares: of the tokens, for each of them. padded: rows may hold pad_id.

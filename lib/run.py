@@ -69,14 +69,11 @@ def check_settings(config, defaults, world_size):
     problems = bad_values(config) + settings_without_effect(config, defaults)
     batch_size, micro_batch = config["batch_size"], config["micro_batch"]
     rows = batch_size // world_size
-    # A run of so many minutes does not know its number of steps in advance.
-    if config["block_schedule"] and config["max_minutes"]:
-        problems.append("block_schedule: its shares are of a known number of steps; "
-                        "give max_steps, not max_minutes")
-    # A run of so many minutes does not know its number of steps either.
-    if config["batch_schedule"] and config["max_minutes"]:
-        problems.append("batch_schedule: its shares are of a known number of steps; "
-                        "give max_steps, not max_minutes")
+    for name in ("block_schedule", "batch_schedule"):
+        # A run of so many minutes does not know its number of steps in advance.
+        if config[name] and config["max_minutes"]:
+            problems.append(f"{name}: its shares are of a known number of steps; give max_steps, "
+                            "not max_minutes")
     if config["batch_schedule"]:
         try:
             sizes = parse_batch_schedule(config["batch_schedule"], batch_size)
@@ -943,19 +940,22 @@ def curriculum_stages(records):
     return stages if len(stages) > 1 else []
 
 
-def draw_curves(path, records, unigram_entropy, title):
+def draw_curves(path, records, unigram_entropy, title, causal=False):
     """Training and validation loss against tokens seen, the unigram entropy as a line -> PNG.
 
-    records: of log.jsonl. Vertical lines are the stages of a curriculum, if there is one.
+    records: of log.jsonl. causal: they are of a decoder. Vertical lines are the stages of a curriculum, if there is one.
     """
     # without pyplot, which would choose a window system and keep every figure
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=110)
     axes = figure.add_axes((0.09, 0.12, 0.88, 0.8))  # a third of the time of a computed layout
-    styles = {"loss": dict(color="0.75", lw=0.8, label="training loss (this run's masks)"),
+    of_training, of_validation = "this run's masks", "fixed masks, 15 %"
+    if causal:
+        of_training = of_validation = "next tokens"
+    styles = {"loss": dict(color="0.75", lw=0.8, label=f"training loss ({of_training})"),
               "val_loss": dict(color="C0", marker="o", ms=3,
-                               label="validation loss (fixed masks, 15 %)")}
+                               label=f"validation loss ({of_validation})")}
     for key, style in styles.items():
         points = [(r["tokens"] / 1e6, r[key]) for r in records if r.get(key) is not None]
         if points:

@@ -639,7 +639,8 @@ def write_all(run, summary, ids):
     written = ["eval.json", "metrics.json", "summary.md"]
     if any(record.get("val_loss") is not None for record in records):
         entropy = next(iter(summary["data"].values()))["unigram_entropy"]
-        draw_curves(os.path.join(folder, "curves.png"), records, entropy, out_dir)
+        draw_curves(os.path.join(folder, "curves.png"), records, entropy, out_dir,
+                    is_causal(run.model))
         written.append("curves.png")
     if report:
         draw_report(run, summary, records, ids)
