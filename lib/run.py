@@ -943,7 +943,8 @@ def curriculum_stages(records):
 def draw_curves(path, records, unigram_entropy, title, causal=False):
     """Training and validation loss against tokens seen, the unigram entropy as a line -> PNG.
 
-    records: of log.jsonl. causal: they are of a decoder. Vertical lines are the stages of a curriculum, if there is one.
+    records: of log.jsonl. causal: they are of a decoder. Vertical lines are the stages of a
+    curriculum, if there is one.
     """
     # without pyplot, which would choose a window system and keep every figure
     from matplotlib.figure import Figure
