@@ -19,6 +19,7 @@ import time
 
 import torch
 
+from lib.allocation import embedding_params
 from lib.embed import choose_pooling
 from lib.files import read_object, replace_file
 from lib.machine import DTYPES, memory_gib
@@ -112,10 +113,7 @@ def model_fields(model, tok, settings):
     cfg, total = model.cfg, model.num_params()
     # A Transformer has no concepts, no bottleneck and no narrow table: None, or the token's width.
     d_model = getattr(cfg, "concept_dim", cfg.token_dim)
-    embedding = model.wte.numel()
-    expansion = getattr(model, "expansion", None)  # widens the rows of a narrow table
-    if expansion:
-        embedding += sum(p.numel() for p in expansion.parameters())
+    embedding = embedding_params(model)
     # FLOPs of training depend on how many tokens of a row were predicted, and on rows a pass.
     n_predicted = math.ceil(cfg.block_size * predicted_share(
         settings.get("masking_type"), settings.get("mlm_probability", 0.15),

@@ -3,7 +3,8 @@
     python tools/sweep.py config/sweeps/dims.py                      one of the questions there
     python tools/sweep.py config/sweeps/architecture.py --jobs=4     four runs at a time
 
-An arm is a name and arguments of train.py. Every run is a process of its own,
+An arm is a name and arguments of train.py. `grid` makes arms of all combinations of some settings'
+values, `ranges` of random ones. Every run is a process of its own,
 `python train.py BASE ARM --seed=N --out_dir=OUT/ARM_sN`, in the folder where the sweep was started.
 With flops=X, every arm trains for as many tokens as X training FLOPs buy it: equal compute. With
 budgets=X,Y,... every arm runs at each of them, and the power law of its losses is fitted
@@ -13,6 +14,12 @@ The same command again goes on where the sweep was stopped and starts no finishe
 has left its numbers in OUT/ARM_sN/result.json. A run of other settings than its arm has now is
 refused. Ctrl-C and SIGTERM let the runs save; the table then holds what is finished.
 
+--solve=1 runs nothing. It finds the shape of a model from a budget of parameters, the share of its
+token table and the GLU factor of its layers (lib/allocation.py), and prints it with a config:
+
+    python tools/sweep.py --solve=1 --budget=10e6 --embed_share=0.35 --glu=2.66
+    python tools/sweep.py --solve=1 --budget=10e6 --arch=concept --base="--n_concept=32"
+
 Writes out_dir/{results.json, table.md, curves.png}, the first two after every run, and with several
 budgets law.json and law.png. The last line on stdout is JSON.
 """
@@ -20,12 +27,21 @@ budgets law.json and law.png. The last line on stdout is JSON.
 # ---- settings ---------------------------------------------------------------
 base = ""  # arguments of train.py for every run: config files and --key=value, spaces between
 arms = ""  # one arm a line: NAME and its own arguments; # starts a comment
+grid = ""  # one setting a line and its values: SETTING VALUE VALUE ...; each combination is an arm
+ranges = ""  # one setting a line: SETTING LOW HIGH, or SETTING LOW HIGH log; `trials` are drawn
+trials = 0  # arms to draw from ranges
 seeds = "1,2,3"  # seeds of each arm, with commas between
 flops = 0.0  # training FLOPs of a run, by the model's own formula; 0: the budget in base
 budgets = ""  # several of them with commas between, such as 1e13,1e14: every arm at each
 out_dir = "out/sweep"  # runs go to folders in here
 evaluate = False  # eval.py on each run, its losses under every masking as further columns
 jobs = 1  # runs at a time; each gets its share of the CPU threads, and a GPU where there are any
+solve = False  # find a shape and print it, nothing else
+budget = 10e6  # parameters of a model, for solve and where embed_share or glu is an axis of grid
+embed_share = 0.35  # the share of them that the token table has, unless it is an axis
+glu = 2.66  # ffn_dim over the width of a layer, unless it is an axis
+vocab_size = 16000  # solve: rows of the token table
+arch = "transformer"  # solve: transformer | concept | resonance; base may hold further settings
 # -----------------------------------------------------------------------------
 import os
 import sys
@@ -37,6 +53,9 @@ from configurator import configure, read_settings
 config = configure(globals())
 
 import contextlib
+import difflib
+import hashlib
+import itertools
 import json
 import math
 import shlex
@@ -44,12 +63,15 @@ import signal
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from data.reader import Batches, folders
 from data.tokenizer import Tokenizer
-from lib import scaling
+from lib import allocation, scaling
 from lib.files import (
     check_outputs,
     print_result,
@@ -117,10 +139,81 @@ def read_arms():
                              "expected letters, digits and signs, but no slash and no dot at the "
                              "start")
         found[name] = arguments
+    return found
+
+
+def all_arms():
+    """Those of arms, grid and ranges -> {name: (arguments, whether they were generated)}."""
+    found = {name: (arguments, False) for name, arguments in read_arms().items()}
+    for name, arguments in combinations() + draws():
+        if name in found:
+            raise ValueError(f"arm {name} comes twice, from arms, grid or ranges")
+        found[name] = arguments, True
     if not found:
-        raise ValueError("arms is empty: name a config, for example "
+        raise ValueError("there are no arms, no grid and no ranges: name a config, for example "
                          "python tools/sweep.py config/sweeps/dims.py")
     return found
+
+
+def read_axes(text, setting, expected):
+    """Lines "NAME VALUE VALUE ..." -> {name: [values]}. Raises ValueError."""
+    axes, known = {}, set(train_defaults()) | set(SOLVED)
+    for line in text.splitlines():
+        name, *values = line.partition("#")[0].split() or [""]
+        if not name:
+            continue
+        if name in axes or not values:
+            raise ValueError(f"{setting}: {line.strip()!r}: expected {expected}, each once")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{setting}: {name} is no setting of train.py{hint}")
+        axes[name] = values
+    return axes
+
+
+def combinations():
+    """The setting `grid` -> [(name, arguments)], every combination of the axes' values."""
+    axes = read_axes(grid, "grid", "SETTING VALUE VALUE ...")
+    for name, values in axes.items():
+        if len(set(values)) < len(values):
+            raise ValueError(f"grid: {name} has a value twice: {' '.join(values)}")
+    if axes and all(len(values) == 1 for values in axes.values()):
+        raise ValueError("grid varies nothing: each of its settings has one value; give more, or "
+                         "put them into base")
+    found = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    return [named_arm(values) for values in found if values]
+
+
+def draws():
+    """The setting `ranges` -> [(name, arguments)], `trials` of them, the same at each call."""
+    axes, expected = {}, "SETTING LOW HIGH, with log behind for an even spread of the logarithm"
+    for name, words in read_axes(ranges, "ranges", expected).items():
+        try:
+            low, high = map(float, words[:2])
+            if not low < high or words[2:] not in ([], ["log"]) or words[2:] and low <= 0:
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"ranges: {name} {' '.join(words)}: expected {expected}") from None
+        axes[name] = low, high, bool(words[2:])
+    if bool(axes) != (trials > 0):
+        raise ValueError(f"trials={trials} with {len(axes)} ranges: give both or none")
+    random, found = np.random.default_rng(0), []
+    for _ in range(trials):
+        values = {}
+        for name, (low, high, is_log) in axes.items():
+            spot = random.random()
+            value = low * (high / low) ** spot if is_log else low + (high - low) * spot
+            is_whole = isinstance(train_defaults().get(name), int)
+            values[name] = str(round(value)) if is_whole else f"{value:.4g}"
+        found.append(named_arm(values))
+    return found
+
+
+def named_arm(values):
+    """{setting: value} -> (name, arguments)."""
+    name = " ".join(f"{key}={value}" for key, value in values.items())
+    return name.replace("/", "_"), [f"--{key}={value}" for key, value in values.items()]
 
 
 def read_budgets():
@@ -160,8 +253,8 @@ def plan(name, arguments, budget, seed_list):
     -> {"arguments" (with the budget), "settings", "data_sha256", "params", "mflop_per_token"}.
     Raises ValueError for settings that train.py would refuse and for data that is not there.
     """
-    arguments = [*shlex.split(base), *arguments]
     try:
+        arguments, shape = with_shape([*shlex.split(base), *arguments])
         settings = resolve(arguments)
         for seed in seed_list:
             check_settings(settings | dict(seed=seed), train_defaults(), world_size=1)
@@ -174,10 +267,46 @@ def plan(name, arguments, budget, seed_list):
     except (ValueError, OSError) as error:
         raise ValueError(f"arm {name}: {error}") from None
     return dict(arguments=arguments, settings=settings, data_sha256=batches.sha256,
-                params=model.num_params(),
+                params=model.num_params(), shape=shape,
                 mflop_per_token=a_step / float(batches.tokens_a_step) / 1e6)
 
 
+SOLVED = ("embed_share", "glu")  # axes that are no settings of train.py: they decide a shape
+
+
+@cache
+def solved(share, factor, fixed):
+    """-> the shape of lib/allocation.py; fixed: ((name, value), ...)."""
+    return allocation.solve(budget, share, factor, dict(fixed))
+
+
+def with_shape(arguments):
+    """Arguments with --embed_share or --glu -> those of the shape in their place, and its shares;
+    others -> the same and {}.
+    """
+    asked, others = {}, []
+    for word in arguments:
+        name, _, value = word.lstrip("-").partition("=")
+        if name in SOLVED:
+            asked[name] = float(value)
+        else:
+            others.append(word)
+    if not asked:
+        return arguments, {}
+    given = resolve(others)
+    tok = Tokenizer.load(os.path.join(folders(given["data_dir"])[0], "tokenizer"))
+    settings = model_settings(given["arch"], given, tok)
+    chosen = {"n_layer", "n_head", "token_dim", "ffn_dim"}
+    if given["concept_dim"] == train_defaults()["concept_dim"]:
+        chosen.add("concept_dim")
+    fixed = tuple(sorted((name, value) for name, value in settings.items() if name not in chosen))
+    shape = solved(asked.get("embed_share", embed_share), asked.get("glu", glu), fixed)
+    shares = {name: shape[name] for name in ("embed_share", "glu")}
+    found = allocation.model_fields(shape)
+    return others + [f"--{name}={value}" for name, value in found.items()], shares
+
+
+@cache
 def train_defaults():
     """{name: default} of train.py's settings."""
     return {name: default for name, (default, _) in read_settings(TRAIN).items()}
@@ -227,8 +356,15 @@ def check_twins(plans):
         seen[key] = name
 
 
-def folder_of(name, seed):
-    return os.path.join(out_dir, f"{name}_s{seed}")
+def folder_of(name, seed, arm):
+    """Where a run goes. That of a generated arm ends with a hash of its settings: edited axes make
+    other folders, and those of before stay what they are.
+    """
+    suffix = ""
+    if arm.get("generated"):
+        about = json.dumps(compared(arm["settings"], arm["data_sha256"]), sort_keys=True)
+        suffix = "_" + hashlib.sha256(about.encode()).hexdigest()[:8]
+    return os.path.join(out_dir, f"{name}_s{seed}{suffix}")
 
 
 def check_run(name, seed, arm):
@@ -236,7 +372,7 @@ def check_run(name, seed, arm):
 
     Its numbers would otherwise stand in the table as those of the arm.
     """
-    folder = folder_of(name, seed)
+    folder = folder_of(name, seed, arm)
     found = read_object(os.path.join(folder, "result.json"), RUN_KEYS)
     if not found:
         # Without a result the run was stopped. Damaged checkpoints are left to train.py.
@@ -277,7 +413,7 @@ def run(number, name, seed, arm):
     """
     if stopped:
         return None
-    folder, start = folder_of(name, seed), time.monotonic()
+    folder, start = folder_of(name, seed, arm), time.monotonic()
     try:
         path = os.path.join(folder, "result.json")
         found = read_object(path, RUN_KEYS)
@@ -420,11 +556,11 @@ def start():
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: expected 1 or more")
     seed_list, found, plans = read_seeds(), read_budgets(), {}
-    for text, budget in found:
-        for name, arguments in read_arms().items():
+    for text, flops_of_run in found:
+        for name, (arguments, is_generated) in all_arms().items():
             run_name = f"{name} {text}".strip()
-            plans[run_name] = plan(run_name, arguments, budget, seed_list) | dict(
-                arm=name, budget=budget)
+            plans[run_name] = plan(run_name, arguments, flops_of_run, seed_list) | dict(
+                arm=name, budget=flops_of_run, generated=is_generated)
     check_twins(plans)
     check_outputs(out_dir, {"results.json": '"plans":', "table.md": "| MFLOP a token |",
                             "curves.png": "Matplotlib", "law.json": '"crossings":',
@@ -435,7 +571,45 @@ def start():
     return plans, seed_list, lock_folder(out_dir)
 
 
+# ---- a shape for a budget ----------------------------------------------------------
+
+def solve_and_print():
+    """The shape that the settings ask for, as a config and as JSON."""
+    defaults, given = train_defaults(), resolve([f"--arch={arch}", *shlex.split(base)])
+    # A plain Transformer, without the local mixers of this repository, unless base has any.
+    if arch != "concept" and given["n_mixer"] == defaults["n_mixer"]:
+        given["n_mixer"] = 0
+    tok = SimpleNamespace(vocab_size=vocab_size, n_vocab=vocab_size, mask_id=0, eot_id=1)
+    settings = model_settings(arch, given, tok)
+    chosen = {"n_layer", "n_head", "token_dim", "ffn_dim"}  # by the solver
+    if given["concept_dim"] == defaults["concept_dim"]:
+        chosen.add("concept_dim")
+    fixed = [f"--{name}={given[name]}" for name in sorted(chosen - {"concept_dim"})
+             if given[name] != defaults[name]]
+    if fixed:
+        raise ValueError(f"base: {', '.join(fixed)}: the solver finds these; leave them out")
+    settings = {name: value for name, value in settings.items() if name not in chosen}
+    shape = allocation.solve(budget, embed_share, glu, settings)
+    found = allocation.model_fields(shape)
+    lines = {"arch": arch} | {name: value for name, value in given.items() if name != "arch"
+                              and value != defaults[name] and name not in found} | found
+    say(f"# {shape['params']:,} parameters with a {vocab_size:,}-word vocabulary, "
+        f"{shape['embed_share']:.1%} of them the token table, ffn_dim {shape['glu']:.2f} x the "
+        "width")
+    say("\n".join(f"{name} = {value!r}" for name, value in lines.items()))
+    width = found.get("concept_dim", found["token_dim"])
+    print_result(dict(params=shape["params"], embed_share=round(shape["embed_share"], 4),
+                      glu=round(shape["glu"], 4), n_layer=found["n_layer"], dim=width,
+                      ffn_dim=found["ffn_dim"], n_head=found["n_head"])
+                 | {name: found[name] for name in found
+                    if name in ("token_dim", "concept_dim", "n_concept")})
+
+
 def main():
+    if solve:
+        with user_mistakes():
+            solve_and_print()
+        return
     with user_mistakes():
         plans, seed_list, lock = start()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -400,7 +400,94 @@ def test_the_sweeps_in_config_have_arms_that_differ(path, monkeypatch):
     about = dict(__file__=SWEEP, __doc__="", __name__="__main__")
     code.update(configure(about, [str(path)]))
     monkeypatch.chdir(ROOT)
-    arms = {name: code["resolve"]([*code["shlex"].split(code["base"]), *own])
-            for name, own in code["read_arms"]().items()}
-    code["check_twins"]({name: dict(settings=settings, data_sha256=settings["data_dir"])
-                         for name, settings in arms.items()})
+    plans = {}
+    for name, (own, _) in code["all_arms"]().items():
+        shares = [word for word in own if word.startswith(("--embed_share=", "--glu="))]
+        settings = code["resolve"]([*code["shlex"].split(code["base"]),
+                                    *(word for word in own if word not in shares)])
+        settings["shares"] = shares
+        plans[name] = dict(settings=settings, data_sha256=settings["data_dir"])
+    assert len(plans) > 1
+    code["check_twins"](plans)
+
+
+# ---- arms from axes ----------------------------------------------------------------
+
+
+def test_every_combination_of_a_grid_is_an_arm_in_a_folder_of_its_own(sweep, data_dir, tmp_path):
+    axes = "--grid=n_concept 4 6\nffn_dim 16 32  # widths"
+    done = result(sweep(f"--out_dir={tmp_path}", "--arms=", axes))
+    names = [f"n_concept={n} ffn_dim={f}" for n in (4, 6) for f in (16, 32)]
+    assert sorted(done["loss"]) == sorted(names)
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert {name.rpartition("_")[0] for name in folders} == {f"{name}_s1" for name in names}
+    Fork.started.clear()
+    sweep(f"--out_dir={tmp_path}", "--arms=", axes)
+    assert not trained(), "nothing is run twice"
+    # other settings are other folders, and what was there stays
+    base = f"--base=--data_dir={data_dir} {BASE} --dropout=0.1"
+    sweep(f"--out_dir={tmp_path}", "--arms=", "--grid=n_concept 4 6", base)
+    now = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert now > folders and len(now) == 6
+
+
+def test_random_arms_are_the_same_at_each_call(sweep, tmp_path):
+    args = [f"--out_dir={tmp_path}", "--arms=", "--trials=3",
+            "--ranges=learning_rate 1e-4 1e-2 log\nn_concept 2 9"]
+    losses = result(sweep(*args))["loss"]
+    assert len(losses) == 3
+    for name in losses:
+        rate, n = (part.partition("=")[2] for part in name.split())
+        assert 1e-4 <= float(rate) <= 1e-2 and 2 <= int(n) <= 9
+    Fork.started.clear()
+    assert result(sweep(*args))["loss"] == losses and not trained()
+
+
+def test_shares_of_a_budget_are_axes_whose_shapes_the_solver_finds(sweep, data_dir, tmp_path):
+    base = ("--arch=transformer --n_mixer=0 --dtype=fp32 --block_size=32 --batch_size=4 "
+            "--max_steps=3 --eval_rows=8 --init_table=random")
+    # width 32: 4 layers of 96 and 3 of 144 have this many parameters
+    done = result(sweep(f"--out_dir={tmp_path}", "--arms=", "--budget=62200",
+                        "--embed_share=0.135", f"--base=--data_dir={data_dir} {base}",
+                        "--grid=glu 3 4.5"))
+    assert len(done["loss"]) == 2
+    plans = json.loads((tmp_path / "results.json").read_text())["plans"]
+    for factor, n_layer in ((3, 4), (4.5, 3)):
+        plan = plans[f"glu={factor}"]
+        settings = plan["settings"]
+        assert abs(plan["params"] / 62_200 - 1) < 0.005
+        assert settings["ffn_dim"] == factor * settings["token_dim"] == factor * 32
+        assert settings["n_layer"] == n_layer and plan["shape"]["glu"] == factor
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--grid=n_concep 4 6"], "n_concep is no setting of train.py, did you mean n_concept?"),
+    (["--grid=n_concept 4"], "grid varies nothing"),
+    (["--grid=n_concept 4 4"], "n_concept has a value twice"),
+    (["--grid=n_concept"], "expected SETTING VALUE VALUE"),
+    (["--grid=n_concept 4 many"], "expected a whole number"),
+    (["--ranges=n_concept 4 8"], "trials=0 with 1 ranges: give both or none"),
+    (["--ranges=n_concept 8 4", "--trials=2"], "expected SETTING LOW HIGH"),
+    (["--ranges=learning_rate 0 1 log", "--trials=2"], "expected SETTING LOW HIGH"),
+    (["--grid=glu 2 3", "--budget=500"], "below the smallest token table"),
+])
+def test_axes_that_are_none_are_refused_before_anything_runs(args, message, sweep, tmp_path):
+    done = sweep(f"--out_dir={tmp_path / 'new'}", "--arms=", *args, ok=False)
+    refused(done, message)
+    assert not trained() and not (tmp_path / "new").exists()
+
+
+def test_a_shape_is_printed_as_a_config_and_as_json(tmp_path):
+    done = call(SWEEP, "--solve=1", "--budget=10e6", "--embed_share=0.35", "--glu=2.66")
+    shape = result(done)
+    assert list(shape)[:7] == ["params", "embed_share", "glu", "n_layer", "dim", "ffn_dim",
+                               "n_head"]
+    assert abs(shape["params"] / 10e6 - 1) < 0.005 and shape["dim"] == shape["token_dim"]
+    lines = done.stdout.splitlines()[:-1]
+    assert lines[0].startswith(f"# {shape['params']:,} parameters")
+    (tmp_path / "shape.py").write_text("\n".join(lines))
+    settings = configure(dict(__file__=str(ROOT / "train.py"), __doc__="", __name__="__main__"),
+                         [str(tmp_path / "shape.py")])
+    assert settings["ffn_dim"] == shape["ffn_dim"] and settings["n_mixer"] == 0
+    refused(call(SWEEP, "--solve=1", "--base=--ffn_dim=100", ok=False), "the solver finds these")
+    refused(call(SWEEP, "--solve=1", "--budget=60000", ok=False), "below the smallest token table")
