@@ -447,15 +447,15 @@ def test_shares_of_a_budget_are_axes_whose_shapes_the_solver_finds(sweep, data_d
     base = ("--arch=transformer --n_mixer=0 --dtype=fp32 --block_size=32 --batch_size=4 "
             "--max_steps=3 --eval_rows=8 --init_table=random")
     # width 32: 4 layers of 96 and 3 of 144 have this many parameters
-    done = result(sweep(f"--out_dir={tmp_path}", "--arms=", "--budget=62200",
-                        "--embed_share=0.135", f"--base=--data_dir={data_dir} {base}",
+    done = result(sweep(f"--out_dir={tmp_path}", "--arms=", "--budget=64000",
+                        "--embed_share=0.16", f"--base=--data_dir={data_dir} {base}",
                         "--grid=glu 3 4.5"))
     assert len(done["loss"]) == 2
     plans = json.loads((tmp_path / "results.json").read_text())["plans"]
     for factor, n_layer in ((3, 4), (4.5, 3)):
         plan = plans[f"glu={factor}"]
         settings = plan["settings"]
-        assert abs(plan["params"] / 62_200 - 1) < 0.005
+        assert abs(plan["params"] / 64_000 - 1) < 0.005
         assert settings["ffn_dim"] == factor * settings["token_dim"] == factor * 32
         assert settings["n_layer"] == n_layer and plan["shape"]["glu"] == factor
 
