@@ -114,7 +114,10 @@ device = "auto"  # auto | cuda | mps | cpu
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 compile = "auto"  # auto: on CUDA only | true | false
 seed = 1337  # of weights, batch order and masks
+deterministic = False  # only operations that give the same bits each time; slower on a GPU
 overfit_batch = False  # train on one batch with one mask; fails unless the loss falls below 0.05
+overfit_tokens = 0  # the same on a batch of so many tokens, such as 1024; 0: off
+lr_find = False  # instead of training: try rising learning rates, draw lr_find.png and suggest one
 # -------------------------------------------------------------------------------------------------
 from configurator import configure, read_settings
 
@@ -156,7 +159,11 @@ MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run g
 with run.user_mistakes():
     signals = StopSignals()
     machine = find_machine(device, block_size, parallel=True)
+    config |= run.overfit_settings(config)
+    batch_size, micro_batch, overfit_batch = (
+        config[name] for name in ("batch_size", "micro_batch", "overfit_batch"))
     run.check_settings(config, defaults, machine.world_size)
+    run.be_deterministic(deterministic)
     data = Batches(data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size,
                    max_steps, max_tokens, batch_schedule)
     val_sets = {name: TokenData(name, "val", block_size, seed) for name in data.names}
@@ -182,6 +189,9 @@ with run.user_mistakes():
     # kept until the process ends: a second run must not write to the same folder
     lock = run.lock_folder(out_dir) if machine.is_main else None
     resumed = run.checkpoint_to_resume(out_dir, init_from, machine.say)  # None: a new run
+    if resumed and lr_find:
+        raise ValueError(f"lr_find starts from fresh weights, and {out_dir} holds a run; choose "
+                         "another --out_dir")
     if resumed:
         run.check_same_run(resumed, model, tok, data.sha256, config, defaults)
         model.load_state_dict(resumed["model"])
@@ -348,7 +358,7 @@ trackers = {}  # wandb and tensorboard, if asked for
 if is_finished:
     machine.say(f"{out_dir} is finished ({stopped}): {step:,} steps, best validation loss "
                 f"{best_loss:.4f}. A larger --max_steps trains on; another --out_dir starts anew")
-elif machine.is_main:
+elif machine.is_main and not lr_find:
     run.rewind_log(out_dir, step if resumed else -1)
     run.write_config(out_dir, config, git, tok)
     run.warn_of_small_disk(out_dir, model.num_params())
@@ -554,6 +564,11 @@ def stop_if_diverged():
                  f"checkpoint is {out_dir}/ckpt.pt; resume it with a lower --learning_rate")
 
 
+if lr_find:
+    with run.user_mistakes():
+        run.find_learning_rate(masked_batch, forward_backward, update, machine, out_dir)
+    sys.exit()
+
 # ---- the loop -----------------------------------------------------------------------------------
 
 started = last_save = last_drawn = time.monotonic()
@@ -586,6 +601,9 @@ while not stopped:
     norm = update(lr)
     step += 1
     window_steps += 1
+
+    if step == 1 and not takes_weights:
+        machine.say(run.describe_first_loss(*machine.all_sum(loss), model.cfg.vocab_size))
 
     # Stop? Signals and clocks differ between processes, and all must take the same branch below
     # and the same learning rate: a signal to any of them counts, and the main one's clock.
@@ -639,8 +657,7 @@ machine.close()
 if lock:
     lock.close()  # a notebook lives on
 if overfit_batch and loss_now >= 0.05:
-    sys.exit(f"error: overfit_batch reached a loss of {loss_now:.3f} in {step} steps; one batch "
-             f"should fall below 0.05")
+    sys.exit(run.why_not_overfit(loss_now, step, model.cfg.vocab_size, unigram_entropy))
 if step < warmup_steps and stopped == "max_minutes":
     machine.say("WARNING: the time was over in the warm-up, the learning rate never reached its "
                 f"peak; a --warmup_steps of {step // 10} would")

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 
 from data.reader import parse_batch_schedule
 from data.tokenizer import Tokenizer
+from lib import lr_find
 from lib.baselines import ResonanceConfig, ResonanceLM, Transformer, TransformerConfig
-from lib.files import FolderLock, replace_file, to_json, write_json
+from lib.files import FolderLock, print_result, replace_file, to_json, write_json
 from lib.machine import autocast, is_out_of_memory, say
 from masking import CURRICULA, SCORES, check_masking, mask_batch, next_tokens
 from model import ConceptConfig, ConceptEncoder
@@ -140,8 +141,8 @@ def bad_values(config):
         if not 0 < config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected more than 0")
     for name in ("min_lr", "health_rows", "warmup_steps", "max_tokens", "max_minutes",
-                 "stop_at_step", "patience", "weight_decay", "grad_clip", "save_minutes", "seed",
-                 "vocab_size", "max_length"):
+                 "overfit_tokens", "stop_at_step", "patience", "weight_decay", "grad_clip",
+                 "save_minutes", "seed", "vocab_size", "max_length"):
         if not 0 <= config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected 0 or more")
     for name in ("beta1", "beta2", "dropout"):
@@ -210,6 +211,70 @@ def settings_without_effect(config, defaults):
         unread += ["isolate_documents"]
     return [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}"
             for name in unread if config[name] != defaults[name]]
+
+
+def overfit_settings(config):
+    """With overfit_tokens: the settings of a run on one batch of so many tokens; else {}."""
+    n, T = config["overfit_tokens"], config["block_size"]
+    if not n:
+        return {}
+    if n < T or n % T:
+        near = max(T, round(n / T) * T)
+        raise ValueError(f"overfit_tokens={n}: expected whole rows of block_size={T} tokens; "
+                         f"--overfit_tokens={near}, or another --block_size")
+    return dict(overfit_batch=True, batch_size=n // T, micro_batch=n // T)
+
+
+def be_deterministic(wanted):
+    """Only operations whose result is the same bits at each run; others raise an error."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def describe_first_loss(loss, vocab_size):
+    """One line: is the first loss that of a model that finds all words equally likely?"""
+    even = math.log(vocab_size)
+    line = f"first loss {loss:.3f} nats, ln({vocab_size:,}) is {even:.3f}"
+    # A table that starts from co-occurrences of few words is up to a quarter away.
+    if abs(loss / even - 1) <= 0.3:
+        return line
+    return (f"WARNING: {line}: far apart; fresh weights should find all words about equally "
+            "likely, so something is scaled wrongly")
+
+
+def why_not_overfit(loss, step, vocab_size, unigram_entropy):
+    """The message of a run that did not learn one batch by heart."""
+    if not math.isfinite(loss):
+        reason = "it is not a number: lower --learning_rate"
+    elif loss > 0.97 * math.log(vocab_size):
+        reason = ("nothing was learned, all words are still equally likely: raise --learning_rate, "
+                  "and see whether every parameter gets a gradient")
+    elif loss > unigram_entropy:
+        reason = ("it has not even learned word frequencies: raise --learning_rate or --max_steps, "
+                  "lower --warmup_steps")
+    else:
+        reason = ("it learns, but not by heart: raise --max_steps, or the width of the model, and "
+                  "keep --dropout at 0")
+    return (f"error: overfit_batch reached a loss of {loss:.3f} in {step} steps; one batch should "
+            f"fall below 0.05. Here {reason}")
+
+
+def find_learning_rate(masked_batch, forward_backward, update, machine, out_dir):
+    """The range test of lib/lr_find.py with the parts of a step of train.py; prints its result."""
+    def step(rate, number):
+        loss = forward_backward(*masked_batch(number))
+        update(rate)
+        return machine.all_sum(loss)[0]
+
+    found = lr_find.range_test(step)
+    if machine.is_main:
+        path = lr_find.write_test(found, out_dir)
+        say(f"{path}: {found['why']}\ntry --learning_rate={found['suggested']:.1e}")
+        print_result(dict(out_dir=out_dir, suggested=found["suggested"], lowest=found["lowest"],
+                          why=found["why"], picture=path))
+    machine.close()
 
 
 def fields_of(arch):

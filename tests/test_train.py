@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, call, fork, refused, result, run, start, wait_for
 
 from configurator import read_settings
+from lib import lr_find
 from lib import run as run_module
 from lib.run import read_checkpoint, read_log
 
@@ -274,6 +275,62 @@ def test_exploding_weights_are_never_saved_as_nan(data_dir, tmp_path):
     refused(done, "lower --learning_rate")
     for path in tmp_path.glob("*.pt"):
         assert all(t.isfinite().all() for t in read_checkpoint(path)["model"].values())
+
+
+def test_the_range_test_suggests_a_rate_and_keeps_nothing(data_dir, tmp_path):
+    found = result(train(data_dir, tmp_path / "run", "--lr_find=true"))
+    assert 1e-5 < found["suggested"] < 0.1 and "the loss falls fastest at" in found["why"]
+    assert (tmp_path / "run" / "lr_find.png").stat().st_size > 5000
+    held = json.loads((tmp_path / "run" / "lr_find.json").read_text())
+    assert held["rates"][0] == 1e-6 and len(held["rates"]) == len(held["losses"])
+    assert not (tmp_path / "run" / "ckpt.pt").exists()
+    assert result(train(data_dir, tmp_path / "run"))["step"] == 20, "the folder is still free"
+    refused(train(data_dir, tmp_path / "run", "--lr_find=true", ok=False), "starts from fresh")
+
+
+def test_the_range_test_finds_the_steepest_rate_of_a_known_curve():
+    """A loss that falls around 1e-3 and diverges above 3e-2."""
+    def step(rate, number):
+        return 5 - 3 / (1 + (1e-3 / rate) ** 2) + (1e3 * (rate - 3e-2) if rate > 3e-2 else 0)
+
+    found = lr_find.range_test(step)
+    assert 5e-4 < found["suggested"] < 4e-3 < found["lowest"] < 4e-2
+    assert found["rates"][-1] < 0.1, "it ends where the loss is twice the lowest"
+    with pytest.raises(ValueError, match="not finite after 3 updates"):
+        lr_find.range_test(lambda rate, number: 5.0 if number < 3 else float("nan"))
+    flat = lr_find.range_test(lambda rate, number: 5.0 + rate)
+    assert "never falls" in flat["why"]
+
+
+def test_a_number_of_tokens_is_learned_by_heart(data_dir, tmp_path):
+    done = train(data_dir, tmp_path, "--overfit_tokens=256", "--max_steps=600", "--warmup_steps=5",
+                 "--learning_rate=2e-2", "--concept_dim=64", "--ffn_dim=128")
+    summary = result(done)
+    assert summary["stopped"] == "overfit" and summary["tokens"] == summary["step"] * 256
+    assert "first loss" in done.stdout and "WARNING: first loss" not in done.stdout
+    refused(train(data_dir, tmp_path / "odd", "--overfit_tokens=100", ok=False),
+            "expected whole rows of block_size=64 tokens; --overfit_tokens=128")
+
+
+@pytest.mark.parametrize("loss, reason", [
+    (float("nan"), "not a number: lower --learning_rate"), (5.5, "nothing was learned"),
+    (4.0, "has not even learned word frequencies"), (1.0, "not by heart: raise --max_steps")])
+def test_a_run_that_does_not_overfit_says_what_is_wrong(loss, reason):
+    assert reason in run_module.why_not_overfit(loss, 20, 256, unigram_entropy=3.0)
+
+
+def test_a_first_loss_far_from_even_odds_is_a_warning():
+    assert "WARNING" in run_module.describe_first_loss(8.0, 256)
+    assert "WARNING" not in run_module.describe_first_loss(5.6, 256)
+
+
+def test_deterministic_runs_are_the_same(data_dir, tmp_path):
+    try:
+        for name in ("one", "two"):
+            train(data_dir, tmp_path / name, "--deterministic=true", "--max_steps=5")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
 
 
 def test_overfit_batch_reaches_zero(data_dir, tmp_path):
