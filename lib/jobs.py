@@ -18,8 +18,14 @@ def stop_all():
         process.terminate()
 
 
-def run_python(arguments, log_path, number, jobs):
+WATCH_SECONDS = 2.0  # between two calls of `watch`
+
+
+def run_python(arguments, log_path, number, jobs, watch=None):
     """Runs `python ARGUMENTS...` to its end -> exit code. Its output and errors replace log_path.
+
+    watch: a function that is called every few seconds; once it returns True, the process gets
+    SIGTERM.
 
     jobs: how many such processes run at a time; each gets its share of the CPU's threads.
     number: counts the processes from 0; with several GPUs, they take turns on them.
@@ -41,6 +47,13 @@ def run_python(arguments, log_path, number, jobs):
         if stopping:
             process.terminate()
         try:
+            while watch:
+                try:
+                    return process.wait(WATCH_SECONDS)
+                except subprocess.TimeoutExpired:
+                    if watch():
+                        process.terminate()
+                        watch = None
             return process.wait()
         finally:
             running.discard(process)

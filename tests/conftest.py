@@ -252,8 +252,10 @@ class Fork:
         Fork.started.append(command[1:])
         self.process = fork(os.getcwd(), command[1:], stdout.name, stdout.name, env)
 
-    def wait(self):
-        self.process.join()
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("python", timeout)
         return self.process.exitcode
 
     def terminate(self):

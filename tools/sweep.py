@@ -20,8 +20,14 @@ token table and the GLU factor of its layers (lib/allocation.py), and prints it 
     python tools/sweep.py --solve=1 --budget=10e6 --embed_share=0.35 --glu=2.66
     python tools/sweep.py --solve=1 --budget=10e6 --arch=concept --base="--n_concept=32"
 
-Writes out_dir/{results.json, table.md, curves.png}, the first two after every run, and with several
-budgets law.json and law.png. The last line on stdout is JSON.
+With rungs=5e6,50e6 all arms train on 5 million tokens, and the `promote` best train on to 50
+million. They continue and do not begin again, so lr_schedule must be wsd or constant: under another
+schedule a loss in the middle of a run says little. With kill_margin an arm that is clearly worse
+than the reference at equal tokens ends early, for good.
+
+Writes out_dir/{results.json, results.csv, top1.json, table.md, curves.png}, all but the last after
+every run, and with several budgets law.json and law.png. A run's folder holds status.json: running,
+ranked, done, killed or failed. The last line on stdout is JSON.
 """
 
 # ---- settings ---------------------------------------------------------------
@@ -33,6 +39,12 @@ trials = 0  # arms to draw from ranges
 seeds = "1,2,3"  # seeds of each arm, with commas between
 flops = 0.0  # training FLOPs of a run, by the model's own formula; 0: the budget in base
 budgets = ""  # several of them with commas between, such as 1e13,1e14: every arm at each
+rungs = ""  # instead: tokens, as 5e6,50e6; after each number only the best arms go on to the next
+promote = 2  # rungs: how many arms go on
+kill_margin = 0.0  # an arm this much worse than the reference over kill_window ends; 0: none does
+kill_unit = "nats"  # of kill_margin: nats | ppl (perplexity)
+kill_window = 1e6  # tokens
+reference = ""  # the arm that the others are held against; empty: the first
 out_dir = "out/sweep"  # runs go to folders in here
 evaluate = False  # eval.py on each run, its losses under every masking as further columns
 jobs = 1  # runs at a time; each gets its share of the CPU threads, and a GPU where there are any
@@ -58,6 +70,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 import shlex
 import signal
 import statistics
@@ -92,6 +105,7 @@ from lib.run import (
 )
 from masking import MASKING_TYPES, predicted_share
 from tools.compare import draw_losses
+from tools.ranking import is_hopeless, loss_at, promoted, write_csv
 
 TRAIN, EVAL = os.path.join(ROOT, "train.py"), os.path.join(ROOT, "tools", "eval.py")
 # What train.py gives as "stopped" for a run that has used its whole budget.
@@ -234,6 +248,37 @@ def read_budgets():
     return found
 
 
+def read_rungs():
+    """The setting `rungs` -> [tokens], [] for none. Raises ValueError for it and its companions."""
+    if not 0 <= kill_margin < math.inf or not 0 < kill_window < math.inf or promote < 1:
+        raise ValueError(f"kill_margin={kill_margin}, kill_window={kill_window}, "
+                         f"promote={promote}: expected 0 or more, more than 0, 1 or more")
+    if kill_unit not in ("nats", "ppl"):
+        raise ValueError(f"kill_unit={kill_unit!r}: expected nats or ppl")
+    if not rungs:
+        return []
+    try:
+        found = [float(text) for text in rungs.split(",")]
+    except ValueError:
+        found = []
+    if not found or found != sorted(set(found)) or found[0] < 1 or found[-1] == math.inf:
+        raise ValueError(f"rungs={rungs!r}: expected numbers of tokens that grow, as 5e6,50e6")
+    if flops or budgets:
+        raise ValueError("rungs count tokens; leave out flops and budgets")
+    return found
+
+
+def check_companions():
+    """Raises ValueError for settings that belong to others that are not given."""
+    defaults = {name: default for name, (default, _) in read_settings(__file__).items()}
+    for owner, names in (("rungs", ["promote"]),
+                         ("kill_margin", ["kill_unit", "kill_window", "reference"]),
+                         ("ranges", ["trials"])):
+        unread = [f"{name}={config[name]}" for name in names if config[name] != defaults[name]]
+        if unread and not config[owner]:
+            raise ValueError(f"{', '.join(unread)}: of {owner} only; give {owner} too")
+
+
 def resolve(arguments):
     """Arguments of train.py -> all its settings. Raises ValueError for those it would refuse."""
     given = [word for word in arguments
@@ -260,15 +305,31 @@ def plan(name, arguments, budget, seed_list):
             check_settings(settings | dict(seed=seed), train_defaults(), world_size=1)
         batches, model = prepare(settings)
         a_step = flops_per_step(batches, model, settings)
+        steps, rung_steps = 0, []
         if budget:
             steps = max(1, round(budget / a_step))
+        if read_rungs():
+            if settings["lr_schedule"] not in ("wsd", "constant"):
+                raise ValueError(f"lr_schedule={settings['lr_schedule']}: with rungs expected wsd "
+                                 "or constant, under which arms can be ranked before the end")
+            rung_steps, every = steps_of_rungs(float(batches.tokens_a_step))
+            steps = rung_steps[-1]
+            arguments.append(f"--eval_interval={every}")
+        if steps:
             arguments += [f"--max_steps={steps}", "--max_tokens=0", "--max_minutes=0"]
             settings = resolve(arguments)
     except (ValueError, OSError) as error:
         raise ValueError(f"arm {name}: {error}") from None
     return dict(arguments=arguments, settings=settings, data_sha256=batches.sha256,
-                params=model.num_params(), shape=shape,
+                params=model.num_params(), shape=shape, rungs=rung_steps,
                 mflop_per_token=a_step / float(batches.tokens_a_step) / 1e6)
+
+
+def steps_of_rungs(tokens_a_step):
+    """-> the step of each rung, all of them at evaluations, and the steps between evaluations."""
+    tokens = read_rungs()
+    every = max(1, round(tokens[0] / tokens_a_step / 10))
+    return [max(1, round(n / tokens_a_step / every)) * every for n in tokens], every
 
 
 SOLVED = ("embed_share", "glu")  # axes that are no settings of train.py: they decide a shape
@@ -406,10 +467,17 @@ def stop(number, _frame):
     stop_all()
 
 
-def run(number, name, seed, arm):
+def set_status(folder, status, name, seed, **more):
+    """Replaces status.json of a run."""
+    write_json(os.path.join(folder, "status.json"),
+               dict(status=status, arm=name, seed=seed, time=time.time()) | more)
+
+
+def run(number, name, seed, arm, until=0, watch=None):
     """One arm with one seed, in a folder of its own -> its results, or None if there are none.
 
-    number: that of the run in the sweep, which decides the GPU.
+    number: that of the run in the sweep, which decides the GPU. until: the step of a rung, behind
+    which it stops; 0: to the end. watch: a function of the folder that ends a hopeless run.
     """
     if stopped:
         return None
@@ -417,10 +485,25 @@ def run(number, name, seed, arm):
     try:
         path = os.path.join(folder, "result.json")
         found = read_object(path, RUN_KEYS)
+        status = read_object(os.path.join(folder, "status.json")).get("status")
+        if status == "killed":
+            say(f"{name} seed {seed} was given up earlier")
+            return None
+        if not found and until and loss_at(read_log(folder), until):
+            found = outcome(folder, seed, arm, until)
         if not found:
             os.makedirs(folder, exist_ok=True)
-            found = train(folder, number, seed, arm)
-            write_json(path, found)
+            set_status(folder, "running", name, seed)
+            found = train(folder, number, seed, arm, until, watch)
+            if not found:
+                set_status(folder, "killed", name, seed)
+                say(f"{name} seed {seed} is given up: worse than {reference_of()} by {kill_margin} "
+                    f"{kill_unit} over {kill_window:,.0f} tokens")
+                return None
+            if not until:
+                write_json(path, found)
+            set_status(folder, "ranked" if until else "done", name, seed, loss=found["loss"],
+                       tokens=found["tokens"])
             minutes.append((time.monotonic() - start) / 60)
         if evaluate and not found["maskings"]:
             found["maskings"] = losses_by_masking(folder, number)
@@ -428,18 +511,53 @@ def run(number, name, seed, arm):
     except (ValueError, OSError) as error:
         if not stopped:
             say(f"{name} seed {seed} failed: {error}")
+            with contextlib.suppress(OSError):  # the disk is full, perhaps
+                set_status(folder, "failed", name, seed, error=str(error))
         return None
     say(f"{name} seed {seed}: {found['loss']:.4f} nats after {found['tokens']:,} tokens")
     return dict(arm=name, seed=seed) | found
 
 
-def train(folder, number, seed, arm):
-    """train.py to the end of its budget -> the content of result.json."""
+TOO_LARGE = re.compile(r"do not fit into memory; --micro_batch=(\d+) does")  # of train.py
+
+
+def train(folder, number, seed, arm, until=0, watch=None):
+    """train.py to the end of its budget, or to a rung -> the content of result.json; None if it was
+    given up.
+    """
     command = [TRAIN, *arm["arguments"], f"--seed={seed}", f"--out_dir={os.path.abspath(folder)}"]
-    ended = finish(command, folder, number).get("stopped")
-    if ended not in FINISHED:  # half a run must not stand beside whole ones
+    if until:
+        command.append(f"--stop_at_step={until + 1}")  # behind the evaluation of the rung
+    given_up = []
+
+    def look():
+        if not given_up and watch and watch(folder):
+            given_up.append(True)
+        return bool(given_up)
+
+    try:
+        ended = finish(command, folder, number, look if watch else None).get("stopped")
+    except ValueError as error:
+        fits = TOO_LARGE.search(str(error))
+        if not fits:
+            raise
+        say(f"{folder}: too large for the memory, again with --micro_batch={fits[1]}, which gives "
+            "the same result")
+        ended = finish([*command, f"--micro_batch={fits[1]}"], folder, number,
+                       look if watch else None).get("stopped")
+    if given_up:
+        return None
+    if ended not in (*FINISHED, *(["stop_at_step"] if until else [])):
+        # half a run must not stand beside whole ones
         raise ValueError(f"stopped early ({ended}); the same sweep again goes on")
+    return outcome(folder, seed, arm, until)
+
+
+def outcome(folder, seed, arm, until=0):
+    """What a run has logged, to its end or to the step of a rung -> the content of result.json."""
     records = [r for r in read_log(folder) if "val_loss" in r]
+    if until:
+        records = [r for r in records if r["step"] <= until]
     if not records or records[-1]["val_loss"] is None:
         raise ValueError(f"the last validation loss in {folder}/log.jsonl is not a number")
     final = records[-1]
@@ -458,13 +576,13 @@ def losses_by_masking(folder, number):
     return {key: r["loss"] for key, r in losses.items() if key in MASKING_TYPES}
 
 
-def finish(command, folder, number):
+def finish(command, folder, number, watch=None):
     """Runs a Python command, with its output in folder/output.txt -> the JSON that it prints last.
 
     Raises ValueError with its last line if it fails.
     """
     path = os.path.join(folder, "output.txt")
-    code = run_python(command, path, number, jobs)
+    code = run_python(command, path, number, jobs, watch)
     with open(path, encoding="utf-8", errors="replace") as output:
         lines = output.read().splitlines()
     # Not simply the last line: a library may complain on stderr while Python ends.
@@ -526,6 +644,30 @@ def write_results(by_arm, plans):
                dict(settings=config, plans=plans, results=in_order))
     text = table(by_arm, plans) + "\n"
     replace_file(os.path.join(out_dir, "table.md"), lambda file: file.write(text.encode()))
+    write_tidy(in_order, plans)
+
+
+def write_tidy(results, plans):
+    """results.csv, a row for each run with the settings in which arms differ, and top1.json."""
+    varied = {}
+    for plan in plans.values():
+        for key, value in plan["settings"].items():
+            varied.setdefault(key, set()).add(str(value))
+    names = [key for key, values in varied.items() if len(values) > 1]
+    write_csv(os.path.join(out_dir, "results.csv"), [
+        dict(arm=r["arm"], seed=r["seed"], loss=r["loss"], bits_per_byte=r["bits_per_byte"],
+             tokens=r["tokens"], params=plans[r["arm"]]["params"],
+             flops=r["tokens"] * plans[r["arm"]]["mflop_per_token"] * 1e6)
+        | plans[r["arm"]]["shape"] | {name: r["settings"].get(name) for name in names}
+        | r["health"] for r in results])
+    by_arm = group(results, plans)
+    furthest = max(r["tokens"] for r in results)  # arms that went on are ahead of those that stayed
+    best = next(name for name, runs in by_arm.items() if runs[0]["tokens"] > 0.9 * furthest)
+    write_json(os.path.join(out_dir, "top1.json"), dict(
+        arm=best, loss=statistics.median(r["loss"] for r in by_arm[best]),
+        tokens=by_arm[best][0]["tokens"], params=plans[best]["params"], shape=plans[best]["shape"],
+        arguments=plans[best]["arguments"],
+        settings={name: plans[best]["settings"][name] for name in names}))
 
 
 def write_law(by_arm, plans):
@@ -555,6 +697,7 @@ def start():
     """Everything that can fail because of a setting. -> plans by arm, seeds, lock of out_dir."""
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: expected 1 or more")
+    check_companions()
     seed_list, found, plans = read_seeds(), read_budgets(), {}
     for text, flops_of_run in found:
         for name, (arguments, is_generated) in all_arms().items():
@@ -562,7 +705,10 @@ def start():
             plans[run_name] = plan(run_name, arguments, flops_of_run, seed_list) | dict(
                 arm=name, budget=flops_of_run, generated=is_generated)
     check_twins(plans)
+    if reference and reference not in {plan["arm"] for plan in plans.values()}:
+        raise ValueError(f"reference={reference!r} is no arm; these are: {', '.join(plans)}")
     check_outputs(out_dir, {"results.json": '"plans":', "table.md": "| MFLOP a token |",
+                            "results.csv": "arm,seed,loss", "top1.json": '"arguments":',
                             "curves.png": "Matplotlib", "law.json": '"crossings":',
                             "law.png": "Matplotlib"})
     for name, arm in plans.items():
@@ -605,6 +751,53 @@ def solve_and_print():
                     if name in ("token_dim", "concept_dim", "n_concept")})
 
 
+def jobs_of(plans, seed_list):
+    """-> [(name, seed, plan)], seed by seed, so that a sweep that is stopped has something to say
+    about every arm; the reference comes first.
+    """
+    names = sorted(plans, key=lambda name: plans[name]["arm"] != reference_of(plans))
+    return [(name, seed, plans[name]) for seed in seed_list for name in names]
+
+
+def reference_of(plans=None):
+    return reference or next(iter(plans or all_arms()))
+
+
+def run_all(todo, plans, results, rung):
+    """Runs all jobs, to the end of a rung if there are rungs -> their results. results: those of
+    earlier rungs, for the table.
+    """
+    def curve(folder):
+        return [(r["tokens"], r["val_loss"]) for r in read_log(folder)
+                if r.get("val_loss") is not None]
+
+    def watch_for(name, seed):
+        first = next((n for n in plans if plans[n]["arm"] == reference_of(plans)), None)
+        if not kill_margin or first is None or name == first:
+            return None
+        held_against = folder_of(first, seed, plans[first])
+        return lambda folder: is_hopeless(curve(folder), curve(held_against), kill_margin,
+                                          kill_unit, kill_window)
+
+    done = []
+    with ThreadPoolExecutor(jobs) as pool:
+        # to the step of this rung; of the last one, or without rungs, to the end
+        runs = [pool.submit(run, number, name, seed, arm, [*arm["rungs"][:-1], 0][rung],
+                            watch_for(name, seed))
+                for number, (name, seed, arm) in enumerate(todo)]
+        for n_done, one in enumerate(as_completed(runs), 1):
+            if one.result():
+                done.append(one.result())
+                newer = {(r["arm"], r["seed"]) for r in done}
+                with contextlib.suppress(OSError):  # a full disk: said below, if it still is full
+                    write_results(group([r for r in results if (r["arm"], r["seed"]) not in newer]
+                                        + done, plans), plans)
+            if minutes and not stopped and n_done < len(todo):
+                left = statistics.mean(minutes) * (len(todo) - n_done) / jobs
+                say(f"  {n_done} of {len(todo)} runs, about {left:.1f} min left")
+    return done
+
+
 def main():
     if solve:
         with user_mistakes():
@@ -615,21 +808,20 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup: go on without a terminal
             signal.signal(number, stop)
-    # Seed by seed, so that a sweep that is stopped has something to say about every arm.
-    todo = [(name, seed, plans[name]) for seed in seed_list for name in plans]
+    results, todo = [], jobs_of(plans, seed_list)
+    n_rungs = max(1, len(read_rungs()))
     say(f"{len(todo)} runs: {len(plans)} arms x {len(seed_list)} seeds, {jobs} at a time; after "
         "the first one the time left is known")
-    results = []
-    with ThreadPoolExecutor(jobs) as pool:
-        runs = [pool.submit(run, number, *job) for number, job in enumerate(todo)]
-        for n_done, done in enumerate(as_completed(runs), 1):
-            if done.result():
-                results.append(done.result())
-                with contextlib.suppress(OSError):  # a full disk: said below, if it still is full
-                    write_results(group(results, plans), plans)
-            if minutes and not stopped and n_done < len(todo):
-                left = statistics.mean(minutes) * (len(todo) - n_done) / jobs
-                say(f"  {n_done} of {len(todo)} runs, about {left:.1f} min left")
+    for rung in range(n_rungs):
+        done = run_all(todo, plans, results, rung)
+        results = [r for r in results if (r["arm"], r["seed"]) not in
+                   {(r["arm"], r["seed"]) for r in done}] + done
+        if stopped or rung == n_rungs - 1:
+            break
+        losses = {name: [r["loss"] for r in runs] for name, runs in group(done, plans).items()}
+        going_on = promoted(losses, promote)
+        say(f"after {float(rungs.split(',')[rung]):,.0f} tokens these go on: {', '.join(going_on)}")
+        todo = [job for job in todo if job[0] in going_on]
     by_arm = group(results, plans)
     if results:
         groups = [(name, plans[name]["mflop_per_token"] * 1e6, [r["curve"] for r in runs])
@@ -641,13 +833,16 @@ def main():
         say("\n" + table(by_arm, plans))
         say(f"\n{out_dir}/table.md, curves.png, results.json")
     if stopped:
-        sys.exit(f"error: stopped by {stopped}, {len(results)} of {len(todo)} runs are finished; "
-                 "the same command again goes on")
+        sys.exit(f"error: stopped by {stopped}, {len(results)} of {len(plans) * len(seed_list)} "
+                 "runs are finished; the same command again goes on")
     if not results:
         sys.exit("error: every run failed; the reasons are above")
-    failed = len(todo) - len(results)
+    n_killed = sum(1 for name, seed, arm in jobs_of(plans, seed_list) if read_object(os.path.join(
+        folder_of(name, seed, arm), "status.json")).get("status") == "killed")
+    failed = len(plans) * len(seed_list) - len(results) - n_killed
     losses = {name: [r["loss"] for r in runs] for name, runs in by_arm.items()}
-    print_result(dict(out_dir=out_dir, runs=len(results), failed=failed, loss=losses))
+    print_result(dict(out_dir=out_dir, runs=len(results), failed=failed, killed=n_killed,
+                      loss=losses))
     lock.close()
     sys.exit(bool(failed))
 

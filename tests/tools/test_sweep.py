@@ -311,7 +311,7 @@ def test_a_run_that_crashed_in_the_middle_goes_on(sweep, tmp_path):
 
 def test_bad_arms_are_refused_before_anything_runs(sweep, tmp_path):
     where = f"--out_dir={tmp_path}/none"
-    refused(sweep(where, "--arms=", ok=False), "arms is empty", "config/sweeps/dims.py")
+    refused(sweep(where, "--arms=", ok=False), "there are no arms", "config/sweeps/dims.py")
     refused(sweep(where, "--arms=--n_layer=2", ok=False), "expected a name")
     refused(sweep(where, "--arms=a --n_layr=2", ok=False), "arm a:", "did you mean 'n_layer'")
     refused(sweep(where, "--arms=ok\na --n_head=3", ok=False), "arm a:", "does not divide")
@@ -491,3 +491,99 @@ def test_a_shape_is_printed_as_a_config_and_as_json(tmp_path):
     assert settings["ffn_dim"] == shape["ffn_dim"] and settings["n_mixer"] == 0
     refused(call(SWEEP, "--solve=1", "--base=--ffn_dim=100", ok=False), "the solver finds these")
     refused(call(SWEEP, "--solve=1", "--budget=60000", ok=False), "below the smallest token table")
+
+
+# ---- rungs -------------------------------------------------------------------------
+
+RANKED = (BASE.replace("--max_steps=3 --eval_interval=2", "")
+          + " --lr_schedule=wsd --warmup_steps=2 --log_interval=5")
+# tokens: 128 a step; the second arm's learning rate is far too small
+TWO = "--arms=good --learning_rate=1e-2\nbad --learning_rate=1e-6 --min_lr=1e-7"
+
+
+@pytest.fixture
+def ranked(sweep, data_dir, tmp_path):
+    def run(*more, ok=True):
+        return sweep(f"--out_dir={tmp_path}", f"--base=--data_dir={data_dir} {RANKED}", TWO, *more,
+                     ok=ok)
+    return run
+
+
+def status_of(folder):
+    return json.loads((folder / "status.json").read_text())["status"]
+
+
+def test_only_the_best_arms_train_on_and_they_do_not_begin_again(ranked, tmp_path):
+    done = ranked("--rungs=2560,7680", "--promote=1")
+    assert "after 2,560 tokens these go on: good" in done.stdout
+    assert status_of(tmp_path / "good_s1") == "done" and status_of(tmp_path / "bad_s1") == "ranked"
+    assert len(trained()) == 3
+    logs = {name: [json.loads(line) for line in (tmp_path / f"{name}_s1/log.jsonl").open()]
+            for name in ("good", "bad")}
+    assert [r["step"] for r in logs["good"] if "val_loss" in r] == [*range(0, 61, 2)]
+    assert max(r["step"] for r in logs["bad"]) <= 21
+    best = json.loads((tmp_path / "top1.json").read_text())
+    assert best["arm"] == "good" and best["tokens"] == 7680
+    assert best["settings"]["learning_rate"] == 1e-2
+    rows = (tmp_path / "results.csv").read_text().splitlines()
+    assert rows[0].startswith("arm,seed,loss,bits_per_byte,tokens,params,flops")
+    assert "learning_rate" in rows[0] and len(rows) == 3
+    # an uninterrupted run of the whole length comes to the same loss
+    Fork.started.clear()
+    again = ranked("--rungs=2560,7680", "--promote=1")
+    assert not trained() and result(again)["loss"] == result(done)["loss"]
+
+
+def test_a_promoted_run_is_the_run_that_was_never_stopped(ranked, sweep, data_dir, tmp_path):
+    ranked("--rungs=2560,5120", "--promote=1")
+    whole = run("train.py", f"--data_dir={data_dir}", *RANKED.split(), "--learning_rate=1e-2",
+                "--max_steps=40", "--eval_interval=2", "--seed=1", f"--out_dir={tmp_path}/whole")
+    found = json.loads((tmp_path / "good_s1" / "result.json").read_text())["loss"]
+    assert found == result(whole)["val_loss"]
+
+
+def test_a_hopeless_arm_is_given_up_for_good(ranked, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "WATCH_SECONDS", 0.05)
+    args = ["--rungs=256000", "--kill_margin=0.2", "--kill_window=30000"]
+    done = ranked(*args, ok=False)
+    assert "bad seed 1 is given up: worse than good by 0.2 nats over 30,000 tokens" in done.stdout
+    summary = result(done)
+    assert summary["killed"] == 1 and summary["failed"] == 0 and list(summary["loss"]) == ["good"]
+    assert status_of(tmp_path / "bad_s1") == "killed"
+    Fork.started.clear()
+    assert "bad seed 1 was given up earlier" in ranked(*args).stdout and not trained()
+
+
+def test_what_does_not_fit_into_memory_runs_again_with_smaller_micro_batches(
+        sweep, tmp_path, monkeypatch):
+    code = runpy.run_path(SWEEP)["train"].__globals__
+    calls = []
+
+    def finish(command, folder, number, watch=None):
+        calls.append(command)
+        if len(calls) == 1:
+            raise ValueError("error: 8 rows of 32 tokens do not fit into memory; --micro_batch=2 "
+                             "does, and the result is the same")
+        return dict(stopped="max_steps")
+
+    code.update(finish=finish, outcome=lambda *_: dict(loss=1.0))
+    assert code["train"](str(tmp_path), 0, 1, dict(arguments=["--a=1"])) == dict(loss=1.0)
+    assert calls[1] == [*calls[0], "--micro_batch=2"]
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--rungs=5,4"], "expected numbers of tokens that grow"),
+    (["--rungs=many"], "expected numbers of tokens that grow"),
+    (["--rungs=100,200", "--flops=1e9"], "rungs count tokens"),
+    (["--rungs=100,200", "--base="], "lr_schedule=cosine: with rungs expected wsd"),
+    (["--promote=1"], "promote=1: of rungs only"),
+    (["--reference=good"], "reference=good: of kill_margin only"),
+    (["--kill_margin=0.1", "--reference=other"], "reference='other' is no arm"),
+    (["--kill_margin=0.1", "--kill_unit=bits"], "expected nats or ppl"),
+    (["--kill_margin=-1"], "expected 0 or more"),
+])
+def test_settings_of_rungs_that_make_no_sense_are_refused(args, message, ranked, data_dir):
+    if "--base=" in args:
+        args = [args[0], f"--base=--data_dir={data_dir} {BASE}"]
+    refused(ranked(*args, ok=False), message)
+    assert not trained()
