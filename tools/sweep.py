@@ -14,8 +14,12 @@ The same command again goes on where the sweep was stopped and starts no finishe
 has left its numbers in OUT/ARM_sN/result.json. A run of other settings than its arm has now is
 refused. Ctrl-C and SIGTERM let the runs save; the table then holds what is finished.
 
---solve=1 runs nothing. It finds the shape of a model from a budget of parameters, the share of its
-token table and the GLU factor of its layers (lib/allocation.py), and prints it with a config:
+    python tools/sweep.py report --dir=out/sweep_dims
+
+writes a table, pictures and one page about all runs in a folder, whoever made them
+(tools/sweep_report.py). --solve=1 runs nothing. It finds the shape of a model from a budget of
+parameters, the share of its token table and the GLU factor of its layers (lib/allocation.py), and
+prints it with a config:
 
     python tools/sweep.py --solve=1 --budget=10e6 --embed_share=0.35 --glu=2.66
     python tools/sweep.py --solve=1 --budget=10e6 --arch=concept --base="--n_concept=32"
@@ -47,6 +51,7 @@ kill_window = 1e6  # tokens
 reference = ""  # the arm that the others are held against; empty: the first
 out_dir = "out/sweep"  # runs go to folders in here
 evaluate = False  # eval.py on each run, its losses under every masking as further columns
+dir = ""  # report: the folder whose runs are reported on
 jobs = 1  # runs at a time; each gets its share of the CPU threads, and a GPU where there are any
 solve = False  # find a shape and print it, nothing else
 budget = 10e6  # parameters of a model, for solve and where embed_share or glu is an axis of grid
@@ -62,7 +67,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from configurator import configure, read_settings
 
-config = configure(globals())
+# the word that prepare.py calls a mode: what is done with --dir instead of a sweep
+is_report = sys.argv[1:2] == ["report"]
+config = configure(globals(), sys.argv[2:] if is_report else None)
 
 import contextlib
 import difflib
@@ -106,6 +113,7 @@ from lib.run import (
 from masking import MASKING_TYPES, predicted_share
 from tools.compare import draw_losses
 from tools.ranking import is_hopeless, loss_at, promoted, write_csv
+from tools.sweep_report import write_report
 
 TRAIN, EVAL = os.path.join(ROOT, "train.py"), os.path.join(ROOT, "tools", "eval.py")
 # What train.py gives as "stopped" for a run that has used its whole budget.
@@ -798,7 +806,23 @@ def run_all(todo, plans, results, rung):
     return done
 
 
+def report():
+    """The report of the folder `dir`."""
+    if not os.path.isdir(dir):
+        raise ValueError(f"dir={dir!r} is no folder; expected one with runs, such as --dir=out")
+    check_outputs(dir, {"report.csv": "run,status,arch", "report.md": "# ",
+                        "report.html": "Pictures"})
+    result = write_report(dir)
+    say(f"{result['page']}: {result['runs']} runs, {result['arms']} arms; the lowest loss is "
+        f"{result['loss']:.4f} nats, of {result['best']}")
+    print_result(result)
+
+
 def main():
+    if is_report:
+        with user_mistakes():
+            report()
+        return
     if solve:
         with user_mistakes():
             solve_and_print()

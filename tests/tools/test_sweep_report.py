@@ -1,0 +1,103 @@
+"""Promises of `tools/sweep.py report`: every run once, seeds together, true fronts, a page that
+needs nothing else."""
+
+import csv
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, call, refused, result
+from test_train import train
+
+from tools.sweep_report import front, iso_flop, name_of, write_report
+
+SWEEP = str(ROOT / "tools/sweep.py")
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def folder(data_dir, tmp_path_factory):
+    """Two arms, one of them with two seeds, and a run that was stopped."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, args in (("plain_s1", ["--seed=1"]), ("plain_s2", ["--seed=2"]),
+                       ("more/wide <b>_s1", ["--ffn_dim=128", "--seed=1"]),
+                       ("half_s1", ["--ffn_dim=32", "--stop_at_step=12"])):
+        train(data_dir, folder / name, "--max_steps=20", *args)
+    (folder / "more" / "notes").mkdir()
+    (folder / "more" / "notes" / "log.jsonl").write_text("{}\n")  # no run
+    return folder
+
+
+def test_every_run_is_in_the_table_and_seeds_are_one_arm(folder):
+    summary = result(call(SWEEP, "report", f"--dir={folder}"))
+    assert summary["runs"] == 4 and summary["arms"] == 2
+    rows = {row["run"]: row for row in csv.DictReader(open(folder / "report.csv"))}
+    assert set(rows) == {"plain_s1", "plain_s2", "more/wide <b>_s1", "half_s1"}
+    log = [json.loads(line) for line in open(folder / "plain_s1" / "log.jsonl")]
+    last = [record for record in log if "val_loss" in record][-1]
+    assert float(rows["plain_s1"]["loss"]) == last["val_loss"]
+    assert int(rows["plain_s1"]["tokens"]) == last["tokens"]
+    assert rows["half_s1"]["status"] == "stop_at_step"
+    assert {row["ffn_dim"] for row in rows.values()} == {"64", "128"} | {"32"}
+    text = (folder / "report.md").read_text()
+    losses = sorted(float(rows[f"plain_s{n}"]["loss"]) for n in (1, 2))
+    assert f"| plain | 2 | {losses[0]:.4f} [{losses[0]:.3f}, {losses[1]:.3f}] |" in text
+    assert f"Seeds of one arm differ by up to {losses[1] - losses[0]:.3f} nats" in text
+    assert "half_s1 is left out here, but in report.csv: stop_at_step at" in text
+    assert (folder / "report_params.png").stat().st_size > 5000
+
+
+def test_the_page_holds_everything_and_escapes_text(folder):
+    call(SWEEP, "report", f"--dir={folder}")
+    page = (folder / "report.html").read_text()
+    assert "wide &lt;b&gt;" in page and "wide <b>" not in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("data:image/png;base64,") == len(list(folder.glob("report_*.png")))
+
+
+def test_a_front_is_what_nothing_beats_in_both():
+    random = np.random.default_rng(0)
+    points = [tuple(pair) for pair in random.random((40, 2)).tolist()]
+    expected = {i for i, (cost, loss) in enumerate(points)
+                if not any(other != (cost, loss) and other[0] <= cost and other[1] <= loss
+                           for other in points)}
+    assert set(front(points)) == expected
+    assert front([(1, 2), (1, 2), (2, 3)]) == [0]
+
+
+def arm(params, loss, flops=1e13):
+    return [dict(run=f"a{params}_s1", params=params, loss=loss, flops=flops)]
+
+
+def test_equal_flops_have_a_best_size():
+    """A parabola around three million parameters, and arms of other FLOPs that do not count."""
+    arms = [arm(p, 4 + 0.1 * math.log(p / 3e6) ** 2) for p in (1e6, 2e6, 4e6, 8e6)]
+    fit = iso_flop([*arms, arm(2.9e6, 1.0, flops=1e14)])
+    assert fit["params"] == pytest.approx(3e6, rel=0.01) and fit["loss"] == pytest.approx(4)
+    low, high = fit["params_90"]
+    assert low < 3e6 < high
+    assert iso_flop(arms[:2]) is None
+    assert iso_flop([arm(p, 4 - p / 1e7) for p in (1e6, 2e6, 4e6)]) is None, "no minimum between"
+
+
+def test_a_folder_without_runs_and_a_file_of_others_are_refused(folder, tmp_path):
+    refused(call(SWEEP, "report", f"--dir={tmp_path}", ok=False), "holds no run with an evaluation")
+    refused(call(SWEEP, "report", f"--dir={tmp_path / 'none'}", ok=False), "is no folder")
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "report.md").write_text("mine")
+    refused(call(SWEEP, "report", f"--dir={other}", ok=False), "report.md")
+    assert (other / "report.md").read_text() == "mine"
+    for name in ("plain_s1", "plain_s2", "more"):
+        shutil.rmtree(other / name)
+    (other / "report.md").unlink()
+    with pytest.raises(ValueError, match="none of its 1 runs has used its budget"):
+        write_report(str(other))
+
+
+def test_an_arm_is_named_as_its_folder_without_seed_and_hash():
+    assert name_of([dict(run="glu=2_s1_1a2b3c4d")]) == "glu=2"
+    assert name_of([dict(run="alone")]) == "alone"
