@@ -4,12 +4,14 @@
 #              make train DATA=texts/ SIZE=tiny ARGS=--max_steps=1000 PREPARE_ARGS=--tokenizer=gpt2
 # make phases  three phases of pretraining of SIZE=17m, 32m, ... (config/ettin_*.py), scaled down to
 #              minutes on a CPU; ARGS="config/decoder.py" makes decoders
+# make sweep-demo   nine small models that spend 3 million parameters in different ways, and a report
+#              of them: minutes on two cores
 # make test    ruff and all tests, on the CPU
 # make bench   speed and memory beside BERT, ModernBERT and Perceiver models of the same size
 # make clean   removes .venv, out and caches
 PY = .venv/bin/python
 
-.PHONY: demo train phases test bench clean
+.PHONY: demo train phases sweep-demo test bench clean
 
 # Settings of make train: DATA, ARGS, PREPARE_ARGS, EVAL_ARGS and
 SIZE = micro
@@ -44,6 +46,11 @@ phases: .venv/core
 		--init_from=out/phases_$(SIZE)/pretrain --out_dir=out/phases_$(SIZE)/extend $(ARGS)
 	$(PY) train.py config/ettin_$(SIZE).py config/phase_decay.py config/phase_small.py \
 		--init_from=out/phases_$(SIZE)/extend --out_dir=out/phases_$(SIZE)/decay $(ARGS)
+
+sweep-demo: .venv/core
+	$(PY) data/pydocs/prepare.py
+	$(PY) tools/sweep.py config/sweeps/allocation_demo.py
+	$(PY) tools/sweep.py report --dir=out/sweep_allocation_demo
 
 test: .venv/extra
 	.venv/bin/ruff check .

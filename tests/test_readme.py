@@ -37,6 +37,11 @@ SMALL = {
              "--concept_dim=64 --token_dim=64 --block_size=64 --data_dir=data/pydocs",
         arms="open --ffn_dim=64\nmixers --arch=transformer --n_layer=0 --ffn_dim=192",
         flops=3e7),
+    # width 32: 4 layers of 96 and 3 of 144 have this many parameters
+    "config/sweeps/allocation_demo.py": dict(
+        base="--arch=transformer --n_mixer=0 --block_size=32 --batch_size=2 --micro_batch=2 "
+             "--eval_rows=2 --max_steps=2 --init_table=random --data_dir=data/pydocs",
+        grid="glu 3 4.5", budget=74200, jobs=1),
 }
 
 
@@ -49,6 +54,8 @@ def make_small(clone):
             text, n = re.subn(pattern, lambda _, k=key, v=value: f"{k} = {v!r}  ", text,
                               flags=re.M | re.S)
             assert n == 1, f"{name} has no setting {key}"
+        if name.endswith("allocation_demo.py"):
+            text += "embed_share = 0.276\n"
         (clone / name).write_text(text)
     for path in clone.glob("config/*.py"):
         with open(path, "a") as file:
