@@ -40,6 +40,7 @@ arms = ""  # one arm a line: NAME and its own arguments; # starts a comment
 grid = ""  # one setting a line and its values: SETTING VALUE VALUE ...; each combination is an arm
 ranges = ""  # one setting a line: SETTING LOW HIGH, or SETTING LOW HIGH log; `trials` are drawn
 trials = 0  # arms to draw from ranges
+search = "random"  # how they are drawn: random | tpe (after what the earlier ones have shown)
 seeds = "1,2,3"  # seeds of each arm, with commas between
 flops = 0.0  # training FLOPs of a run, by the model's own formula; 0: the budget in base
 budgets = ""  # several of them with commas between, such as 1e13,1e14: every arm at each
@@ -112,6 +113,7 @@ from lib.run import (
 )
 from masking import MASKING_TYPES, predicted_share
 from tools.compare import draw_losses
+from tools.live import live_table
 from tools.ranking import is_hopeless, loss_at, promoted, write_csv
 from tools.sweep_report import write_report
 
@@ -171,7 +173,7 @@ def all_arms():
         if name in found:
             raise ValueError(f"arm {name} comes twice, from arms, grid or ranges")
         found[name] = arguments, True
-    if not found:
+    if not found and search == "random":
         raise ValueError("there are no arms, no grid and no ranges: name a config, for example "
                          "python tools/sweep.py config/sweeps/dims.py")
     return found
@@ -207,8 +209,8 @@ def combinations():
     return [named_arm(values) for values in found if values]
 
 
-def draws():
-    """The setting `ranges` -> [(name, arguments)], `trials` of them, the same at each call."""
+def read_ranges():
+    """The setting `ranges` -> {name: (low, high, whether it is logarithmic)}. Raises ValueError."""
     axes, expected = {}, "SETTING LOW HIGH, with log behind for an even spread of the logarithm"
     for name, words in read_axes(ranges, "ranges", expected).items():
         try:
@@ -220,16 +222,26 @@ def draws():
         axes[name] = low, high, bool(words[2:])
     if bool(axes) != (trials > 0):
         raise ValueError(f"trials={trials} with {len(axes)} ranges: give both or none")
-    random, found = np.random.default_rng(0), []
-    for _ in range(trials):
+    return axes
+
+
+def draws():
+    """`trials` random arms of `ranges` -> [(name, arguments)], the same at each call."""
+    axes, random, found = read_ranges(), np.random.default_rng(0), []
+    for _ in range(trials if search == "random" else 0):
         values = {}
         for name, (low, high, is_log) in axes.items():
             spot = random.random()
             value = low * (high / low) ** spot if is_log else low + (high - low) * spot
-            is_whole = isinstance(train_defaults().get(name), int)
-            values[name] = str(round(value)) if is_whole else f"{value:.4g}"
+            values[name] = as_text(name, value)
         found.append(named_arm(values))
     return found
+
+
+def as_text(name, value):
+    """A number as the value of a setting, whole where the setting is."""
+    is_whole = isinstance(train_defaults().get(name), int)
+    return str(round(value)) if is_whole else f"{value:.4g}"
 
 
 def named_arm(values):
@@ -281,7 +293,7 @@ def check_companions():
     defaults = {name: default for name, (default, _) in read_settings(__file__).items()}
     for owner, names in (("rungs", ["promote"]),
                          ("kill_margin", ["kill_unit", "kill_window", "reference"]),
-                         ("ranges", ["trials"])):
+                         ("ranges", ["trials", "search"])):
         unread = [f"{name}={config[name]}" for name in names if config[name] != defaults[name]]
         if unread and not config[owner]:
             raise ValueError(f"{', '.join(unread)}: of {owner} only; give {owner} too")
@@ -706,6 +718,14 @@ def start():
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: expected 1 or more")
     check_companions()
+    if search not in ("random", "tpe"):
+        raise ValueError(f"search={search!r}: expected random or tpe")
+    if search == "tpe":
+        if rungs or budgets or arms.strip() or grid.strip():
+            raise ValueError("search=tpe chooses all arms from ranges; leave out arms, grid, rungs "
+                             "and budgets")
+        read_ranges()
+        load_optuna()
     seed_list, found, plans = read_seeds(), read_budgets(), {}
     for text, flops_of_run in found:
         for name, (arguments, is_generated) in all_arms().items():
@@ -771,6 +791,62 @@ def reference_of(plans=None):
     return reference or next(iter(plans or all_arms()))
 
 
+def load_optuna():
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError("search=tpe needs optuna: pip install -r requirements-extra.txt") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def search_by_tpe(plans, seed_list):
+    """`trials` arms, `jobs` at a time, chosen after what the earlier ones have come to -> results.
+
+    plans: gets those of the arms. The sampler has a seed, and its answers are told in order: the
+    same sweep again asks for the same arms, and what is finished is read from its folders.
+    """
+    optuna, axes, results = load_optuna(), read_ranges(), []
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    n_asked = 0
+    while n_asked < trials and not stopped:
+        asked, todo = [], []
+        for _ in range(min(jobs, trials - n_asked)):
+            trial = study.ask()
+            values = {name: as_text(name, trial.suggest_float(name, low, high, log=is_log))
+                      for name, (low, high, is_log) in axes.items()}
+            name, arguments = named_arm(values)
+            asked.append((trial, name))
+            if name not in plans:
+                plans[name] = plan(name, arguments, flops, seed_list) | dict(
+                    arm=name, budget=flops, generated=True)
+                todo += [(name, seed, plans[name]) for seed in seed_list]
+        n_asked += len(asked)
+        results += run_all(todo, plans, results, 0)
+        for trial, name in asked:
+            losses = [r["loss"] for r in results if r["arm"] == name]
+            if losses:
+                study.tell(trial, statistics.median(losses))
+            else:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return results
+
+
+def progress_of(todo):
+    """What tools/live.py shows of each run."""
+    rows = []
+    for name, seed, arm in todo:
+        folder = folder_of(name, seed, arm)
+        status = read_object(os.path.join(folder, "status.json")).get("status", "waiting")
+        records = read_log(folder) if status != "waiting" else []
+        losses = [r["val_loss"] for r in records if r.get("val_loss") is not None]
+        step = records[-1]["step"] if records else 0
+        rows.append((f"{name} s{seed}", status, records[-1].get("tokens", 0) if records else 0,
+                     1.0 if status in ("done", "killed", "failed", "ranked") else min(
+                         1.0, step / arm["settings"]["max_steps"]), losses[-1] if losses else None))
+    return rows
+
+
 def run_all(todo, plans, results, rung):
     """Runs all jobs, to the end of a rung if there are rungs -> their results. results: those of
     earlier rungs, for the table.
@@ -788,7 +864,7 @@ def run_all(todo, plans, results, rung):
                                           kill_unit, kill_window)
 
     done = []
-    with ThreadPoolExecutor(jobs) as pool:
+    with live_table(lambda: progress_of(todo)), ThreadPoolExecutor(jobs) as pool:
         # to the step of this rung; of the last one, or without rungs, to the end
         runs = [pool.submit(run, number, name, seed, arm, [*arm["rungs"][:-1], 0][rung],
                             watch_for(name, seed))
@@ -834,8 +910,12 @@ def main():
             signal.signal(number, stop)
     results, todo = [], jobs_of(plans, seed_list)
     n_rungs = max(1, len(read_rungs()))
-    say(f"{len(todo)} runs: {len(plans)} arms x {len(seed_list)} seeds, {jobs} at a time; after "
-        "the first one the time left is known")
+    if search == "tpe":
+        with user_mistakes():
+            results, n_rungs = search_by_tpe(plans, seed_list), 0
+    else:
+        say(f"{len(todo)} runs: {len(plans)} arms x {len(seed_list)} seeds, {jobs} at a time; "
+            "after the first one the time left is known")
     for rung in range(n_rungs):
         done = run_all(todo, plans, results, rung)
         results = [r for r in results if (r["arm"], r["seed"]) not in

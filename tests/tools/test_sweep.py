@@ -587,3 +587,34 @@ def test_settings_of_rungs_that_make_no_sense_are_refused(args, message, ranked,
         args = [args[0], f"--base=--data_dir={data_dir} {BASE}"]
     refused(ranked(*args, ok=False), message)
     assert not trained()
+
+
+# ---- search ------------------------------------------------------------------------
+
+
+def test_tpe_asks_for_the_same_arms_again_and_reads_what_is_finished(sweep, data_dir, tmp_path):
+    pytest.importorskip("optuna")
+    args = [f"--out_dir={tmp_path}", "--arms=", "--search=tpe", "--trials=4",
+            "--ranges=learning_rate 1e-4 1e-1 log\nn_concept 2 9"]
+    first = result(sweep(*args))
+    assert len(first["loss"]) == 4 and first["failed"] == 0
+    Fork.started.clear()
+    assert result(sweep(*args))["loss"] == first["loss"] and not trained()
+    # more trials go on from these
+    more = result(sweep(*args, "--trials=5"))
+    assert len(trained()) == 1 and set(first["loss"]) < set(more["loss"])
+    refused(sweep(*args, "--grid=ffn_dim 16 32", ok=False), "search=tpe chooses all arms")
+    refused(sweep(*args, "--search=grid", ok=False), "expected random or tpe")
+
+
+def test_the_live_table_says_what_is_done_and_how_long_the_rest_takes():
+    live = pytest.importorskip("rich") and __import__("tools.live").live
+    rows = [("a [x] s1", "done", 1000, 1.0, 3.0), ("b s1", "running", 500, 0.5, None),
+            ("c s1", "waiting", 0, 0.0, None)]
+    assert live.time_left(rows, 60) == "50% done, about 1.0 min left"
+    assert live.time_left(rows, 0) == "" and live.time_left([], 60) == ""
+    from rich.console import Console
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))
+    console.print(live.table(rows, 60))
+    text = console.export_text()
+    assert "a [x] s1" in text and "3.0000" in text and "running" in text
