@@ -159,9 +159,10 @@ MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run g
 with run.user_mistakes():
     signals = StopSignals()
     machine = find_machine(device, block_size, parallel=True)
-    config |= run.overfit_settings(config)
-    batch_size, micro_batch, overfit_batch = (
-        config[name] for name in ("batch_size", "micro_batch", "overfit_batch"))
+    if overfit_tokens:
+        batch_size = micro_batch = run.rows_to_overfit(overfit_tokens, block_size)
+        overfit_batch = True
+        config |= dict(batch_size=batch_size, micro_batch=micro_batch, overfit_batch=True)
     run.check_settings(config, defaults, machine.world_size)
     run.be_deterministic(deterministic)
     data = Batches(data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size,

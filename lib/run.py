@@ -213,16 +213,13 @@ def settings_without_effect(config, defaults):
             for name in unread if config[name] != defaults[name]]
 
 
-def overfit_settings(config):
-    """With overfit_tokens: the settings of a run on one batch of so many tokens; else {}."""
-    n, T = config["overfit_tokens"], config["block_size"]
-    if not n:
-        return {}
+def rows_to_overfit(n, T):
+    """Rows of T tokens of a run on n tokens. Raises ValueError unless these are whole rows."""
     if n < T or n % T:
         near = max(T, round(n / T) * T)
         raise ValueError(f"overfit_tokens={n}: expected whole rows of block_size={T} tokens; "
                          f"--overfit_tokens={near}, or another --block_size")
-    return dict(overfit_batch=True, batch_size=n // T, micro_batch=n // T)
+    return n // T
 
 
 def be_deterministic(wanted):

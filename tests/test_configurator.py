@@ -13,6 +13,7 @@ import pytest
 
 from configurator import as_bool, configure, expand_path, read_settings, without_traceback
 from lib.run import ARCHS, bad_values, fields_of
+from tools import arms
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("data/**/*.py")]
@@ -450,10 +451,14 @@ def test_every_config_file_is_accepted(path):
         accept("train.py", [str(path)])
         return
     sweep = accept("tools/sweep.py", [str(path)])
-    lines = [shlex.split(line, comments=True) for line in sweep["arms"].splitlines()]
-    assert len([line for line in lines if line]) > 1
-    for _, *arguments in filter(None, lines):
-        arguments = shlex.split(sweep["base"]) + arguments
+    defaults = {name: default for name, (default, _) in read_settings(ROOT / "train.py").items()}
+    of_grid = arms.combinations(sweep["grid"], defaults)
+    own = [*arms.named(sweep["arms"], "out").values(), *(arguments for _, arguments in of_grid)]
+    assert len(own) > 1
+    for arguments in own:
+        # shares of a budget are turned into shapes by the sweep
+        arguments = shlex.split(sweep["base"]) + [
+            word for word in arguments if word[2:].partition("=")[0] not in arms.SOLVED]
         accept("train.py", [str(ROOT / a) if a.endswith(".py") else a for a in arguments])
 
 

@@ -73,9 +73,7 @@ is_report = sys.argv[1:2] == ["report"]
 config = configure(globals(), sys.argv[2:] if is_report else None)
 
 import contextlib
-import difflib
 import hashlib
-import itertools
 import json
 import math
 import re
@@ -87,7 +85,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from data.reader import Batches, folders
@@ -112,6 +109,7 @@ from lib.run import (
     user_mistakes,
 )
 from masking import MASKING_TYPES, predicted_share
+from tools import arms as named_arms
 from tools.compare import draw_losses
 from tools.live import live_table
 from tools.ranking import is_hopeless, loss_at, promoted, write_csv
@@ -143,33 +141,13 @@ def read_seeds():
     return numbers
 
 
-def read_arms():
-    """The setting `arms` -> {name: arguments}. Raises ValueError for a line that is no arm."""
-    found = {}
-    for line in arms.splitlines():
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:  # a quotation that does not end
-            raise ValueError(f"arms: {line.strip()!r}: {error}") from None
-        if not words:
-            continue
-        name, *arguments = words
-        if name in found or name.startswith("-"):
-            raise ValueError(f"arms: {line.strip()!r}: expected a name used once, then arguments "
-                             "of train.py")
-        # The name is part of the name of a folder in out_dir.
-        if not name.isprintable() or set(name) & set("/\\") or name[:1] in ("", "."):
-            raise ValueError(f"arms: {name!r} cannot be the name of a folder in {out_dir}; "
-                             "expected letters, digits and signs, but no slash and no dot at the "
-                             "start")
-        found[name] = arguments
-    return found
-
-
 def all_arms():
     """Those of arms, grid and ranges -> {name: (arguments, whether they were generated)}."""
-    found = {name: (arguments, False) for name, arguments in read_arms().items()}
-    for name, arguments in combinations() + draws():
+    defaults = train_defaults()
+    found = {name: (own, False) for name, own in named_arms.named(arms, out_dir).items()}
+    axes = named_arms.read_ranges(ranges, trials, defaults)
+    drawn = named_arms.draws(axes, trials if search == "random" else 0, defaults)
+    for name, arguments in named_arms.combinations(grid, defaults) + drawn:
         if name in found:
             raise ValueError(f"arm {name} comes twice, from arms, grid or ranges")
         found[name] = arguments, True
@@ -177,77 +155,6 @@ def all_arms():
         raise ValueError("there are no arms, no grid and no ranges: name a config, for example "
                          "python tools/sweep.py config/sweeps/dims.py")
     return found
-
-
-def read_axes(text, setting, expected):
-    """Lines "NAME VALUE VALUE ..." -> {name: [values]}. Raises ValueError."""
-    axes, known = {}, set(train_defaults()) | set(SOLVED)
-    for line in text.splitlines():
-        name, *values = line.partition("#")[0].split() or [""]
-        if not name:
-            continue
-        if name in axes or not values:
-            raise ValueError(f"{setting}: {line.strip()!r}: expected {expected}, each once")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f", did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{setting}: {name} is no setting of train.py{hint}")
-        axes[name] = values
-    return axes
-
-
-def combinations():
-    """The setting `grid` -> [(name, arguments)], every combination of the axes' values."""
-    axes = read_axes(grid, "grid", "SETTING VALUE VALUE ...")
-    for name, values in axes.items():
-        if len(set(values)) < len(values):
-            raise ValueError(f"grid: {name} has a value twice: {' '.join(values)}")
-    if axes and all(len(values) == 1 for values in axes.values()):
-        raise ValueError("grid varies nothing: each of its settings has one value; give more, or "
-                         "put them into base")
-    found = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-    return [named_arm(values) for values in found if values]
-
-
-def read_ranges():
-    """The setting `ranges` -> {name: (low, high, whether it is logarithmic)}. Raises ValueError."""
-    axes, expected = {}, "SETTING LOW HIGH, with log behind for an even spread of the logarithm"
-    for name, words in read_axes(ranges, "ranges", expected).items():
-        try:
-            low, high = map(float, words[:2])
-            if not low < high or words[2:] not in ([], ["log"]) or words[2:] and low <= 0:
-                raise ValueError
-        except ValueError:
-            raise ValueError(f"ranges: {name} {' '.join(words)}: expected {expected}") from None
-        axes[name] = low, high, bool(words[2:])
-    if bool(axes) != (trials > 0):
-        raise ValueError(f"trials={trials} with {len(axes)} ranges: give both or none")
-    return axes
-
-
-def draws():
-    """`trials` random arms of `ranges` -> [(name, arguments)], the same at each call."""
-    axes, random, found = read_ranges(), np.random.default_rng(0), []
-    for _ in range(trials if search == "random" else 0):
-        values = {}
-        for name, (low, high, is_log) in axes.items():
-            spot = random.random()
-            value = low * (high / low) ** spot if is_log else low + (high - low) * spot
-            values[name] = as_text(name, value)
-        found.append(named_arm(values))
-    return found
-
-
-def as_text(name, value):
-    """A number as the value of a setting, whole where the setting is."""
-    is_whole = isinstance(train_defaults().get(name), int)
-    return str(round(value)) if is_whole else f"{value:.4g}"
-
-
-def named_arm(values):
-    """{setting: value} -> (name, arguments)."""
-    name = " ".join(f"{key}={value}" for key, value in values.items())
-    return name.replace("/", "_"), [f"--{key}={value}" for key, value in values.items()]
 
 
 def read_budgets():
@@ -352,9 +259,6 @@ def steps_of_rungs(tokens_a_step):
     return [max(1, round(n / tokens_a_step / every)) * every for n in tokens], every
 
 
-SOLVED = ("embed_share", "glu")  # axes that are no settings of train.py: they decide a shape
-
-
 @cache
 def solved(share, factor, fixed):
     """-> the shape of lib/allocation.py; fixed: ((name, value), ...)."""
@@ -368,7 +272,7 @@ def with_shape(arguments):
     asked, others = {}, []
     for word in arguments:
         name, _, value = word.lstrip("-").partition("=")
-        if name in SOLVED:
+        if name in named_arms.SOLVED:
             asked[name] = float(value)
         else:
             others.append(word)
@@ -724,7 +628,6 @@ def start():
         if rungs or budgets or arms.strip() or grid.strip():
             raise ValueError("search=tpe chooses all arms from ranges; leave out arms, grid, rungs "
                              "and budgets")
-        read_ranges()
         load_optuna()
     seed_list, found, plans = read_seeds(), read_budgets(), {}
     for text, flops_of_run in found:
@@ -806,16 +709,18 @@ def search_by_tpe(plans, seed_list):
     plans: gets those of the arms. The sampler has a seed, and its answers are told in order: the
     same sweep again asks for the same arms, and what is finished is read from its folders.
     """
-    optuna, axes, results = load_optuna(), read_ranges(), []
+    optuna, results, defaults = load_optuna(), [], train_defaults()
+    axes = named_arms.read_ranges(ranges, trials, defaults)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     n_asked = 0
     while n_asked < trials and not stopped:
         asked, todo = [], []
         for _ in range(min(jobs, trials - n_asked)):
             trial = study.ask()
-            values = {name: as_text(name, trial.suggest_float(name, low, high, log=is_log))
+            values = {name: named_arms.as_text(
+                name, trial.suggest_float(name, low, high, log=is_log), defaults)
                       for name, (low, high, is_log) in axes.items()}
-            name, arguments = named_arm(values)
+            name, arguments = named_arms.arm_of(values)
             asked.append((trial, name))
             if name not in plans:
                 plans[name] = plan(name, arguments, flops, seed_list) | dict(
