@@ -112,7 +112,7 @@ def hf_gpt2(T):
     return fit(lambda width: GPT2LMHeadModel(GPT2Config(
         vocab_size=VOCABULARY, n_embd=512, n_layer=6, n_head=8, n_inner=width,
         n_positions=max(512, T), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        use_cache=False, loss_type="ForCausalLM")), T)
+        bos_token_id=1, eos_token_id=2, use_cache=False)), T)
 
 
 def hf_bert(T):
