@@ -22,7 +22,7 @@ from lib.run import ARCHS, build_model
 BUDGET_WITHIN = 0.005  # of the budget
 SHARE_WITHIN = 0.015  # of all parameters
 GLU_WITHIN = 0.07  # of the factor that was asked for
-UNIT = 8  # widths are multiples of it
+UNIT = 8  # widths are multiples of it, ffn_dim where that is fine enough
 MOST_LAYERS = 64
 HEAD_WIDTH = 48  # of the two nearest numbers of heads, the one whose heads are nearer to this wins
 
@@ -59,15 +59,17 @@ def solve(budget, embed_share, glu, settings):
     for is_fine in (False, True):  # few widths of concepts first, because each has to be built
         found += [shape for widths in candidate_widths(budget, embed_share, settings, is_fine)
                   for shape in shapes(budget, glu, settings | widths)]
-        best = min(found, default=None, key=lambda shape: distance(shape, budget, embed_share, glu))
-        if best and not misses(best, budget, embed_share, glu):
-            return best
+        found.sort(key=lambda shape: distance(shape, budget, embed_share, glu))
+        for shape in found:
+            if not misses(shape, budget, embed_share, glu):
+                return shape
     if not found:
         smallest = settings | smallest_widths(settings) | dict(n_layer=1, ffn_dim=UNIT)
         raise ValueError(
             f"no shape of {budget:,.0f} parameters has a token table of about {embed_share:.0%} "
             f"with vocab_size={settings['vocab_size']:,}; the smallest model of this kind has "
             f"{count(smallest)[0]:,}. Give a larger budget, another embed_share or fewer words")
+    best = found[0]
     shape = ", ".join(f"{name}={best[name]}" for name in SHAPE if name in best)
     raise ValueError(f"no shape comes close enough; the nearest possible one, {shape}, has "
                      f"{', '.join(misses(best, budget, embed_share, glu))}")
@@ -113,9 +115,12 @@ def candidate_widths(budget, embed_share, settings, is_fine):
     """Yields the widths and heads whose token tables have about the share; is_fine: further ones.
     """
     middle = embed_share * budget / settings["vocab_size"]
-    low = max(UNIT, math.floor(middle * 0.95 / UNIT) * UNIT)
-    high = math.ceil(middle * 1.05 / UNIT) * UNIT
-    for d in range(low, high + 1, UNIT):
+    # In a small budget a step of eight would be too much of the share.
+    is_small = UNIT * settings["vocab_size"] / budget > 1.4 * SHARE_WITHIN
+    unit = UNIT // 2 if is_small else UNIT
+    low = max(unit, math.floor(middle * 0.95 / unit) * unit)
+    high = math.ceil(middle * 1.05 / unit) * unit
+    for d in range(low, high + 1, unit):
         if settings["arch"] != "concept" or "concept_dim" in settings:
             if is_fine:
                 continue
@@ -145,10 +150,13 @@ def shapes(budget, glu, settings):
         with_few = p11 + (n_layer - 1) * (p21 - p11)
         with_more = p12 + (n_layer - 1) * (p22 - p12)
         a_number = (with_more - with_few) / (more - few)  # parameters for one of ffn_dim
-        ffn_dim = few + round((budget - with_few) / a_number / UNIT) * UNIT
+        for unit in (UNIT, 2, 1):  # a deep and narrow model has no room for steps of eight
+            ffn_dim = few + round((budget - with_few) / a_number / unit) * unit
+            params = round(with_few + (ffn_dim - few) * a_number)
+            if abs(params / budget - 1) <= BUDGET_WITHIN:
+                break
         if ffn_dim < UNIT:
             return
-        params = round(with_few + (ffn_dim - few) * a_number)
         if abs(params / budget - 1) <= 2 * BUDGET_WITHIN:
             yield settings | dict(n_layer=n_layer, ffn_dim=ffn_dim, params=params,
                                   embed_share=table / params, glu=ffn_dim / width)

@@ -8,7 +8,7 @@ base = """config/mini.py --data_dir=data/pydocs --arch=transformer --n_mixer=0 -
           --warmup_steps=20 --learning_rate=2e-3 --lr_schedule=wsd --eval_interval=50
           --eval_rows=128"""
 grid = """
-embed_share 0.3 0.4 0.5
+embed_share 0.3 0.35 0.4
 glu         2 3 4
 """
 budget = 3e6
