@@ -13,6 +13,7 @@ import html
 import json
 import math
 import os
+import re
 import statistics
 
 import numpy as np
@@ -127,7 +128,7 @@ def varied(runs):
 
 def name_of(arm):
     """The name of an arm: that of its folder, without seed and hash."""
-    return arm[0]["run"].partition("_s")[0] or arm[0]["run"]
+    return re.sub(r"_s\d+(_[0-9a-f]{8})?$", "", arm[0]["run"])
 
 
 # ---- fronts and fits ---------------------------------------------------------------

@@ -100,4 +100,5 @@ def test_a_folder_without_runs_and_a_file_of_others_are_refused(folder, tmp_path
 
 def test_an_arm_is_named_as_its_folder_without_seed_and_hash():
     assert name_of([dict(run="glu=2_s1_1a2b3c4d")]) == "glu=2"
+    assert name_of([dict(run="embed_share=0.3 glu=2_s12_1a2b3c4d")]) == "embed_share=0.3 glu=2"
     assert name_of([dict(run="alone")]) == "alone"
