@@ -438,6 +438,9 @@ def take_weights(model, out_dir, tok, config, carry_optimizer=False):
     carry_optimizer: its optimizer state is wanted, too, which only ckpt.pt holds. ValueError,
     naming all that differs, if weights, tokenizer or optimizer do not fit.
     """
+    if carry_optimizer and not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
+        raise ValueError(f"carry_optimizer: {out_dir} holds no ckpt.pt, and only that has the "
+                         "optimizer state; leave carry_optimizer out, and the state begins fresh")
     other, other_tok, taken = load_run(out_dir, "cpu", "last" if carry_optimizer else "auto")
     if other_tok.fingerprint != tok.fingerprint:
         raise ValueError(f"{out_dir} was trained with another tokenizer than that of "

@@ -190,6 +190,14 @@ def test_the_optimizer_of_another_objective_is_not_carried_on(decoder, data_dir,
     refused(done, "carry_optimizer=True needs a run to carry it from: --init_from=DIR")
 
 
+def test_a_run_without_optimizer_state_cannot_hand_it_on(decoder, data_dir, tmp_path):
+    shutil.copytree(decoder, tmp_path / "run")
+    (tmp_path / "run" / "ckpt.pt").unlink()
+    done = train(data_dir, tmp_path / "new", *DECODER, f"--init_from={tmp_path}/run",
+                 "--carry_optimizer=true", ok=False)
+    refused(done, "holds no ckpt.pt, and only that has the optimizer state")
+
+
 def test_weights_that_do_not_fit_are_all_listed(decoder, data_dir, tmp_path):
     done = train(data_dir, tmp_path, "--arch=transformer", f"--init_from={decoder}",
                  "--ffn_dim=32", "--n_mixer=0", ok=False)
