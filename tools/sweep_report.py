@@ -44,18 +44,22 @@ UNTOLD = ("out_dir", "device", "compile", "log_interval", "save_minutes", "stop_
 
 
 def find_runs(folder):
-    """-> [run], each a dict of columns, "settings" and "curve". Raises ValueError if there is none.
+    """-> [run], each a dict of columns, "settings" and "curve"; [folder of a run that cannot take
+    part, for want of an evaluation or a readable checkpoint]. Raises ValueError if there is none.
     """
-    runs = []
+    runs, left_out = [], []
     for log in sorted(glob.glob(os.path.join(glob.escape(folder), "**", "log.jsonl"),
                                 recursive=True)):
-        run = read_run(os.path.dirname(log), folder)
+        path = os.path.dirname(log)
+        run = read_run(path, folder)
         if run:
             runs.append(run)
+        elif os.path.exists(os.path.join(path, "config.json")):
+            left_out.append(os.path.relpath(path, folder))
     if not runs:
         raise ValueError(f"{folder} holds no run with an evaluation and a checkpoint; train first: "
                          "python train.py, or python tools/sweep.py")
-    return runs
+    return runs, left_out
 
 
 def read_run(path, folder):
@@ -344,7 +348,7 @@ img {{ max-width: 100%; height: auto; }} .pictures {{ display: flex; flex-wrap: 
 
 def write_report(folder):
     """report.csv, report.md, report_*.png and report.html of a folder -> a summary."""
-    runs = find_runs(folder)
+    runs, left_out = find_runs(folder)
     whole = [run for run in runs if is_whole(run)]
     if not whole:
         raise ValueError(f"{folder}: none of its {len(runs)} runs has used its budget; the command "
@@ -366,6 +370,8 @@ def write_report(folder):
     notes += [f"{run['run']} is left out here, but in report.csv: {run['status']} at "
               f"{run['tokens']:,} tokens, {run['loss']:.4f} nats."
               for run in runs if not is_whole(run)]
+    notes += [f"{name} is left out: its log holds no evaluation, or its checkpoint cannot be read."
+              for name in left_out]
     title = os.path.basename(os.path.abspath(folder))
     text = [f"# {title}", "", *notes, "", *markdown(head, "l" + "r" * (len(head) - 1), [
         [cell.replace("|", "\\|") for cell in row] for row in rows])]

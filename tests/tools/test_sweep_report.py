@@ -98,6 +98,15 @@ def test_a_folder_without_runs_and_a_file_of_others_are_refused(folder, tmp_path
         write_report(str(other))
 
 
+def test_a_run_whose_log_is_gone_is_named_and_not_forgotten(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "runs")
+    (tmp_path / "runs" / "plain_s2" / "log.jsonl").write_text("")
+    summary = write_report(str(tmp_path / "runs"))
+    text = (tmp_path / "runs" / "report.md").read_text()
+    assert summary["runs"] == 3 and "plain_s2 is left out: its log holds no evaluation" in text
+    assert "notes is left out" not in text
+
+
 def test_an_arm_is_named_as_its_folder_without_seed_and_hash():
     assert name_of([dict(run="glu=2_s1_1a2b3c4d")]) == "glu=2"
     assert name_of([dict(run="embed_share=0.3 glu=2_s12_1a2b3c4d")]) == "embed_share=0.3 glu=2"
