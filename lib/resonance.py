@@ -99,15 +99,16 @@ class Resonance(nn.Module):
         # fp32 (or float64): a long memory has a decay close to 0, and angles grow with T.
         full = torch.promote_types(self.frequency.dtype, torch.float32)
         with torch.autocast(self.frequency.device.type, enabled=False):
-            step_T1 = torch.arange(T, device=self.frequency.device, dtype=full)[:, None]
-            decay_m, size_m = self.decay()
-            wave_Tm = torch.exp(-decay_m * step_T1) * size_m
-            angle_Tm = self.frequency.to(full) * step_T1
-            basis = torch.cat((wave_Tm * angle_Tm.cos(), -wave_Tm * angle_Tm.sin()), dim=1)
-            before, *behind = basis @ self.amplitude.to(full).flatten(1, 2)
+            step_T = torch.arange(T, device=self.frequency.device, dtype=full)
+            decay_m1, size_m1 = (x[:, None] for x in self.decay())
+            wave_mT = torch.exp(-decay_m1 * step_T) * size_m1
+            angle_mT = self.frequency.to(full)[:, None] * step_T
+            basis = torch.cat((wave_mT * angle_mT.cos(), -wave_mT * angle_mT.sin()))
+            # channels first, as the convolution wants them
+            before, *behind = (x_nd.T @ basis for x_nd in self.amplitude.to(full).flatten(1, 2))
             if behind:
-                behind = [behind[0] * (step_T1 > 0)]
-        return before, *behind
+                behind = [behind[0] * (step_T > 0)]
+        return before.T, *(x.T for x in behind)
 
     def decay(self):
         """a (m,) > 0, and the factor g that gives oscillators of all memories the same energy."""
@@ -160,7 +161,7 @@ class Resonance(nn.Module):
     def transform_flops(self, T, B=1):
         """The part that the Fourier transforms have in flops; 2.5 N log2 N operations each."""
         N = kernels.transform_length(T)
-        n_transform = 2 + len(self.amplitude) / B  # inputs, result, and kernels once for all rows
+        n_transform = 2 + 1 / B  # inputs, result, and the kernel of both sides once for all rows
         return n_transform * self.out.in_features * 2.5 * N * math.log2(N) / 2
 
 
