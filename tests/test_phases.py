@@ -265,7 +265,10 @@ def test_eval_keeps_next_tokens_apart_from_masks(decoder, data_dir, tmp_path):
 
 
 def test_rows_of_32k_train_and_generate_in_one_command(tmp_path, monkeypatch):
-    """`make train DATA=shards SIZE=resonance_small`, with a smaller model, then a text."""
+    """`make train DATA=shards SIZE=resonance_small`, with a smaller model, then a text.
+
+    Two processes, as torchrun starts them, come to the same loss.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shards").mkdir()
     rng = np.random.default_rng(0)
@@ -275,7 +278,8 @@ def test_rows_of_32k_train_and_generate_in_one_command(tmp_path, monkeypatch):
         ids[:, ::5000] = 60
         np.save(tmp_path / "shards" / f"{number}.npy", ids)
     small = ("--n_layer=1 --token_dim=16 --n_head=2 --ffn_dim=16 --vocab_size=0 --batch_size=2 "
-             "--max_steps=2 --warmup_steps=1 --eval_interval=2 --eval_rows=1 --n_frequency=4")
+             "--max_steps=2 --warmup_steps=1 --eval_interval=2 --eval_rows=1 --n_frequency=4 "
+             "--micro_batch=1 --dtype=fp32")
     lines = subprocess.run(
         ["make", "-n", "-C", ROOT, "train", "DATA=shards", "SIZE=resonance_small"],
         capture_output=True, text=True).stdout
@@ -287,4 +291,8 @@ def test_rows_of_32k_train_and_generate_in_one_command(tmp_path, monkeypatch):
     assert '"clm": {"loss"' in done.stdout
     done = call("tools/sample.py", f"--out_dir={tmp_path}/out", "--generate=1", "--length=6")
     assert result(done)["tokens"] <= 6
+    run("train.py", "config/resonance_small.py", "--data_dir=data/shards_of_test", *small.split(),
+        f"--out_dir={tmp_path}/two", nproc=2)
+    one, two = (evaluations(tmp_path / name)[-1]["val_loss"] for name in ("out", "two"))
+    assert one == pytest.approx(two, abs=1e-5)
     shutil.rmtree(ROOT / "data" / "shards_of_test", ignore_errors=True)
