@@ -264,12 +264,14 @@ def test_eval_keeps_next_tokens_apart_from_masks(decoder, data_dir, tmp_path):
 # ---- rows of 32,768 tokens -----------------------------------------------------------------------
 
 
-def test_rows_of_32k_train_and_generate_in_one_command(tmp_path, monkeypatch):
+def test_rows_of_32k_train_and_generate_in_one_command(tmp_path, monkeypatch, request):
     """`make train DATA=shards SIZE=resonance_small`, with a smaller model, then a text.
 
     Two processes, as torchrun starts them, come to the same loss.
     """
     monkeypatch.chdir(tmp_path)
+    bins = ROOT / "data" / "shards_of_test"
+    request.addfinalizer(lambda: shutil.rmtree(bins, ignore_errors=True))
     (tmp_path / "shards").mkdir()
     rng = np.random.default_rng(0)
     for number in range(2):
@@ -291,8 +293,7 @@ def test_rows_of_32k_train_and_generate_in_one_command(tmp_path, monkeypatch):
     assert '"clm": {"loss"' in done.stdout
     done = call("tools/sample.py", f"--out_dir={tmp_path}/out", "--generate=1", "--length=6")
     assert result(done)["tokens"] <= 6
-    run("train.py", "config/resonance_small.py", "--data_dir=data/shards_of_test", *small.split(),
+    run("train.py", "config/resonance_small.py", f"--data_dir={bins}", *small.split(),
         f"--out_dir={tmp_path}/two", nproc=2)
     one, two = (evaluations(tmp_path / name)[-1]["val_loss"] for name in ("out", "two"))
     assert one == pytest.approx(two, abs=1e-5)
-    shutil.rmtree(ROOT / "data" / "shards_of_test", ignore_errors=True)
