@@ -5,12 +5,15 @@
     python tools/bench.py --lengths=512 --models=strict,hf_bert --peers=1
     python tools/bench.py --lengths=512 --profile=1     where the time goes: a table and a trace
     python tools/bench.py --length=1        how time and memory grow up to rows of 131,072 tokens
+    python tools/bench.py --race=1          loss against minutes, beside the Trainer of transformers
+    python tools/bench.py --estimate=1 config/small.py --gpu=rtx3090 --n_gpu=4     before training
 
-It times a training step at the shape of micro_balanced (forward, backward, clipping, AdamW) with
-`tokens` tokens a step, and without gradients the filling of one mask and the encoding of rows.
-All models have about as many parameters as strict, and its vocabulary, row length and dtype. Each
-runs in a process of its own, so that its peak memory is its own. The processes work one at a
-time, in turns, so that another load on the machine slows all of them alike. Medians are reported.
+The last two are tools/race.py and tools/estimate.py. Without them it times a training step at the
+shape of micro_balanced (forward, backward, clipping, AdamW) with `tokens` tokens a step, and
+without gradients the filling of one mask and the encoding of rows. All models have about as many
+parameters as strict, and its vocabulary, row length and dtype. Each runs in a process of its own,
+so that its peak memory is its own. The processes work one at a time, in turns, so that another load
+on the machine slows all of them alike. Medians are reported.
 
 Writes out_dir/{bench.json, bench.png}. The last line on stdout is JSON:
 {"512": {"strict": {"tokens_per_s", "peak_mb", ...}, "open": ...}, ..., "ratios", "data"}.
@@ -25,6 +28,13 @@ tokens = 4096  # tokens a training step; rows longer than this come one at a tim
 mlm_probability = 0.15  # share of tokens that is predicted
 repeats = 3  # timed repeats of each model, after one to warm up; until they have taken 8 seconds
 longest_step = 60.0  # seconds; a model with a slower step is left out from that length on
+race = False  # instead, train all for race_minutes each and compare their losses
+race_minutes = 10.0  # of each model
+estimate = False  # instead, what a run needs; words that are not these four are train.py's
+gpu = "rtx3090"  # rtx3070 | rtx3090 | rtx4090 | a100 | l40s | h100 | h200 | cpu, this one
+n_gpu = 1  # of them
+usd_per_hour = 0.0  # what one costs; 0: a rough price of rented ones
+measure = False  # also 20 real steps on this machine
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
 compile = False  # torch.compile
@@ -39,9 +49,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from configurator import configure, read_settings
 
-config = configure(globals())
+own, of_training = sys.argv[1:], []
+if any(word.strip("-").startswith("estimate=") for word in own):
+    names = ("--estimate", "--gpu", "--n_gpu", "--usd_per_hour", "--measure", "--help", "-h")
+    of_training = [word for word in own if word.partition("=")[0] not in names]
+    own = [word for word in own if word not in of_training]
+config = configure(globals(), own)
 
 import importlib.util
+import math
 import multiprocessing
 import statistics
 import time
@@ -62,6 +78,8 @@ from lib.machine import (
 )
 from lib.run import user_mistakes
 from masking import slots
+from tools import estimate as estimates
+from tools import race as races
 from tools.peers import (
     CAUSAL,
     LONG,
@@ -424,27 +442,62 @@ def draw(report, path):
 
 def chosen_models():
     """-> names of the models to time. Raises ValueError for settings that make no sense."""
-    if length and (peers or profile):
-        raise ValueError("length=true compares ways to mix tokens; leave out peers and profile")
+    if length and (peers or profile or race):
+        raise ValueError("length=true compares ways to mix tokens; leave out peers, profile and "
+                         "race")
     numbers = lengths.split(",")
     if not all(T.isdigit() and int(T) for T in numbers) or min(tokens, repeats) < 1:
         raise ValueError(f"lengths={lengths!r}, tokens={tokens}, repeats={repeats}: expected "
                          "numbers above 0, lengths with commas between, such as "
                          "--lengths=128,512")
     names = list(LONG) if length else [*OURS, *PEERS] if peers else list(OURS)
+    if race:
+        names = [*races.OURS, *races.TRAINER]
     wanted = models.split(",") if models else names
     if not set(wanted) <= set(names):
-        hint = "" if peers else "; transformers' models need --peers=1"
+        hint = "" if peers or race else "; transformers' models need --peers=1"
         raise ValueError(f"models={models!r}: expected some of {', '.join(names)}{hint}")
-    if peers and importlib.util.find_spec("transformers") is None:
+    if (peers or race) and importlib.util.find_spec("transformers") is None:
         say("transformers is not installed, so its models are left out: "
             "pip install -r requirements-extra.txt")
         names = [name for name in names if not name.startswith("hf_")]
     return [name for name in names if name in wanted]
 
 
+def estimate_run():
+    """What a run with the settings in `of_training` needs."""
+    with user_mistakes():
+        train = os.path.join(ROOT, "train.py")
+        defaults = {name: default for name, (default, _) in read_settings(train).items()}
+        settings = configure(dict(__file__=train, __name__="__main__"), of_training)
+        machine = find_machine(device, settings["block_size"])
+        print_result(estimates.estimate(settings, defaults, gpu, n_gpu, usd_per_hour, measure,
+                                        machine.device))
+
+
+def run_race():
+    """Trains all for race_minutes -> out_dir/{race.json, race.png}."""
+    with user_mistakes():
+        names = chosen_models()
+        if not 0 < race_minutes < math.inf:
+            raise ValueError(f"race_minutes={race_minutes}: expected more than 0")
+        TokenData(data_dir, "val", races.T, 0)  # raises if the data is not there
+        check_outputs(out_dir, {"race.json": '"curve":', "race.png": "Matplotlib"})
+        os.makedirs(out_dir, exist_ok=True)
+        found = races.race(data_dir, out_dir, race_minutes, names, device, dtype)
+        ratios = races.head_starts(found)
+        races.draw(found, os.path.join(out_dir, "race.png"))
+        write_json(os.path.join(out_dir, "race.json"), dict(models=found, ratios=ratios))
+    for what, share in ratios.items():
+        say(f"{share:>8.3f}  {what}")
+    print_result(dict(out_dir=out_dir, ratios=ratios,
+                      loss={name: result["curve"][-1][1] for name, result in found.items()}))
+
+
 def main():
     global lengths
+    if estimate or race:
+        return estimate_run() if estimate else run_race()
     if length and lengths == read_settings(__file__)["lengths"][0]:
         lengths = config["lengths"] = ",".join(str(512 << i) for i in range(9))
     with user_mistakes():
@@ -473,7 +526,9 @@ def main():
         draw({T: r for T, r in report.items() if T.isdigit()}, os.path.join(out_dir, "bench.png"))
         write_json(os.path.join(out_dir, "bench.json"), report)
         for name, slopes in report["exponents"].items():
-            say(f"{name:<14}" + "  ".join(f"{what} ~ T^{slope}" for what, slope in slopes.items()))
+            if slopes["time"] is not None:
+                grows = "  ".join(f"{what} ~ T^{slope}" for what, slope in slopes.items())
+                say(f"{name:<14}{grows}")
         print_result(report)
         return
     ratios = compare(report)
