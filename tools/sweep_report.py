@@ -24,7 +24,8 @@ from lib.files import read_object, replace_file
 from lib.run import FIXED, build_model, checkpoint_paths, first_readable, read_log
 from lib.scaling import noise_of
 from tools.metrics import markdown, model_fields
-from tools.ranking import write_csv
+from tools.ranking import curve_of, write_csv
+from tools.sweep_run import status_of
 
 # What a loss is drawn against: {column: (heading, logarithmic)}
 AXES = {"embed_share": ("share of the token table in all parameters", False),
@@ -65,7 +66,7 @@ def find_runs(folder):
 def read_run(path, folder):
     """A run's folder -> its columns; None without an evaluation or a readable checkpoint."""
     records = read_log(path)
-    curve = [(r["tokens"], r["val_loss"]) for r in records if r.get("val_loss") is not None]
+    curve = curve_of(records)
     try:
         _, paths, _ = checkpoint_paths(path)
         _, checkpoint = first_readable(paths, say=lambda _: None)
@@ -78,13 +79,13 @@ def read_run(path, folder):
     with torch.device("meta"):
         shape = model_fields(build_model(checkpoint["model_settings"]), tok, settings)
     metrics = read_object(os.path.join(path, "metrics.json"))
-    status = read_object(os.path.join(path, "status.json")).get("status")
     minutes = [r["minutes"] for r in records if r.get("minutes")]
     tokens, loss = curve[-1]
     return dict(
-        run=os.path.relpath(path, folder), status=status or ending_of(path), arch=shape["arch"],
-        seed=settings.get("seed"), loss=loss, best_loss=min(loss for _, loss in curve),
-        tokens=tokens, params=shape["total_params"], embed_share=shape["embedding_ratio"],
+        run=os.path.relpath(path, folder), status=status_of(path) or ending_of(path),
+        arch=shape["arch"], seed=settings.get("seed"), loss=loss,
+        best_loss=min(loss for _, loss in curve), tokens=tokens, params=shape["total_params"],
+        embed_share=shape["embedding_ratio"],
         glu=shape["glu_expansion"], n_layer=shape["n_layers"], width=shape["d_model"],
         n_concept=shape["n_concepts"], flops=shape["flops_per_token"] * tokens,
         seconds=60 * minutes[-1] if minutes else None,

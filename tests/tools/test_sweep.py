@@ -4,7 +4,6 @@ never the number of other settings."""
 import contextlib
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,8 @@ from configurator import configure
 from lib import files as files_of_lib
 from lib import jobs
 from lib.files import FolderLock
+from tools import arms, sweep_run
+from tools.sweep_plan import check_twins
 
 pytestmark = pytest.mark.long
 
@@ -49,7 +50,7 @@ def sweep(out, data_dir):
     """A function that runs the sweep of ARMS in `out`, with more arguments."""
     def run(*more, ok=True, picture=False):
         # picture: whether curves.png is drawn, half a second
-        with contextlib.nullcontext() if picture else mock.patch("tools.compare.draw_losses"):
+        with contextlib.nullcontext() if picture else mock.patch("tools.sweep_table.draw_losses"):
             return call(SWEEP, f"--base=--data_dir={data_dir} {BASE}", f"--arms={ARMS}",
                         "--seeds=1", f"--out_dir={out}", *more, ok=ok)
     return run
@@ -395,20 +396,18 @@ def test_a_signal_saves_the_runs_writes_the_table_and_the_same_sweep_goes_on(swe
 @pytest.mark.parametrize("path", sorted(ROOT.glob("config/sweeps/*.py")), ids=lambda p: p.stem)
 def test_the_sweeps_in_config_have_arms_that_differ(path, monkeypatch):
     """Not their plans: those need the data."""
-    monkeypatch.setattr("sys.argv", [SWEEP])
-    code = runpy.run_path(SWEEP)["check_twins"].__globals__
-    about = dict(__file__=SWEEP, __doc__="", __name__="__main__")
-    code.update(configure(about, [str(path)]))
     monkeypatch.chdir(ROOT)
+    sweep = configure(dict(__file__=SWEEP, __doc__="", __name__="__main__"), [str(path)])
+    texts = [sweep[name] for name in ("arms", "grid", "ranges", "trials", "out_dir")]
     plans = {}
-    for name, (own, _) in code["all_arms"]().items():
+    for name, (own, _) in arms.all_arms(*texts).items():
         shares = [word for word in own if word.startswith(("--embed_share=", "--glu="))]
-        settings = code["resolve"]([*code["shlex"].split(code["base"]),
-                                    *(word for word in own if word not in shares)])
+        settings = arms.resolve([*sweep["base"].split(),
+                                 *(word for word in own if word not in shares)])
         settings["shares"] = shares
         plans[name] = dict(settings=settings, data_sha256=settings["data_dir"])
     assert len(plans) > 1
-    code["check_twins"](plans)
+    check_twins(plans)
 
 
 # ---- arms from axes ----------------------------------------------------------------
@@ -555,19 +554,20 @@ def test_a_hopeless_arm_is_given_up_for_good(ranked, tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_into_memory_runs_again_with_smaller_micro_batches(
-        sweep, tmp_path, monkeypatch):
-    code = runpy.run_path(SWEEP)["train"].__globals__
+        tmp_path, monkeypatch):
     calls = []
 
-    def finish(command, folder, number, watch=None):
+    def finish(command, folder, slot, watch=None):
         calls.append(command)
         if len(calls) == 1:
             raise ValueError("error: 8 rows of 32 tokens do not fit into memory; --micro_batch=2 "
                              "does, and the result is the same")
         return dict(stopped="max_steps")
 
-    code.update(finish=finish, outcome=lambda *_: dict(loss=1.0))
-    assert code["train"](str(tmp_path), 0, 1, dict(arguments=["--a=1"])) == dict(loss=1.0)
+    monkeypatch.setattr(sweep_run, "finish", finish)
+    monkeypatch.setattr(sweep_run, "outcome", lambda *_: dict(loss=1.0))
+    plan = dict(arguments=["--a=1"])
+    assert sweep_run.train(str(tmp_path), 1, plan, (0, 1)) == dict(loss=1.0)
     assert calls[1] == [*calls[0], "--micro_batch=2"]
 
 
