@@ -32,6 +32,10 @@ than the reference at equal tokens ends early, for good.
 Writes out_dir/{results.json, results.csv, top1.json, table.md, curves.png}, all but the last after
 every run, and with several budgets law.json and law.png. A run's folder holds status.json: running,
 ranked, done, killed or failed. The last line on stdout is JSON.
+
+In the order of the work: tools/arms.py makes the arms, sweep_plan.py what train.py would do with
+them (shapes.py: the models of a budget), sweep_run.py one run, ranking.py says who goes on,
+sweep_table.py writes the files.
 """
 
 # ---- settings ---------------------------------------------------------------
