@@ -16,7 +16,7 @@ LISTED = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"]
 CODE = sorted(n for n in LISTED if not n.startswith(("records/", "tests/")) and (ROOT / n).exists())
 # what changes its settings on the command line: "\nconfig", because configurator.py explains it
 COMMANDS = {name for name in CODE
-            if "\nconfig = configure(globals())" in (ROOT / name).read_text()}
+            if "\nconfig = configure(globals()" in (ROOT / name).read_text()}
 
 
 @cache

@@ -1,26 +1,70 @@
-"""The arms of a sweep, from the texts of its settings: named ones, combinations, random draws.
+"""The arms of a sweep: named ones, combinations, random draws, and such as a search chooses.
 
-Used by tools/sweep.py. An arm is a name and arguments of train.py. `defaults` are its settings,
-{name: default}; an axis is one of them, or of SOLVED.
+Used by tools/sweep.py. An arm is a name and arguments of train.py; an axis is one of its settings,
+or of SOLVED.
 """
 
 import difflib
 import itertools
+import math
+import os
 import shlex
+from functools import cache
 
 import numpy as np
 
+from configurator import ROOT, configure, read_settings
+
+TRAIN = os.path.join(ROOT, "train.py")
 SOLVED = ("embed_share", "glu")  # axes that are no settings of train.py: they decide a shape
+
+
+@cache
+def train_defaults():
+    """{name: default} of train.py's settings."""
+    return {name: default for name, (default, _) in read_settings(TRAIN).items()}
+
+
+def resolve(arguments):
+    """Arguments of train.py -> all its settings. Raises ValueError for those it would refuse."""
+    given = [word for word in arguments
+             if word.startswith("-") and word.strip("-").partition("=")[0] in ("seed", "out_dir")]
+    if given:
+        raise ValueError(f"{given[0]}: the sweep gives each run its seed and folder; use --seeds "
+                         "and --out_dir of the sweep")
+    try:
+        return configure(dict(__file__=TRAIN, __doc__="", __name__="__main__"), arguments)
+    except SystemExit as refusal:
+        raise ValueError(refusal) from None
+
+
+def all_arms(arms, grid, ranges, trials, out_dir):
+    """These settings of a sweep -> {name: (arguments, whether they were generated)}.
+
+    Raises ValueError for a name that comes twice.
+    """
+    found = {name: (own, False) for name, own in named(arms, out_dir).items()}
+    for name, arguments in combinations(grid) + draws(read_ranges(ranges, trials), trials):
+        if name in found:
+            raise ValueError(f"arm {name} comes twice, from arms, grid or ranges")
+        found[name] = arguments, True
+    return found
+
+
+def split(setting, text, comments=False):
+    """The words of a setting, as in a shell. Raises ValueError for a quotation that does not end.
+    """
+    try:
+        return shlex.split(text, comments)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {text.strip()!r}: {error}") from None
 
 
 def named(text, out_dir):
     """One arm a line, NAME and its arguments -> {name: arguments}. Raises ValueError for others."""
     found = {}
     for line in text.splitlines():
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:  # a quotation that does not end
-            raise ValueError(f"arms: {line.strip()!r}: {error}") from None
+        words = split("arms", line, comments=True)
         if not words:
             continue
         name, *arguments = words
@@ -36,9 +80,9 @@ def named(text, out_dir):
     return found
 
 
-def read_axes(text, setting, expected, defaults):
+def read_axes(text, setting, expected):
     """Lines "NAME VALUE VALUE ..." -> {name: [values]}. Raises ValueError."""
-    axes, known = {}, set(defaults) | set(SOLVED)
+    axes, known = {}, {*train_defaults(), *SOLVED}
     for line in text.splitlines():
         name, *values = line.partition("#")[0].split() or [""]
         if not name:
@@ -53,9 +97,9 @@ def read_axes(text, setting, expected, defaults):
     return axes
 
 
-def combinations(text, defaults):
+def combinations(text):
     """The setting `grid` -> [(name, arguments)], every combination of the axes' values."""
-    axes = read_axes(text, "grid", "SETTING VALUE VALUE ...", defaults)
+    axes = read_axes(text, "grid", "SETTING VALUE VALUE ...")
     for name, values in axes.items():
         if len(set(values)) < len(values):
             raise ValueError(f"grid: {name} has a value twice: {' '.join(values)}")
@@ -66,13 +110,14 @@ def combinations(text, defaults):
     return [arm_of(values) for values in found if values]
 
 
-def read_ranges(text, trials, defaults):
+def read_ranges(text, trials):
     """The setting `ranges` -> {name: (low, high, whether it is logarithmic)}. Raises ValueError."""
     axes, expected = {}, "SETTING LOW HIGH, with log behind for an even spread of the logarithm"
-    for name, words in read_axes(text, "ranges", expected, defaults).items():
+    for name, words in read_axes(text, "ranges", expected).items():
         try:
             low, high = map(float, words[:2])
-            if not low < high or words[2:] not in ([], ["log"]) or words[2:] and low <= 0:
+            least = 0.0 if words[2:] else -math.inf
+            if not least < low < high < math.inf or words[2:] not in ([], ["log"]):
                 raise ValueError
         except ValueError:
             raise ValueError(f"ranges: {name} {' '.join(words)}: expected {expected}") from None
@@ -82,7 +127,7 @@ def read_ranges(text, trials, defaults):
     return axes
 
 
-def draws(axes, trials, defaults):
+def draws(axes, trials):
     """`trials` random arms of what read_ranges gives -> [(name, arguments)], always the same."""
     random, found = np.random.default_rng(0), []
     for _ in range(trials):
@@ -90,14 +135,49 @@ def draws(axes, trials, defaults):
         for name, (low, high, is_log) in axes.items():
             spot = random.random()
             value = low * (high / low) ** spot if is_log else low + (high - low) * spot
-            values[name] = as_text(name, value, defaults)
+            values[name] = as_text(name, value)
         found.append(arm_of(values))
     return found
 
 
-def as_text(name, value, defaults):
+def load_optuna():
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError("search=tpe needs optuna: pip install -r requirements-extra.txt") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def chosen_by_tpe(axes, trials, at_once, losses):
+    """Arms chosen after what the earlier ones have come to, `at_once` at a time, `trials` in all.
+
+    losses: a function that runs {name: arguments} and gives {name: loss} of those that have one, or
+    None to end the search. The sampler has a seed, and losses are told in order: the same search
+    again asks for the same arms.
+    """
+    optuna = load_optuna()
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    for n_asked in range(0, trials, at_once):
+        asked = []
+        for _ in range(min(at_once, trials - n_asked)):
+            trial = study.ask()
+            values = {name: as_text(name, trial.suggest_float(name, low, high, log=is_log))
+                      for name, (low, high, is_log) in axes.items()}
+            asked.append((trial, *arm_of(values)))
+        found = losses({name: arguments for _, name, arguments in asked})
+        if found is None:
+            return
+        for trial, name, _ in asked:
+            if name in found:
+                study.tell(trial, found[name])
+            else:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+
+def as_text(name, value):
     """A number as the value of a setting, whole where the setting is."""
-    is_whole = isinstance(defaults.get(name), int)
+    is_whole = isinstance(train_defaults().get(name), int)
     return str(round(value)) if is_whole else f"{value:.4g}"
 
 

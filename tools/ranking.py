@@ -13,6 +13,11 @@ import numpy as np
 from lib.files import replace_file
 
 
+def curve_of(records):
+    """Records of a run's log -> its curve."""
+    return [(r["tokens"], r["val_loss"]) for r in records if r.get("val_loss") is not None]
+
+
 def is_hopeless(curve, reference, margin, unit, window):
     """Whether a run has been worse than the reference by the margin for the last `window` tokens.
 

@@ -23,8 +23,10 @@ from data.tokenizer import Tokenizer
 from lib.files import read_object, replace_file
 from lib.run import FIXED, build_model, checkpoint_paths, first_readable, read_log
 from lib.scaling import noise_of
-from tools.metrics import markdown, model_fields
-from tools.ranking import write_csv
+from tools.measures import SMALLBENCH
+from tools.metrics import glue_fields, markdown, model_fields, read_glue
+from tools.ranking import curve_of, write_csv
+from tools.sweep_run import status_of
 
 # What a loss is drawn against: {column: (heading, logarithmic)}
 AXES = {"embed_share": ("share of the token table in all parameters", False),
@@ -34,7 +36,7 @@ AXES = {"embed_share": ("share of the token table in all parameters", False),
 # What a front is drawn over: less of it and a lower loss are both better.
 COSTS = {"params": "parameters", "flops": "training FLOPs",
          "latency_ms": "ms to fill a mask in a row of 128 tokens"}
-SMALLBENCH = ("sentiment", "nli", "qa", "paraphrase", "avg")
+BENCH = [f"smallbench_{name}_acc" for name in (*SMALLBENCH, "avg")]
 # Settings that say where and how a run was made, and nothing of what it has learned.
 UNTOLD = ("out_dir", "device", "compile", "log_interval", "save_minutes", "stop_at_step", "wandb",
           "log_to", "git", "torch", "init_from", "data_dir")
@@ -65,7 +67,7 @@ def find_runs(folder):
 def read_run(path, folder):
     """A run's folder -> its columns; None without an evaluation or a readable checkpoint."""
     records = read_log(path)
-    curve = [(r["tokens"], r["val_loss"]) for r in records if r.get("val_loss") is not None]
+    curve = curve_of(records)
     try:
         _, paths, _ = checkpoint_paths(path)
         _, checkpoint = first_readable(paths, say=lambda _: None)
@@ -77,19 +79,19 @@ def read_run(path, folder):
     settings = checkpoint["settings"]
     with torch.device("meta"):
         shape = model_fields(build_model(checkpoint["model_settings"]), tok, settings)
-    metrics = read_object(os.path.join(path, "metrics.json"))
-    status = read_object(os.path.join(path, "status.json")).get("status")
+    metrics, tuned = read_object(os.path.join(path, "metrics.json")), glue_fields(read_glue(path))
     minutes = [r["minutes"] for r in records if r.get("minutes")]
     tokens, loss = curve[-1]
     return dict(
-        run=os.path.relpath(path, folder), status=status or ending_of(path), arch=shape["arch"],
-        seed=settings.get("seed"), loss=loss, best_loss=min(loss for _, loss in curve),
-        tokens=tokens, params=shape["total_params"], embed_share=shape["embedding_ratio"],
+        run=os.path.relpath(path, folder), status=status_of(path) or ending_of(path),
+        arch=shape["arch"], seed=settings.get("seed"), loss=loss,
+        best_loss=min(loss for _, loss in curve), tokens=tokens, params=shape["total_params"],
+        embed_share=shape["embedding_ratio"],
         glu=shape["glu_expansion"], n_layer=shape["n_layers"], width=shape["d_model"],
         n_concept=shape["n_concepts"], flops=shape["flops_per_token"] * tokens,
         seconds=60 * minutes[-1] if minutes else None,
         latency_ms=metrics.get("latency_batch1_seq128_ms"),
-        **{f"smallbench_{task}": metrics.get(f"smallbench_{task}_acc") for task in SMALLBENCH},
+        **{name: tuned[name] for name in BENCH},
         settings=settings, curve=curve, data=checkpoint["data_sha256"])
 
 
@@ -259,17 +261,20 @@ def draw_curves(arms):
 
 
 def draw_smallbench(arms):
-    """Accuracies of the four small tasks, for arms on which finetune_glue.py has run."""
-    shown = [arm for arm in arms if median(arm, "smallbench_avg") is not None]
+    """Accuracies on the four small tasks, of arms with results of finetune_glue.py -> Figure."""
+    shown = [arm for arm in arms if any(median(arm, name) is not None for name in BENCH)]
     if not shown:
         return None
-    figure, axes = new_axes(ylabel="accuracy")
+    figure, axes = new_axes(ylabel="accuracy, median over seeds")
     width = 0.8 / len(shown)
     for number, arm in enumerate(shown):
-        values = [median(arm, f"smallbench_{task}") for task in SMALLBENCH]
-        axes.bar(np.arange(len(SMALLBENCH)) + number * width, values, width, label=name_of(arm))
-    axes.set_xticks(np.arange(len(SMALLBENCH)) + 0.4 - width / 2, SMALLBENCH)
-    axes.legend(frameon=False, fontsize=7)
+        values = np.array([median(arm, name) for name in BENCH], float)  # None becomes nan: no bar
+        bars = axes.bar(np.arange(len(BENCH)) + number * width, values, width,
+                        label=name_of(arm).replace("$", r"\$"))
+        if len(shown) <= 4:
+            axes.bar_label(bars, fmt="%.3f", fontsize=6, color="0.35")
+    axes.set_xticks(np.arange(len(BENCH)) + 0.4 - width / 2, [*SMALLBENCH, "average"])
+    figure.legend(frameon=False, fontsize=7, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -285,7 +290,7 @@ def tell(value):
 def table_of(arms, names):
     """-> head, rows of text: an arm a row."""
     columns = [name for name in ("params", "embed_share", "glu", "tokens", "flops", "seconds",
-                                 "latency_ms")
+                                 "latency_ms", BENCH[-1])
                if any(median(arm, name) is not None for arm in arms)]
     head = ["arm", "seeds", "loss", *columns, *names]
     rows = []

@@ -4,21 +4,23 @@ never the number of other settings."""
 import contextlib
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
 import threading
 import time
+from random import Random
 from unittest import mock
 
 import pytest
-from conftest import ROOT, Fork, call, refused, result, run
+from conftest import ROOT, Fork, call, fork, refused, result, run
 
 from configurator import configure
 from lib import files as files_of_lib
 from lib import jobs
 from lib.files import FolderLock
+from tools import arms, sweep_run
+from tools.sweep_plan import check_twins, held_against
 
 pytestmark = pytest.mark.long
 
@@ -49,7 +51,7 @@ def sweep(out, data_dir):
     """A function that runs the sweep of ARMS in `out`, with more arguments."""
     def run(*more, ok=True, picture=False):
         # picture: whether curves.png is drawn, half a second
-        with contextlib.nullcontext() if picture else mock.patch("tools.compare.draw_losses"):
+        with contextlib.nullcontext() if picture else mock.patch("tools.sweep_table.draw_losses"):
             return call(SWEEP, f"--base=--data_dir={data_dir} {BASE}", f"--arms={ARMS}",
                         "--seeds=1", f"--out_dir={out}", *more, ok=ok)
     return run
@@ -392,23 +394,93 @@ def test_a_signal_saves_the_runs_writes_the_table_and_the_same_sweep_goes_on(swe
     assert len(Fork.started) == 1, "short with seed 2; that with seed 1 was finished"
 
 
+# A sweep as a process group: its runs join it, as children of a command do. argv: its arguments.
+GROUP = """
+import os, runpy, subprocess, sys, conftest
+os.setpgrp()
+JOIN = f'''
+import os, runpy, sys, conftest
+os.setpgid(0, {os.getpid()})
+conftest.shorten_train()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+'''
+
+class Joined(conftest.Fork):
+    def __init__(self, command, **rest):
+        super().__init__([command[0], "-c", JOIN, *command[1:]], **rest)
+
+subprocess.Popen = Joined
+sys.argv = ["tools/sweep.py", *sys.argv[1:]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_sweep_killed_five_times_with_all_its_runs_ends_as_an_undisturbed_one(data_dir, tmp_path):
+    """kill -9 of the process group at random moments, of a fixed seed; runs save every step."""
+    def start_in(out):
+        base = f"--data_dir={data_dir} {BASE} --max_steps=9 --log_interval=1 --save_minutes=0"
+        return fork(ROOT, ["-c", GROUP, f"--base={base}", f"--arms={ARMS}", "--seeds=1",
+                           f"--out_dir={out}"], tmp_path / "output", tmp_path / "output")
+
+    def n_records(out):
+        return sum(len(path.read_bytes().splitlines()) for path in out.glob("*/log.jsonl"))
+
+    (tmp_path / "output").touch()
+    whole, out, random = tmp_path / "whole", tmp_path / "killed", Random(0)
+    undisturbed = start_in(whole)
+    undisturbed.join()
+    assert undisturbed.exitcode == 0, (tmp_path / "output").read_text()
+    codes = []
+    for n in sorted(random.sample(range(1, n_records(whole) - 2), 5)):
+        process = start_in(out)
+        while process.exitcode is None and n_records(out) < n:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.1))
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            while True:  # until all of them are gone
+                os.killpg(process.pid, signal.SIGKILL)
+                time.sleep(0.01)
+        process.join()
+        codes.append(process.exitcode)
+    assert set(codes) <= {0, -signal.SIGKILL} and codes[0] == -signal.SIGKILL
+    last = start_in(out)
+    last.join()
+    assert last.exitcode == 0, (tmp_path / "output").read_text()
+    for name in ("results.csv", "table.md", "top1.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("last, message", [
+    ("print('all is well')", "it has printed no result"),
+    ("print('{half of it')", "it has printed no result"),
+    ("", "it has printed no result"),
+    ("raise SystemExit('the reason')", "a seed 1 failed: the reason")])
+def test_a_run_that_prints_no_json_has_failed(sweep, tmp_path, monkeypatch, last, message):
+    """Whatever its exit code. The command and the file with its output are named."""
+    script = tmp_path / "other_train.py"
+    script.write_text(last)
+    monkeypatch.setattr(sweep_run, "TRAIN", str(script))
+    done = sweep(f"--out_dir={tmp_path}/out", "--arms=a", ok=False)
+    refused(done, message, "other_train.py --data_dir=", "every run failed")
+    assert status_of(tmp_path / "out" / "a_s1") == "failed"
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("config/sweeps/*.py")), ids=lambda p: p.stem)
 def test_the_sweeps_in_config_have_arms_that_differ(path, monkeypatch):
     """Not their plans: those need the data."""
-    monkeypatch.setattr("sys.argv", [SWEEP])
-    code = runpy.run_path(SWEEP)["check_twins"].__globals__
-    about = dict(__file__=SWEEP, __doc__="", __name__="__main__")
-    code.update(configure(about, [str(path)]))
     monkeypatch.chdir(ROOT)
+    sweep = configure(dict(__file__=SWEEP, __doc__="", __name__="__main__"), [str(path)])
+    texts = [sweep[name] for name in ("arms", "grid", "ranges", "trials", "out_dir")]
     plans = {}
-    for name, (own, _) in code["all_arms"]().items():
+    for name, (own, _) in arms.all_arms(*texts).items():
         shares = [word for word in own if word.startswith(("--embed_share=", "--glu="))]
-        settings = code["resolve"]([*code["shlex"].split(code["base"]),
-                                    *(word for word in own if word not in shares)])
+        settings = arms.resolve([*sweep["base"].split(),
+                                 *(word for word in own if word not in shares)])
         settings["shares"] = shares
         plans[name] = dict(settings=settings, data_sha256=settings["data_dir"])
     assert len(plans) > 1
-    code["check_twins"](plans)
+    check_twins(plans)
 
 
 # ---- arms from axes ----------------------------------------------------------------
@@ -466,6 +538,13 @@ def test_shares_of_a_budget_are_axes_whose_shapes_the_solver_finds(sweep, data_d
     (["--grid=n_concept 4 4"], "n_concept has a value twice"),
     (["--grid=n_concept"], "expected SETTING VALUE VALUE"),
     (["--grid=n_concept 4 many"], "expected a whole number"),
+    (["--grid=learning_rate 1e-3 fast"], "learning_rate = 'fast': expected a number"),
+    (["--grid=bias true maybe"], "bias = 'maybe': expected true or false"),
+    (["--grid=masking_type token nothing"], "masking_type='nothing': expected"),
+    (["--grid=glu wide 2"], "arm glu=wide: glu=wide: expected a number"),
+    (["--ranges=n_concept two 8", "--trials=2"], "expected SETTING LOW HIGH"),
+    (["--ranges=n_concept 2 inf", "--trials=2"], "expected SETTING LOW HIGH"),
+    (["--ranges=masking_type 1 2", "--trials=2"], "expected"),
     (["--ranges=n_concept 4 8"], "trials=0 with 1 ranges: give both or none"),
     (["--ranges=n_concept 8 4", "--trials=2"], "expected SETTING LOW HIGH"),
     (["--ranges=learning_rate 0 1 log", "--trials=2"], "expected SETTING LOW HIGH"),
@@ -554,25 +633,33 @@ def test_a_hopeless_arm_is_given_up_for_good(ranked, tmp_path, monkeypatch):
     assert "bad seed 1 was given up earlier" in ranked(*args).stdout and not trained()
 
 
+def test_an_arm_is_held_against_the_reference_with_its_own_budget():
+    plans = {f"{arm} {budget}": dict(arm=arm, budget=budget) for budget in (1, 2) for arm in "ab"}
+    assert [held_against(name, plans, "") for name in plans] == [None, "a 1", None, "a 2"]
+    assert [held_against(name, plans, "b") for name in plans] == ["b 1", None, "b 2", None]
+
+
 def test_what_does_not_fit_into_memory_runs_again_with_smaller_micro_batches(
-        sweep, tmp_path, monkeypatch):
-    code = runpy.run_path(SWEEP)["train"].__globals__
+        tmp_path, monkeypatch):
     calls = []
 
-    def finish(command, folder, number, watch=None):
+    def finish(command, folder, slot, watch=None):
         calls.append(command)
         if len(calls) == 1:
             raise ValueError("error: 8 rows of 32 tokens do not fit into memory; --micro_batch=2 "
                              "does, and the result is the same")
         return dict(stopped="max_steps")
 
-    code.update(finish=finish, outcome=lambda *_: dict(loss=1.0))
-    assert code["train"](str(tmp_path), 0, 1, dict(arguments=["--a=1"])) == dict(loss=1.0)
+    monkeypatch.setattr(sweep_run, "finish", finish)
+    monkeypatch.setattr(sweep_run, "outcome", lambda *_: dict(loss=1.0))
+    plan = dict(arguments=["--a=1"])
+    assert sweep_run.train(str(tmp_path), 1, plan, (0, 1)) == dict(loss=1.0)
     assert calls[1] == [*calls[0], "--micro_batch=2"]
 
 
 @pytest.mark.parametrize("args, message", [
     (["--rungs=5,4"], "expected numbers of tokens that grow"),
+    (["--rungs=nan"], "expected numbers of tokens that grow"),
     (["--rungs=many"], "expected numbers of tokens that grow"),
     (["--rungs=100,200", "--flops=1e9"], "rungs count tokens"),
     (["--rungs=100,200", "--base="], "lr_schedule=cosine: with rungs expected wsd"),

@@ -12,7 +12,15 @@ import pytest
 from conftest import ROOT, call, refused, result
 from test_train import train
 
-from tools.sweep_report import front, iso_flop, name_of, write_report
+from tools.sweep_report import (
+    arms_of,
+    draw_smallbench,
+    find_runs,
+    front,
+    iso_flop,
+    name_of,
+    write_report,
+)
 
 SWEEP = str(ROOT / "tools/sweep.py")
 pytestmark = pytest.mark.long
@@ -81,6 +89,31 @@ def test_equal_flops_have_a_best_size():
     assert low < 3e6 < high
     assert iso_flop(arms[:2]) is None
     assert iso_flop([arm(p, 4 - p / 1e7) for p in (1e6, 2e6, 4e6)]) is None, "no minimum between"
+
+
+def test_fine_tuned_runs_are_bars_of_their_accuracies(folder, tmp_path):
+    """Results of finetune_glue.py, whether eval.py has read them or not; one task is missing."""
+    shutil.copytree(folder, tmp_path / "runs")
+    scores = dict(sst2=0.81, rte=0.55, boolq=0.64, mrpc=0.7)
+    for run, tasks in (("plain_s1", scores), ("plain_s2", scores | dict(rte=0.57)),
+                       ("more/wide <b>_s1", dict(sst2=0.8, boolq=0.6))):
+        (tmp_path / "runs" / run / "glue.json").write_text(json.dumps(
+            {task: {"median": {"accuracy": score}} for task, score in tasks.items()}))
+    runs = str(tmp_path / "runs")
+    figure = draw_smallbench(arms_of(find_runs(runs)[0]))
+    [axes] = figure.axes
+    found = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
+    assert found["plain"] == pytest.approx([0.81, 0.55, 0.64, 0.7, 0.675])
+    assert found["more/wide <b>"] == pytest.approx([0.8, math.nan, 0.6, math.nan, math.nan],
+                                                   nan_ok=True)
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert ticks == ["sentiment", "nli", "qa", "paraphrase", "average"]
+    write_report(runs)
+    assert (tmp_path / "runs" / "report_smallbench.png").stat().st_size > 5000
+    assert 'alt="smallbench"' in (tmp_path / "runs" / "report.html").read_text()
+    (tmp_path / "runs" / "plain_s1" / "glue.json").write_text('{"sst2": 1}')
+    with pytest.raises(ValueError, match="sst2 has no medians"):
+        write_report(runs)
 
 
 def test_a_folder_without_runs_and_a_file_of_others_are_refused(folder, tmp_path):

@@ -5,7 +5,7 @@ test whether tiny embeddings make large vocabularies cheap. Prepare data/mine16k
 like data/mine4k:
 
     python prepare.py --input='texts/*' --out_dir=data/mine4k --tokenizer=bpe:4000
-    python tools/sweep.py config/sweeps/vocabulary.py
+    python tools/sweep.py config/sweeps/vocab.py
 """
 base = "config/mini.py"
 arms = """
@@ -15,4 +15,4 @@ v64k_t128   --data_dir=data/mine64k --token_dim=128
 v64k_t16    --data_dir=data/mine64k --token_dim=16   # the hypothesis
 v16k_t16    --data_dir=data/mine16k --token_dim=16
 """
-out_dir = "out/sweep_vocabulary"
+out_dir = "out/sweep_vocab"
