@@ -68,7 +68,7 @@ BUDGETS = ("val_fraction", "max_tokens", "max_bytes", "fraction", "max_disk_gb")
 SMALL_FILES = 50_000  # bytes that max_disk_gb sets aside for meta.json and progress.json
 
 MOST_OPEN = 64  # files at a time; a split may refer to thousands
-FULL_SCAN_BYTES = 2 * 10**9  # larger bins are checked for wrong ids by sample
+FULL_SCAN_BYTES = 2 * 10**9  # larger bins are checked for wrong ids by sample, and not hashed
 SCAN_TOKENS = 2**22  # read at a time when documents are looked for
 KEPT_TOKENS = 2**30  # from this size of a split on, the distances between rows are kept in a file
 
@@ -607,14 +607,19 @@ def check_split(data_dir, meta, split):
         raise DataError(f"split {split!r} of {data_dir}: expected one of {names}")
 
 
-def check_ids(data_dir, meta, paths):
-    """DataError when a bin holds ids that the vocabulary does not have."""
-    for path in paths:
+def check_ids(data_dir, meta, split, paths):
+    """DataError when a bin is not the one in meta.json, or has ids that the vocabulary lacks."""
+    for path, file in zip(paths, meta["splits"][split]["files"]):
         highest = highest_id(path, np.dtype(meta["dtype"]))
         if highest >= meta["n_vocab"]:
             raise DataError(f"{path} contains id {highest:,}, meta.json says {meta['n_vocab']:,} "
                             "ids: not the file it describes. python prepare.py validate "
                             f"--data_dir={data_dir} tells more")
+        # one wrong bit would be another token, and nobody would notice
+        if os.path.getsize(path) < FULL_SCAN_BYTES and sha256_of(path) != file["sha256"]:
+            raise DataError(f"{path} is damaged or another file: its sha256 is not that in "
+                            f"meta.json. Restore it, or {removal(data_dir)}, then "
+                            f"{meta['command']}")
 
 
 def highest_id(path, dtype):
