@@ -122,8 +122,9 @@ def test_a_large_index_is_kept_beside_the_bins_and_found_anew_when_it_does_not_f
     meta = json.loads((folder / "meta.json").read_text())
     meta["splits"]["train"]["files"][0]["sha256"] = "0" * 64
     (folder / "meta.json").write_text(json.dumps(meta))
-    monkeypatch.setattr(bins, "sha256_of", lambda path: "0" * 64)  # as if the bin were another
-    assert torch.equal(blocks(), expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(bins, "sha256_of", lambda path: "0" * 64)  # as if the bin were another
+        assert torch.equal(blocks(), expected)
     assert not kept.exists() and len(list(folder.glob("*.npy"))) == 2
 
     def read_only(path):
