@@ -220,7 +220,7 @@ def read_until(process, pattern):
 
 
 def end_of(process):
-    """Waits for the end -> (exit code, rest of the output). Kills what takes more than 2 minutes."""
+    """Waits for the end, 2 minutes at most -> (exit code, rest of the output)."""
     timer = threading.Timer(120, process.kill)
     timer.start()
     rest, _ = process.communicate()
