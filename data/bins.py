@@ -43,12 +43,20 @@ import shutil
 
 import numpy as np
 
-from lib.files import FolderLock, file_hash, remove_file, replace_file, write_json
+from lib.files import (
+    FolderLock,
+    file_hash,
+    remove_file,
+    replace_file,
+    write_json,
+    wrong_fields,
+)
 
 FORMAT = 1
 SPLITS = ("train", "val")
-META_KEYS = {"dtype", "n_vocab", "vocab_size", "eot_id", "tokenizer", "fingerprint", "splits",
-             "unigram_entropy", "settings", "command"}
+META_TYPES = {"dtype": str, "n_vocab": int, "vocab_size": int, "eot_id": int, "tokenizer": str,
+              "fingerprint": str, "splits": dict, "unigram_entropy": (int, float),
+              "settings": dict, "command": str}
 
 # What became of a document: an index into KINDS, then into the names of the filter rules.
 KINDS = ("kept", "empty", "bad_lines", "bad_files", "outside_fraction", "duplicates")
@@ -555,13 +563,16 @@ def load_meta(data_dir, name="meta.json"):
     try:
         with open(path, encoding="utf-8") as file:
             meta = json.load(file)
-        missing, version = META_KEYS - meta.keys(), meta.get("format")
+        missing, version = wrong_fields(meta, META_TYPES), meta.get("format")
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): {removal(data_dir)}, then {cure}") from None
     if missing or version != FORMAT:
         raise DataError(f"{path} has format {version!r} and lacks {sorted(missing) or 'nothing'}, "
                         f"expected format {FORMAT}: another program or version wrote it. Use "
                         f"another folder: python prepare.py --input=... --out_dir=DIR")
+    if not 0 <= meta["eot_id"] < meta["n_vocab"] <= 2**32:
+        raise DataError(f"{path} is damaged (eot_id {meta['eot_id']} of {meta['n_vocab']} ids): "
+                        f"{removal(data_dir)}, then {cure}")
     # Where the tokenizer is read, its fingerprint is compared (data/reader.py).
     inside_or_linked(data_dir, meta["tokenizer"], os.path.isdir)
     return meta

@@ -23,7 +23,7 @@ from data.reader import parse_batch_schedule
 from data.tokenizer import Tokenizer
 from lib import lr_find
 from lib.baselines import ResonanceConfig, ResonanceLM, Transformer, TransformerConfig
-from lib.files import FolderLock, print_result, replace_file, to_json, write_json
+from lib.files import FolderLock, print_result, replace_file, to_json, write_json, wrong_fields
 from lib.machine import autocast, is_out_of_memory, say
 from masking import CURRICULA, SCORES, check_masking, mask_batch, next_tokens
 from model import ConceptConfig, ConceptEncoder
@@ -367,7 +367,8 @@ def load_run(out_dir, device, checkpoint="auto"):
     try:
         model = build_model(loaded["model_settings"])
         model.load_state_dict(loaded["model"])
-    except (RuntimeError, TypeError) as error:  # model.py was edited since
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
+        # model.py was edited since, or the settings are damaged
         raise ValueError(f"{out_dir} was trained with another model.py, see git in its "
                          f"config.json: {error}") from None
     return model.to(device).eval(), tok, loaded
@@ -528,8 +529,8 @@ def save_checkpoint(out_dir, checkpoint, name="ckpt.pt"):
 
 
 def all_finite(weights):
-    """Whether a state dict holds no NaN and no infinity."""
-    return all(torch.isfinite(t).all() for t in weights.values() if t.is_floating_point())
+    """Whether a state dict holds tensors, and in them no NaN and no infinity."""
+    return all(isinstance(t, torch.Tensor) and torch.isfinite(t).all() for t in weights.values())
 
 
 def save_or_warn(out_dir, checkpoint, name):
@@ -571,8 +572,17 @@ def rename_old_keys(weights):
     return renamed
 
 
-def read_checkpoint(path):
-    """-> dict of tensors and plain Python. ValueError if the file is cut short or a bit flipped."""
+# What every checkpoint of a training run has held, and what a resume needs on top.
+OF_A_RUN = dict(model=dict, model_settings=dict, settings=dict, step=int, tokens=int,
+                tokenizer_fingerprint=str, data_sha256=list)
+TO_RESUME = dict(optimizers=list, scaler=dict, evaluated_at=int, best_loss=float, bad_evals=int,
+                 minutes=float, skipped=int)
+
+
+def read_checkpoint(path, types=()):
+    """-> dict of tensors and plain Python. ValueError if the file is cut short, a bit flipped, its
+    weights are not finite, or it lacks one of `types`, {name: type}.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not compare the stored checksums
@@ -584,6 +594,11 @@ def read_checkpoint(path):
         raise
     except Exception as error:  # a damaged file: zipfile, zlib, pickle and torch raise many kinds
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from None
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds {type(checkpoint).__name__}, expected a checkpoint")
+    if wrong := wrong_fields(checkpoint, dict(types)):
+        raise ValueError(f"{path} is not a checkpoint of train.py: its {', '.join(wrong)} are "
+                         "missing or of another type")
     if "model" in checkpoint:
         if not all_finite(checkpoint["model"]):
             raise ValueError(f"{path} holds weights that are not finite")
@@ -610,14 +625,15 @@ def with_defaults(settings):
     return defaults | settings
 
 
-def first_readable(paths, say):
+def first_readable(paths, say, types=()):
     """-> (path, checkpoint) of the first of these files that can be read.
 
-    say: prints a warning about each damaged one. Raises ValueError if all are damaged.
+    say: prints a warning about each damaged one. types: what they must hold on top of OF_A_RUN.
+    Raises ValueError if all are damaged.
     """
     for path in paths:
         try:
-            return path, read_checkpoint(path)
+            return path, read_checkpoint(path, OF_A_RUN | dict(types))
         except ValueError as error:
             say(f"WARNING: {error}")
     raise ValueError(f"no checkpoint in {os.path.dirname(paths[0])} can be read; restore one or "
@@ -643,7 +659,7 @@ def checkpoint_to_resume(out_dir, init_from, say):
     if not paths:
         check_new_folder(out_dir)
         return None
-    _, checkpoint = first_readable(paths, say)
+    _, checkpoint = first_readable(paths, say, TO_RESUME)
     started_from = checkpoint["settings"].get("init_from", "auto")
     if init_from not in ("auto", "resume", started_from):
         raise ValueError(f"{out_dir} holds a run that was started with init_from={started_from}, "
