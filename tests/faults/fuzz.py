@@ -294,12 +294,12 @@ TARGETS = {
 
 # ---- trying -------------------------------------------------------------------------------------
 
+class TooSlow(BaseException):
+    """An example took too long. No reader catches it by mistake, as it might an Exception."""
+
+
 def too_slow(*_):
-    raise TimeoutError_(f"more than {SECONDS} s")
-
-
-class TimeoutError_(BaseException):
-    """An example took too long; no reader can catch it by mistake."""
+    raise TooSlow(f"more than {SECONDS} s")
 
 
 class Fuzz:
@@ -380,7 +380,7 @@ class Fuzz:
 
 
 def saved(value):
-    """torch.save -> bytes; what it cannot hold is left as text."""
+    """torch.save -> bytes."""
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
@@ -389,8 +389,8 @@ def saved(value):
 def main():
     if target:
         # without commas, which stand between folders
-        fuzz, begin, number = Fuzz(target, Path(folder) / "".join(filter(str.isalnum, target)) / "files"), \
-            time.monotonic(), seed
+        fuzz = Fuzz(target, Path(folder) / "".join(filter(str.isalnum, target)) / "files")
+        begin, number = time.monotonic(), seed
         while time.monotonic() - begin < 60 * minutes:
             fuzz.round(number, 100)
             number += 1

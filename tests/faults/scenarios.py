@@ -55,10 +55,13 @@ class Job:
 
 
 class World:
-    """A folder for runs, and the results of undisturbed ones, each made when it is first needed."""
+    """A folder for runs, and the results of undisturbed ones, each made when it is first needed.
 
-    def __init__(self, folder, data_dir):
-        self.folder, self.data_dir = Path(folder), Path(data_dir)
+    steps: of training, a multiple of 20.
+    """
+
+    def __init__(self, folder, data_dir, steps=40):
+        self.folder, self.data_dir, self.steps = Path(folder), Path(data_dir), steps
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results, self.n = {}, 0
 
@@ -164,7 +167,7 @@ def sweep_parts(out):
     return parts
 
 
-TRAIN_ARGS = [*TINY, "--max_steps=40", "--dropout=0.1", "--save_minutes=0", "--eval_rows=8"]
+TRAIN_ARGS = [*TINY, "--dropout=0.1", "--save_minutes=0", "--eval_rows=8"]
 SWEEP_ARGS = ("--dtype=fp32 --block_size=32 --n_layer=1 --n_head=2 --concept_dim=32 --token_dim=64 "
               "--ffn_dim=32 --batch_size=4 --max_steps=60 --eval_interval=20 --eval_rows=8 "
               "--health_rows=0 --init_table=random --n_concept=4 --log_interval=1 "
@@ -173,7 +176,8 @@ TORCHRUN = ["-c", "from torch.distributed.run import main; main()", "--nproc_per
 
 
 def train_arguments(world, out):
-    return ["train.py", f"--data_dir={world.data_dir}", f"--out_dir={out}", *TRAIN_ARGS]
+    return ["train.py", f"--data_dir={world.data_dir}", f"--out_dir={out}", *TRAIN_ARGS,
+            f"--max_steps={world.steps}"]
 
 
 def finetune_arguments(world, out):
@@ -396,7 +400,7 @@ def hanging(world, rng, rank=0, nproc=1):
     world.whole(job)
     out = world.new()
     script = world.folder / "hangs.py"
-    script.write_text(HANGS.format(step=rng.randint(3, 30), rank=rank))
+    script.write_text(HANGS.format(step=rng.randint(3, world.steps - 5), rank=rank))
     arguments = [str(script) if argument == "train.py" else argument
                  for argument in job.arguments(world, out)]
     process = start(*arguments, "--hang_minutes=0.1")
@@ -462,7 +466,7 @@ def read_only(world, rng, job=None):
             is_one_message(*end_of(start(*job.arguments(world, out))))
         else:
             process = start(*job.arguments(world, out))
-            read_until(process, rf"^step {rng.randint(1, 30)}/")
+            read_until(process, rf"^step {rng.randint(1, world.steps // 2)}/")
             for _ in range(1000):  # while a file is being written the kernel refuses
                 done = subprocess.run(["mount", "-o", "remount,ro", folder], capture_output=True)
                 if not done.returncode:
@@ -497,7 +501,7 @@ def nan_gradients(world, rng):
     # checkpoints at evaluations only: skipped updates of one that is saved would be part of the run
     arguments = TRAIN.arguments(world, out)
     arguments[arguments.index("--save_minutes=0")] = "--save_minutes=60"
-    _, script, *rest = arguments[0], NAN_FROM.format(steps=10 * rng.randint(0, 2)), *arguments[1:]
+    _, script, *rest = arguments[0], NAN_FROM.format(steps=10 * rng.randint(0, world.steps // 10 - 2)), *arguments[1:]
     code, text = end_of(start("-c", script, *rest, "--eval_interval=10"))
     is_one_message(code, text)
     assert "10 updates in a row had a non-finite gradient" in text
@@ -506,7 +510,7 @@ def nan_gradients(world, rng):
 
 def stopped_run(world, rng):
     """A folder with a run that was stopped at a random step -> (its path, the step)."""
-    out, step = world.new(), rng.randint(2, 38)
+    out, step = world.new(), rng.randint(2, world.steps - 2)
     go_on(world, TRAIN, out, [*TRAIN.arguments(world, out), f"--stop_at_step={step}"])
     return out, step
 
@@ -584,7 +588,7 @@ def data_deleted(world, rng):
     arguments = [f"--data_dir={data_dir}" if argument.startswith("--data_dir=") else argument
                  for argument in TRAIN.arguments(world, out)]
     process = start(*arguments)
-    read_until(process, rf"^step {rng.randint(1, 30)}/")
+    read_until(process, rf"^step {rng.randint(1, world.steps // 2)}/")
     if rng.random() < 0.5:
         shutil.rmtree(data_dir)
     else:  # or cut, which a reader meets in the middle of a file
@@ -642,7 +646,7 @@ def clock_jumps(world, rng):
     out = world.new()
     code = CLOCK.format(seed=rng.randrange(10**6))
     arguments = TRAIN.arguments(world, out)[1:]
-    seconds, text = go_on(world, TRAIN, out, ["-c", code, *arguments, "--stop_at_step=20"])
+    seconds, text = go_on(world, TRAIN, out, ["-c", code, *arguments, f"--stop_at_step={world.steps // 2}"])
     assert '"stopped": "stop_at_step"' in text
     return finish(world, TRAIN, out, 1, [seconds])
 
