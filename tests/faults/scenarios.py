@@ -501,8 +501,8 @@ def nan_gradients(world, rng):
     # checkpoints at evaluations only: skipped updates of one that is saved would be part of the run
     arguments = TRAIN.arguments(world, out)
     arguments[arguments.index("--save_minutes=0")] = "--save_minutes=60"
-    _, script, *rest = arguments[0], NAN_FROM.format(steps=10 * rng.randint(0, world.steps // 10 - 2)), *arguments[1:]
-    code, text = end_of(start("-c", script, *rest, "--eval_interval=10"))
+    script = NAN_FROM.format(steps=10 * rng.randint(0, world.steps // 10 - 2))
+    code, text = end_of(start("-c", script, *arguments[1:]))
     is_one_message(code, text)
     assert "10 updates in a row had a non-finite gradient" in text
     return finish(world, TRAIN, out, 1)
@@ -640,13 +640,14 @@ runpy.run_path("train.py", run_name="__main__")
 def clock_jumps(world, rng):
     """The clock of the day jumps by hours and days, forwards and backwards, between any two looks.
 
-    max_minutes and save_minutes must not notice.
+    A limit of minutes must not notice.
     """
     world.whole(TRAIN)
     out = world.new()
     code = CLOCK.format(seed=rng.randrange(10**6))
     arguments = TRAIN.arguments(world, out)[1:]
-    seconds, text = go_on(world, TRAIN, out, ["-c", code, *arguments, f"--stop_at_step={world.steps // 2}"])
+    seconds, text = go_on(world, TRAIN, out, ["-c", code, *arguments, "--max_minutes=60",
+                                              f"--stop_at_step={world.steps // 2}"])
     assert '"stopped": "stop_at_step"' in text
     return finish(world, TRAIN, out, 1, [seconds])
 
