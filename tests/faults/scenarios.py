@@ -382,6 +382,7 @@ def under_torchrun(world, rng, number, to="launcher", twice=False):
 
 HANGS = """
 import os, runpy, sys, time
+sys.path.insert(0, os.getcwd())
 from data.reader import Batches
 real = Batches.batch
 def batch_that_never_comes(self, step, *rest):
