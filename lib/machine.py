@@ -1,5 +1,6 @@
 """Where a command runs: device, processes, dtype, memory, signals."""
 
+import builtins
 import contextlib
 import ctypes
 import datetime
@@ -238,7 +239,7 @@ def end_if_it_hangs(minutes):
     The stacks of all threads go to stderr first; they say where it was.
     """
     faulthandler.cancel_dump_traceback_later()
-    if minutes and "ipykernel" not in sys.modules:  # a notebook would end with it
+    if minutes and not hasattr(builtins, "__IPYTHON__"):  # a notebook would end with it
         faulthandler.dump_traceback_later(60 * minutes, exit=True, file=2)
 
 
