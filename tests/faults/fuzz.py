@@ -29,7 +29,6 @@ import contextlib
 import copy
 import io
 import json
-import shlex
 import shutil
 import signal
 import subprocess
@@ -398,7 +397,7 @@ def main():
             print(f"{key}\n{text}", flush=True)
         print_result(dict(target=target, tried=fuzz.tried, findings=list(fuzz.findings)))
         sys.exit(bool(fuzz.findings))
-    from storm import replace_section, versions
+    from storm import command_line, replace_section, versions
     rows, bad = [], 0
     for name in TARGETS:
         done = subprocess.run([sys.executable, __file__, f"--target={name}",
@@ -411,7 +410,7 @@ def main():
         print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
         bad += len(found["findings"])
         rows.append(f"| {name} | {found['tried']} | {len(found['findings'])} |")
-    command = shlex.join(["python", "tests/faults/fuzz.py", *sys.argv[1:]])
+    command = command_line("tests/faults/fuzz.py")
     table = "\n".join(["| reader of | examples | findings |", "|---|---:|---:|", *rows])
     replace_section(page, "## Damaged and random files",
                     f"`{command}` ({versions()})\n\n{table}\n")

@@ -126,6 +126,12 @@ def replace_section(path, heading, text):
     replace_file(path, lambda file: file.write(old.encode()))
 
 
+def command_line(script):
+    """The command as it was typed, without the places of its files."""
+    typed = [word for word in sys.argv[1:] if not word.startswith(("--folder=", "--page="))]
+    return shlex.join(["python", script, *typed])
+
+
 def versions():
     return (f"git {git_state()}, torch {torch.__version__}, Python {platform.python_version()}, "
             f"Linux {platform.release()}, {os.cpu_count()} cores")
@@ -195,7 +201,7 @@ def main():
     times = sum(row["times"] for row in outcomes)
     lost = sum(len(row["lost"]) for row in outcomes)
     missing = len(set(todo) - {(row["name"], row["number"]) for row in outcomes})
-    command = shlex.join(["python", "tests/faults/storm.py", *sys.argv[1:]])
+    command = command_line("tests/faults/storm.py")
     replace_section(page, "## Faults", f"""{times} faults, {lost} parts of results lost.
 `{command}` ({versions()})
 
