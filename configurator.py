@@ -17,6 +17,7 @@ import ast
 import difflib
 import glob
 import math
+import operator
 import os
 import re
 import shlex
@@ -24,9 +25,11 @@ import sys
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 
-# What a value in a config file may be made of. There are no calls and no attributes, so that a
-# config file from somebody else is safe to read.
-ARITHMETIC = (ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
+# What a value in a config file may be made of, beside constants and settings. There are no calls
+# and no attributes, so that a config file from somebody else is safe to read.
+ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+              ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
+              ast.Pow: operator.pow, ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 # how a message names the four types of settings
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
@@ -215,8 +218,35 @@ def no_config(path, known):
     return f"no such config file; there is: {' '.join(configs)}"
 
 
+def compute(node, values):
+    """The value of an expression in a config file. values: the settings so far.
+
+    ValueError for anything but arithmetic, and for numbers that no setting could hold.
+    """
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        if node.id not in values:
+            raise ValueError(f"name {node.id!r} is not defined")
+        return values[node.id]
+    # calls, comparisons, lists and the like have no operator, or one that is not in the table
+    function = ARITHMETIC.get(type(getattr(node, "op", None)))
+    # the two sides of an operator, or the one behind a sign
+    parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+    if function:
+        parts = [compute(part, values) for part in parts]
+    # strings can be joined and nothing else: "a" * 10**9 would fill the memory
+    texts = [part for part in parts if isinstance(part, (str, bytes))]
+    if not function or texts and (function is not operator.add or len(texts) < len(parts)):
+        raise ValueError("a value may hold numbers, strings, settings and arithmetic only")
+    # 9**9**9 would take years
+    if function is operator.pow and abs(parts[1]) * math.log2(abs(parts[0]) + 2) > 10_000:
+        raise ValueError("expected a smaller power")
+    return function(*parts)
+
+
 def read_config_file(path):
-    """Config file -> ([(where, name, compiled value) of each line], [problems as text])."""
+    """Config file -> ([(where, name, expression) of each line], [problems as text])."""
     try:
         with open(path, "rb") as file:
             nodes = ast.parse(file.read()).body
@@ -234,13 +264,9 @@ def read_config_file(path):
         is_assignment = isinstance(node, ast.Assign) and len(node.targets) == 1
         if not is_assignment or not isinstance(node.targets[0], ast.Name):
             problems.append(f"{where}: only 'name = value' lines are allowed")
-        elif not all(isinstance(part, ARITHMETIC) for part in ast.walk(node.value)):
-            problems.append(f"{where}: a value may hold numbers, strings, settings and "
-                            "arithmetic only")
         else:
             # computed by configure(), which knows the settings so far
-            value = compile(ast.Expression(node.value), path, "eval")
-            assignments.append((where, node.targets[0].id, value))
+            assignments.append((where, node.targets[0].id, node.value))
     return assignments, problems
 
 
@@ -362,9 +388,8 @@ def configure(script_globals, argv=None):
         problems.extend(file_problems)
         for where, name, expression in assignments:
             try:
-                # Names stand for the settings so far. ARITHMETIC has been checked, so eval cannot
-                # call anything; no builtins, so that other names are unknown.
-                value = eval(expression, {"__builtins__": {}}, dict(values))
+                # names stand for the settings so far
+                value = compute(expression, values)
             except Exception as error:  # whatever arithmetic raises, such as 1 / 0
                 problems.append(f"{where}: {error}")
             else:

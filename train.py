@@ -106,6 +106,7 @@ eval_rows = 256  # validation rows an evaluation reads
 health_rows = 64  # of these, rows on which the concepts are measured: rank, use, ...; 0: not
 log_interval = 10  # steps between log lines
 save_minutes = 15.0  # a checkpoint at least this often
+hang_minutes = 60.0  # a step that takes longer, evaluation included, ends the run; 0: off
 log_to = ""  # beside log.jsonl: wandb, tensorboard, or both with a comma
 wandb = "off"  # online | offline | off; the variable WANDB_PROJECT names the project
 
@@ -139,7 +140,15 @@ from data.tokenizer import Tokenizer
 from lib import health, run
 from lib.files import print_result
 from lib.importance import Importance, describe_importance
-from lib.machine import StopSignals, autocast, choose_dtype, find_machine, matmul_peak, memory_gib
+from lib.machine import (
+    StopSignals,
+    autocast,
+    choose_dtype,
+    end_if_it_hangs,
+    find_machine,
+    matmul_peak,
+    memory_gib,
+)
 from lib.optimizers import StableAdamW
 from lib.start import token_vectors
 from masking import (
@@ -158,7 +167,7 @@ MAX_SKIPPED = 10  # updates in a row with a non-finite gradient before the run g
 # user_mistakes: what a user can get wrong ends in one message instead of a traceback
 with run.user_mistakes():
     signals = StopSignals()
-    machine = find_machine(device, block_size, parallel=True)
+    machine = find_machine(device, block_size, parallel=True, hang_minutes=hang_minutes)
     if overfit_tokens:
         batch_size = micro_batch = run.rows_to_overfit(overfit_tokens, block_size)
         overfit_batch = True
@@ -298,6 +307,7 @@ minutes_before = 0.0  # minutes trained by earlier processes of this run
 tokens_before = 0  # read by the run whose optimizer this one carries on
 loss_now = math.nan  # training loss of the latest log line
 stopped = ""  # why the run ends; empty while it goes on
+is_saved = True  # the latest checkpoint could be written
 skipped = torch.zeros((), device=machine.device)  # updates skipped: their gradient was not finite
 skipped_in_a_row = torch.zeros((), device=machine.device)  # tensors: reading one waits for the GPU
 if resumed:
@@ -379,7 +389,8 @@ def masked_batch(step):
     The sum is over all processes and micro-batches. The loss of each part is divided by it, so the
     result does not depend on how a batch is cut.
     """
-    ids, sample_ids = data.batch(0 if overfit_batch else step, machine.rank, machine.world_size)
+    with run.user_mistakes():  # the files may be deleted or cut meanwhile
+        ids, sample_ids = data.batch(0 if overfit_batch else step, machine.rank, machine.world_size)
     if objective == "clm":
         batch = next_tokens(ids, tok)
     else:
@@ -461,8 +472,9 @@ def validate():
     The same rows and masks whatever this run trains on, so losses of different runs compare.
     """
     global best_loss, bad_evals, evaluated_at
-    result, losses = run.evaluate_all(model, val_sets, data.shares, tok, machine, dtype, eval_rows,
-                                      micro_batch)
+    with run.user_mistakes():
+        result, losses = run.evaluate_all(model, val_sets, data.shares, tok, machine, dtype,
+                                          eval_rows, micro_batch)
     evaluated_at = step
     # Random weights at step 0 are no result: best.pt would hold them, should the run stop early.
     has_learned = step > 0 or takes_weights
@@ -507,7 +519,7 @@ def draw_curves():
 
 def save(is_best=False):
     """Writes ckpt.pt, all a resume needs; if is_best also best.pt, the weights alone."""
-    global last_save
+    global last_save, is_saved
     last_save = time.monotonic()
     if not machine.is_main:
         return
@@ -521,9 +533,11 @@ def save(is_best=False):
         optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
         skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,
         loss=loss_now, stopped=stopped, tokens_before=tokens_before)
-    run.save_or_warn(out_dir, full, "ckpt.pt")
+    # ckpt.pt last: a run that goes on from it finds the log and best.pt as far as it says
+    is_saved = run.write_log(out_dir)
     if is_best:
-        run.save_or_warn(out_dir, small, "best.pt")
+        is_saved = run.save_or_warn(out_dir, small, "best.pt") and is_saved
+    is_saved = is_saved and run.save_or_warn(out_dir, full, "ckpt.pt")
 
 
 def log(record):
@@ -574,6 +588,7 @@ if lr_find:
 
 started = last_save = last_drawn = time.monotonic()
 signals.wait_for_step()
+end_if_it_hangs(hang_minutes)
 model.train()
 clock = minutes_before  # minutes trained, on the main process's clock
 tokens_per_s = 0.0  # of the latest log line
@@ -585,6 +600,7 @@ if evaluated_at != step and (step % eval_interval == 0 or stopped):
 
 batch, total_weight = masked_batch(step)
 while not stopped:
+    end_if_it_hangs(hang_minutes)  # the time begins anew
     # the step itself
     lr = learning_rate_at(step, progress_at(step, clock))
     # Random numbers, of dropout, follow from these three: there is no state to save, and a resumed
@@ -655,8 +671,12 @@ while not stopped:
 
 net = None  # DistributedDataParallel holds on to the process group
 machine.close()
+end_if_it_hangs(0)
 if lock:
     lock.close()  # a notebook lives on
+if not is_saved:
+    sys.exit(f"error: the last checkpoint, of step {step}, could not be written; make room in "
+             f"{out_dir}, and the same command goes on from the one before")
 if overfit_batch and loss_now >= 0.05:
     sys.exit(run.why_not_overfit(loss_now, step, model.cfg.vocab_size, unigram_entropy))
 if step < warmup_steps and stopped == "max_minutes":

@@ -43,12 +43,20 @@ import shutil
 
 import numpy as np
 
-from lib.files import FolderLock, file_hash, remove_file, replace_file, write_json
+from lib.files import (
+    FolderLock,
+    file_hash,
+    remove_file,
+    replace_file,
+    write_json,
+    wrong_fields,
+)
 
 FORMAT = 1
 SPLITS = ("train", "val")
-META_KEYS = {"dtype", "n_vocab", "vocab_size", "eot_id", "tokenizer", "fingerprint", "splits",
-             "unigram_entropy", "settings", "command"}
+META_TYPES = {"dtype": str, "n_vocab": int, "vocab_size": int, "eot_id": int, "tokenizer": str,
+              "fingerprint": str, "splits": dict, "unigram_entropy": (int, float),
+              "settings": dict, "command": str}
 
 # What became of a document: an index into KINDS, then into the names of the filter rules.
 KINDS = ("kept", "empty", "bad_lines", "bad_files", "outside_fraction", "duplicates")
@@ -68,7 +76,7 @@ BUDGETS = ("val_fraction", "max_tokens", "max_bytes", "fraction", "max_disk_gb")
 SMALL_FILES = 50_000  # bytes that max_disk_gb sets aside for meta.json and progress.json
 
 MOST_OPEN = 64  # files at a time; a split may refer to thousands
-FULL_SCAN_BYTES = 2 * 10**9  # larger bins are checked for wrong ids by sample
+FULL_SCAN_BYTES = 2 * 10**9  # larger bins are checked for wrong ids by sample, and not hashed
 SCAN_TOKENS = 2**22  # read at a time when documents are looked for
 KEPT_TOKENS = 2**30  # from this size of a split on, the distances between rows are kept in a file
 
@@ -555,13 +563,16 @@ def load_meta(data_dir, name="meta.json"):
     try:
         with open(path, encoding="utf-8") as file:
             meta = json.load(file)
-        missing, version = META_KEYS - meta.keys(), meta.get("format")
+        missing, version = wrong_fields(meta, META_TYPES), meta.get("format")
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): {removal(data_dir)}, then {cure}") from None
     if missing or version != FORMAT:
         raise DataError(f"{path} has format {version!r} and lacks {sorted(missing) or 'nothing'}, "
                         f"expected format {FORMAT}: another program or version wrote it. Use "
                         f"another folder: python prepare.py --input=... --out_dir=DIR")
+    if not 0 <= meta["eot_id"] < 2**32:
+        raise DataError(f"{path} is damaged (eot_id {meta['eot_id']}): {removal(data_dir)}, then "
+                        f"{cure}")
     # Where the tokenizer is read, its fingerprint is compared (data/reader.py).
     inside_or_linked(data_dir, meta["tokenizer"], os.path.isdir)
     return meta
@@ -607,14 +618,20 @@ def check_split(data_dir, meta, split):
         raise DataError(f"split {split!r} of {data_dir}: expected one of {names}")
 
 
-def check_ids(data_dir, meta, paths):
-    """DataError when a bin holds ids that the vocabulary does not have."""
-    for path in paths:
+def check_ids(data_dir, meta, split, paths):
+    """DataError when a bin is not the one in meta.json, or has ids that the vocabulary lacks."""
+    for path, file in zip(paths, meta["splits"][split]["files"]):
         highest = highest_id(path, np.dtype(meta["dtype"]))
         if highest >= meta["n_vocab"]:
             raise DataError(f"{path} contains id {highest:,}, meta.json says {meta['n_vocab']:,} "
                             "ids: not the file it describes. python prepare.py validate "
                             f"--data_dir={data_dir} tells more")
+        # One wrong bit would be another token, and nobody would notice. "" is a hash not known.
+        known = file["sha256"] if os.path.getsize(path) < FULL_SCAN_BYTES else ""
+        if known and sha256_of(path) != known:
+            raise DataError(f"{path} is damaged or another file: its sha256 is not that in "
+                            f"meta.json. Restore it, or {removal(data_dir)}, then "
+                            f"{meta['command']}")
 
 
 def highest_id(path, dtype):

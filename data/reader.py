@@ -75,7 +75,7 @@ class TokenData:
                             f"{self.n_tokens}")
         self.pad_id = load_tokenizer(data_dir, self.meta).pad_id
         if "sources" not in self.meta:  # files of others were checked when they were split
-            check_ids(data_dir, self.meta, self.files)
+            check_ids(data_dir, self.meta, split, self.files)
         self.set_rows(block_size, rows)
 
     def set_rows(self, block_size, rows):

@@ -22,6 +22,7 @@ from data.bins import SPLITS, DataError
 from data.documents import call_tokenizer, digest, progress
 from data.ids import BLOCK, cut_documents, cut_rows, n_data_ids, read_blocks, without_markers
 from data.reader import Tokens, load_tokenizer
+from lib.files import wrong_fields
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Compute-optimal for causal language models (Hoffmann et al. 2022, 2203.15556).
@@ -47,6 +48,7 @@ def validate_folder(data_dir, run="", tokens_per_s=0.0):
     problems, measured, columns = [], {}, {}
     width = done = 0  # tokens a row, 0 without rows; tokens read so far
     tok = call_tokenizer(load_tokenizer, data_dir, meta)
+    check_fields(data_dir, meta)
     if "sources" in meta:
         bins.check_sources(data_dir, meta, thoroughly=True)
         width = meta["sources"]["width"]
@@ -173,6 +175,20 @@ def sequences(found):
 
 # -----------------------------------------------------------------------------
 # comparing with meta.json
+
+
+def check_fields(data_dir, meta):
+    """DataError unless each split of meta.json says what will be compared."""
+    of_split = dict(tokens=int, documents=int, bytes=int, files=list)
+    for split in SPLITS:
+        about = meta["splits"].get(split)
+        wrong = wrong_fields(about, of_split) if isinstance(about, dict) else ["fields"]
+        for file in [] if wrong else about["files"]:
+            of_file = dict(name=str, sha256=str)
+            wrong += wrong_fields(file, of_file) if isinstance(file, dict) else ["files"]
+        if wrong:
+            raise DataError(f"{data_dir}/meta.json is damaged: {', '.join(wrong)} of {split} are "
+                            f"missing or of another type; made by: {meta['command']}")
 
 
 def differences(data_dir, meta, split, counts, tok):

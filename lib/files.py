@@ -85,6 +85,11 @@ def read_object(path, keys=()):
     return found
 
 
+def wrong_fields(found, types):
+    """Names in `types`, {name: type or types}, that a dict lacks or has of another type -> list."""
+    return [name for name, kind in types.items() if not isinstance(found.get(name), kind)]
+
+
 def check_outputs(folder, marks):
     """Raises ValueError if a file that is about to be replaced is somebody else's.
 

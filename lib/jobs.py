@@ -6,6 +6,8 @@ import sys
 
 import torch
 
+from lib.machine import PARENT
+
 running = set()  # processes of run_python
 stopping = False  # after stop_all()
 
@@ -30,7 +32,7 @@ def run_python(arguments, log_path, number, jobs, watch=None):
     jobs: how many such processes run at a time; each gets its share of the CPU's threads.
     number: counts the processes from 0; with several GPUs, they take turns on them.
     """
-    environment = dict(os.environ)
+    environment = dict(os.environ) | {PARENT: str(os.getpid())}
     if not environment.get("OMP_NUM_THREADS"):  # what the user has set stays
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     # A process sees one GPU only, and calls it cuda:0 whichever it is.

@@ -1,7 +1,10 @@
 """Where a command runs: device, processes, dtype, memory, signals."""
 
+import builtins
 import contextlib
 import ctypes
+import datetime
+import faulthandler
 import gc
 import os
 import resource
@@ -61,14 +64,15 @@ class Machine:
             gc.collect()
 
 
-def find_machine(device="auto", row=0, parallel=False):
+def find_machine(device="auto", row=0, parallel=False, hang_minutes=0.0):
     """Device and process group -> Machine. row: tokens in the longest row, for the memory settings.
 
     parallel: whether the command shares its work between the processes that torchrun started. They
-    talk by nccl between GPUs and by gloo between CPUs. Raises ValueError for a device that is not
-    there.
+    talk by nccl between GPUs and by gloo between CPUs. hang_minutes: of end_if_it_hangs; 0: not
+    used. Raises ValueError for a device that is not there.
     """
     keep_freed_memory(long_rows=row > 8192)
+    stop_with_parent()
     rank, world_size = 0, 1
     # Only for commands that can use them: the variables stay behind in the shells of some pods.
     if parallel:
@@ -90,7 +94,11 @@ def find_machine(device="auto", row=0, parallel=False):
         if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
             say(f"waiting for {world_size} processes, because RANK and WORLD_SIZE are set here; "
                 "without torchrun, unset them")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        # Later than end_if_it_hangs, which says where the hanging process is: those that wait for
+        # it must not end before it has.
+        timeout = datetime.timedelta(minutes=2 * hang_minutes) if hang_minutes else None
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+                                timeout=timeout)
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
@@ -209,6 +217,31 @@ def is_out_of_memory(error):
 
 
 # ---- signals ------------------------------------------------------------------------------------
+
+PARENT = "STOPS_WITH_PARENT"  # environment variable: the process that lib/jobs.py started this from
+
+
+def stop_with_parent():
+    """SIGTERM for this process when torchrun or the command that started it is gone. Linux only.
+
+    A launcher that was killed would leave processes behind that nobody waits for and that keep the
+    folder of their run locked.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get(PARENT) == str(os.getppid()):
+        with contextlib.suppress(OSError, AttributeError):  # no glibc
+            ctypes.CDLL("libc.so.6").prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def end_if_it_hangs(minutes):
+    """Ends the process unless this is called again within `minutes`; 0 takes that back.
+
+    A collective operation, a disk or a driver may never answer, and nobody looks at a run at night.
+    The stacks of all threads go to stderr first; they say where it was.
+    """
+    faulthandler.cancel_dump_traceback_later()
+    if minutes and not hasattr(builtins, "__IPYTHON__"):  # a notebook would end with it
+        faulthandler.dump_traceback_later(60 * minutes, exit=True, file=2)
+
 
 class StopSignals:
     """Notes a signal in `name`, "" before; the training loop reads it each step.

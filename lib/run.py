@@ -23,7 +23,7 @@ from data.reader import parse_batch_schedule
 from data.tokenizer import Tokenizer
 from lib import lr_find
 from lib.baselines import ResonanceConfig, ResonanceLM, Transformer, TransformerConfig
-from lib.files import FolderLock, print_result, replace_file, to_json, write_json
+from lib.files import FolderLock, print_result, replace_file, to_json, write_json, wrong_fields
 from lib.machine import autocast, is_out_of_memory, say
 from masking import CURRICULA, SCORES, check_masking, mask_batch, next_tokens
 from model import ConceptConfig, ConceptEncoder
@@ -142,7 +142,7 @@ def bad_values(config):
             problems.append(f"{name}={config[name]}: expected more than 0")
     for name in ("min_lr", "health_rows", "warmup_steps", "max_tokens", "max_minutes",
                  "overfit_tokens", "stop_at_step", "patience", "weight_decay", "grad_clip",
-                 "save_minutes", "seed", "vocab_size", "max_length"):
+                 "save_minutes", "hang_minutes", "seed", "vocab_size", "max_length"):
         if not 0 <= config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected 0 or more")
     for name in ("beta1", "beta2", "dropout"):
@@ -367,7 +367,8 @@ def load_run(out_dir, device, checkpoint="auto"):
     try:
         model = build_model(loaded["model_settings"])
         model.load_state_dict(loaded["model"])
-    except (RuntimeError, TypeError) as error:  # model.py was edited since
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
+        # model.py was edited since, or the settings are damaged
         raise ValueError(f"{out_dir} was trained with another model.py, see git in its "
                          f"config.json: {error}") from None
     return model.to(device).eval(), tok, loaded
@@ -521,20 +522,26 @@ def save_checkpoint(out_dir, checkpoint, name="ckpt.pt"):
     Raises FloatingPointError, and writes nothing, when weights are not finite.
     """
     # NaN weights would replace the last good ones, and after two saves there are none left.
-    for tensor in checkpoint["model"].values():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise FloatingPointError("the weights are not finite; nothing was written")
+    if not all_finite(checkpoint["model"]):
+        raise FloatingPointError("the weights are not finite; nothing was written")
     keep = os.path.join(out_dir, "ckpt_prev.pt") if name == "ckpt.pt" else ""
     replace_file(os.path.join(out_dir, name), lambda file: torch.save(checkpoint, file), keep)
+
+
+def all_finite(weights):
+    """Whether a state dict holds tensors, and in them no NaN and no infinity."""
+    return all(isinstance(t, torch.Tensor) and torch.isfinite(t).all() for t in weights.values())
 
 
 def save_or_warn(out_dir, checkpoint, name):
     """save_checkpoint, but a full disk is only a warning as long as an older ckpt.pt is there.
 
-    Training then goes on: space may be made before the next checkpoint is due.
+    Training then goes on: space may be made before the next checkpoint is due. -> whether the file
+    was written.
     """
     try:
         save_checkpoint(out_dir, checkpoint, name)
+        return True
     except FloatingPointError as error:
         sys.exit(f"error: step {checkpoint['step']}: {error}; the last good checkpoint stays in "
                  f"{out_dir}; resume it with a lower --learning_rate")
@@ -544,6 +551,7 @@ def save_or_warn(out_dir, checkpoint, name):
         if not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
             sys.exit(f"error: cannot write a first checkpoint to {out_dir}: {reason}")
         say(f"WARNING: {name} was not written ({reason}); the previous one stays")
+        return False
 
 
 # Parameters of the lexicon that had other names in older checkpoints.
@@ -564,8 +572,17 @@ def rename_old_keys(weights):
     return renamed
 
 
-def read_checkpoint(path):
-    """-> dict of tensors and plain Python. ValueError if the file is cut short or a bit flipped."""
+# What every checkpoint of a training run has held, and what a resume needs on top.
+OF_A_RUN = dict(model=dict, model_settings=dict, settings=dict, step=int, tokens=int,
+                tokenizer_fingerprint=str, data_sha256=list)
+TO_RESUME = dict(optimizers=list, scaler=dict, evaluated_at=int, best_loss=float, bad_evals=int,
+                 minutes=float, skipped=int)
+
+
+def read_checkpoint(path, types=()):
+    """-> dict of tensors and plain Python. ValueError if the file is cut short, a bit flipped, its
+    weights are not finite, or it lacks one of `types`, {name: type}.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not compare the stored checksums
@@ -577,7 +594,14 @@ def read_checkpoint(path):
         raise
     except Exception as error:  # a damaged file: zipfile, zlib, pickle and torch raise many kinds
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from None
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds {type(checkpoint).__name__}, expected a checkpoint")
+    if wrong := wrong_fields(checkpoint, dict(types)):
+        raise ValueError(f"{path} is not a checkpoint of train.py: its {', '.join(wrong)} are "
+                         "missing or of another type")
     if "model" in checkpoint:
+        if not all_finite(checkpoint["model"]):
+            raise ValueError(f"{path} holds weights that are not finite")
         checkpoint["model"] = rename_old_keys(checkpoint["model"])
     if "model_settings" in checkpoint:
         checkpoint["model_settings"] = with_defaults(checkpoint["model_settings"])
@@ -601,14 +625,15 @@ def with_defaults(settings):
     return defaults | settings
 
 
-def first_readable(paths, say):
+def first_readable(paths, say, types=()):
     """-> (path, checkpoint) of the first of these files that can be read.
 
-    say: prints a warning about each damaged one. Raises ValueError if all are damaged.
+    say: prints a warning about each damaged one. types: what they must hold on top of OF_A_RUN.
+    Raises ValueError if all are damaged.
     """
     for path in paths:
         try:
-            return path, read_checkpoint(path)
+            return path, read_checkpoint(path, OF_A_RUN | dict(types))
         except ValueError as error:
             say(f"WARNING: {error}")
     raise ValueError(f"no checkpoint in {os.path.dirname(paths[0])} can be read; restore one or "
@@ -634,7 +659,7 @@ def checkpoint_to_resume(out_dir, init_from, say):
     if not paths:
         check_new_folder(out_dir)
         return None
-    _, checkpoint = first_readable(paths, say)
+    _, checkpoint = first_readable(paths, say, TO_RESUME)
     started_from = checkpoint["settings"].get("init_from", "auto")
     if init_from not in ("auto", "resume", started_from):
         raise ValueError(f"{out_dir} holds a run that was started with init_from={started_from}, "
@@ -653,8 +678,10 @@ def check_new_folder(out_dir):
         with open(os.path.join(out_dir, "config.json"), encoding="utf-8", errors="replace") as file:
             made_by = file.read()
     if '"data_dir"' in made_by and '"mlm_probability"' in made_by:
-        # A run that ended before its first checkpoint may be started again.
-        found = there("best.pt")
+        # A run that ended before its first checkpoint may be started again. With init_from=DIR it
+        # may have written best.pt at step 0.
+        found = [name for name in there("best.pt")
+                 if read_checkpoint(os.path.join(out_dir, name))["step"] > 0]
         if any(record["step"] > 0 for record in read_log(out_dir)):
             found.append("log.jsonl")
     else:
@@ -671,7 +698,8 @@ FIXED = ("seed", "batch_size", "optimizer", "data_weights", "rows", "block_sched
 # Settings that do not change what a run has come to: a finished run may be given others.
 WITHOUT_RESULT = ("out_dir", "data_dir", "init_from", "micro_batch", "max_steps", "max_tokens",
                   "max_minutes", "stop_at_step", "patience", "eval_interval", "health_rows",
-                  "log_interval", "save_minutes", "wandb", "log_to", "device", "compile")
+                  "log_interval", "save_minutes", "hang_minutes", "wandb", "log_to", "device",
+                  "compile")
 
 
 def check_same_run(checkpoint, model, tok, data_sha256, config, defaults):
@@ -970,17 +998,33 @@ def start_tensorboard(config, step):
 TRACKERS = {"wandb": start_wandb, "tensorboard": start_tensorboard}
 
 
+unwritten = {}  # {out_dir: lines that log.jsonl lacks, because the disk was full}
+
+
+def write_log(out_dir):
+    """Writes the lines that log.jsonl lacks -> whether it has all of them now."""
+    lines = "".join(unwritten.get(out_dir, [])).encode()
+    try:
+        with open(os.path.join(out_dir, "log.jsonl"), "ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(lines) < len(lines):  # part of a line would spoil the next one
+                file.truncate(size)
+                raise OSError("no space left on the disk")
+    except OSError as error:  # a full disk does not end the run
+        say(f"WARNING: log.jsonl was not written: {error}")
+        return False
+    unwritten.pop(out_dir, None)
+    return True
+
+
 def append_log(out_dir, record, trackers):
     """Appends a record to log.jsonl as a line of JSON, and gives it to the trackers.
 
     nan and infinity are written as null, because JSON has no such numbers. A tracker that fails is
     dropped from `trackers` with a warning.
     """
-    try:
-        with open(os.path.join(out_dir, "log.jsonl"), "a", encoding="utf-8") as file:
-            file.write(to_json(record) + "\n")
-    except OSError as error:  # a full disk does not end the run; the numbers are on the screen
-        say(f"WARNING: log.jsonl was not written: {error}")
+    unwritten.setdefault(out_dir, []).append(to_json(record) + "\n")
+    write_log(out_dir)
     for name, log in list(trackers.items()):
         try:
             log(record)
@@ -1061,6 +1105,7 @@ def rewind_log(out_dir, step):
 
     step=-1, for a new run, drops all.
     """
+    unwritten.pop(out_dir, None)
     if not os.path.exists(os.path.join(out_dir, "log.jsonl")):
         return
     # otherwise the steps that are trained again would be in the log twice

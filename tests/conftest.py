@@ -6,6 +6,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import contextlib
+import faulthandler
 import gc
 import io
 import itertools
@@ -192,6 +193,7 @@ def call(script, *args, ok=True, picture=False, cwd=ROOT):
         torch.set_num_threads(threads)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        faulthandler.cancel_dump_traceback_later()  # of a run that ended in the middle
         gc.collect()  # closes the lock of the run's folder
         gc.freeze()  # later collect() skip what is here now, torch above all: half a second less
     done = subprocess.CompletedProcess(sys.argv, code, out.getvalue(), "")

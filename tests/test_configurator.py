@@ -160,6 +160,16 @@ def test_settings_after_configure_are_not_settings(refused):
     assert "unknown setting 'later'" in refused("--later=4")
 
 
+@pytest.mark.parametrize("value, reason", [
+    ("9**9**9**9", "a smaller power"), ("2**20000", "a smaller power"),
+    ("'a' * 10**9", "numbers, strings"), ("'%999999999d' % 1", "numbers, strings"),
+    ("b'a' * 10**9", "numbers, strings"), ("1 << 10**9", "numbers, strings"),
+    ("open('x')", "numbers, strings"), ("steps.real", "numbers, strings"),
+    ("1 / 0", "division by zero"), ("'a' + 1", "numbers, strings")])
+def test_a_config_file_of_somebody_else_neither_runs_nor_stalls(value, reason, refused):
+    assert reason in refused("a.py", a=f"steps = {value}\n")
+
+
 def test_all_problems_are_listed_at_once_with_suggestions(refused):
     text = refused("--step=3", "--steps=1.5", "--rate=fast", "--flag=2", "--steps", "a.py",
                    "missing.py", a='stepz = 3\nsteps = "4"\nrate = open("x")\nimport os\n'

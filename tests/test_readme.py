@@ -1,5 +1,6 @@
 """The READMEs are true: commands run, links lead somewhere; presets are what their heads say."""
 
+import ast
 import math
 import re
 import shlex
@@ -213,10 +214,27 @@ def test_preset_heads_state_size_cost_and_time_correctly(path):
             assert float(dollars) == pytest.approx(expected, rel=0.01)
 
 
-def test_torch_load_never_unpickles_code():
-    for path in [p for p in ROOT.glob("**/*.py") if not {".venv", "records"} & {*p.parts}]:
-        for line in re.findall(r"torch\.load\([^\n]*", path.read_text()):
-            assert "weights_only=True" in line, f"{path.name}: {line}"
+def messages():
+    """The texts of the sources, what an f-string fills in as \0."""
+    found = []
+    for path in [p for p in ROOT.glob("**/*.py") if not {".venv", "records", "tests"} & {*p.parts}]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "\0"
+                                     for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_messages_that_the_page_explains_exist():
+    section = (ROOT / "tools/README.md").read_text().split("## When things go wrong")[1]
+    quoted = re.findall(r"^\| `([^`]+)` \|", section, re.M)
+    assert len(quoted) > 25
+    sources = messages()
+    for message in quoted:
+        pattern = ".*".join(map(re.escape, message.split("...")))
+        assert any(re.search(pattern, text, re.S) for text in sources), message
 
 
 def test_help_of_every_command_lists_its_settings():

@@ -212,6 +212,12 @@ def edit_meta(folder, **changes):
     (folder / "meta.json").write_text(json.dumps({**meta, **changes}))
 
 
+def flip_bin(folder):
+    content = bytearray((folder / "train.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "train.bin").write_bytes(content)
+
+
 def cut_bin(folder, n_bytes):
     data = (folder / "train.bin").read_bytes()
     (folder / "train.bin").write_bytes(data[:n_bytes])
@@ -241,6 +247,7 @@ DAMAGE = {
     "bin empty": (lambda d: cut_bin(d, 0), r"0 bytes \(empty\)"),
     "bin truncated": (lambda d: cut_bin(d, 1000), "holds 1,000 bytes.*truncated"),
     "bin of odd size": (lambda d: cut_bin(d, 1001), "holds 1,001 bytes"),
+    "bit flipped": (flip_bin, "train.bin is damaged or another file: its sha256"),
     "dtype wrong": (lambda d: edit_meta(d, dtype="uint32"), "dtype uint32 for 261 ids"),
     "tokens do not add up": (wrong_sum, "disagrees with itself about the tokens of train"),
     "vocabulary wrong": (lambda d: edit_meta(d, n_vocab=100), "contains id 260.*100 ids"),
@@ -276,7 +283,7 @@ def test_reading_an_epoch_does_not_grow_the_memory(tmp_path):
 import resource, sys, numpy as np
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from data import documents, reader as shards
+from data import bins, documents, reader as shards
 out = {str(tmp_path)!r}
 texts = documents.from_texts(lambda: ((f"{{i}} some text", None) for i in range(200)))
 documents.write_dataset(texts, out, "byte", val_fraction=.2, num_proc=1)
@@ -284,7 +291,7 @@ import json
 meta = json.load(open(out + "/meta.json"))
 ids = np.full(60_000_000, 65, "<u2")
 ids.tofile(out + "/train.bin")
-files = [{{"name": "train.bin", "tokens": len(ids), "sha256": ""}}]
+files = [{{"name": "train.bin", "tokens": len(ids), "sha256": bins.file_hash(out + "/train.bin")}}]
 meta["splits"]["train"].update(tokens=len(ids), files=files)
 json.dump(meta, open(out + "/meta.json", "w"))
 del ids

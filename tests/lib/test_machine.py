@@ -1,12 +1,16 @@
-"""Which data type a machine gets and why, and the message for one that it cannot have."""
+"""Which data type a machine gets and why; processes that hang, or that nobody waits for."""
 
 import builtins
+import faulthandler
 import io
+import sys
+import time
 
 import pytest
 import torch
+from conftest import run
 
-from lib.machine import choose_dtype
+from lib.machine import choose_dtype, end_if_it_hangs
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -44,3 +48,40 @@ def test_the_names_of_torch_are_taken_too():
         assert choose_dtype(torchs, CPU) == choose_dtype(ours, CPU) == (ours, "as asked")
     with pytest.raises(ValueError, match="dtype=fp16 needs a CUDA GPU"):
         choose_dtype("float16", CPU)
+
+
+ORPHAN = """
+import os, signal, sys, time
+from lib.machine import PARENT, stop_with_parent
+parent = os.getpid()
+if os.fork() == 0:
+    os.environ[PARENT] = str(parent)
+    stop_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(not open(sys.argv[1], "w").write("yes")))
+    open(sys.argv[2], "w")
+    time.sleep(60)
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+os.kill(parent, signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process")
+def test_a_process_stops_when_the_one_that_started_it_is_killed(tmp_path):
+    run("-c", ORPHAN, tmp_path / "stopped", tmp_path / "ready", ok=False)
+    end = time.monotonic() + 30
+    while not (tmp_path / "stopped").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert (tmp_path / "stopped").exists()
+
+
+def test_a_hang_is_watched_until_it_is_taken_back(monkeypatch):
+    calls = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later",
+                        lambda seconds, **how: calls.append((seconds, how["exit"])))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: calls.append("back"))
+    end_if_it_hangs(2)
+    end_if_it_hangs(0)
+    monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
+    end_if_it_hangs(2)  # a notebook lives on
+    assert calls == ["back", (120, True), "back", "back"]
