@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from data.reader import parse_batch_schedule
 from data.tokenizer import Tokenizer
-from lib import lr_find
+from lib import optimizers
 from lib.baselines import ResonanceConfig, ResonanceLM, Transformer, TransformerConfig
 from lib.files import FolderLock, print_result, replace_file, to_json, write_json
 from lib.machine import autocast, is_out_of_memory, say
@@ -259,15 +259,15 @@ def why_not_overfit(loss, step, vocab_size, unigram_entropy):
 
 
 def find_learning_rate(masked_batch, forward_backward, update, machine, out_dir):
-    """The range test of lib/lr_find.py with the parts of a step of train.py; prints its result."""
+    """range_test of lib/optimizers.py with the parts of a step of train.py; prints its result."""
     def step(rate, number):
         loss = forward_backward(*masked_batch(number))
         update(rate)
         return machine.all_sum(loss)[0]
 
-    found = lr_find.range_test(step)
+    found = optimizers.range_test(step)
     if machine.is_main:
-        path = lr_find.write_test(found, out_dir)
+        path = optimizers.write_test(found, out_dir)
         say(f"{path}: {found['why']}\ntry --learning_rate={found['suggested']:.1e}")
         print_result(dict(out_dir=out_dir, suggested=found["suggested"], lowest=found["lowest"],
                           why=found["why"], picture=path))
