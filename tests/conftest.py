@@ -161,6 +161,24 @@ def run(*args, ok=True, env=None, nproc=1, timeout=240, fresh=False):
     return done
 
 
+TRAIN_MANY = """
+import json, os, runpy, sys
+import lib.machine, lib.run
+lib.run.draw_curves = lambda *_: None
+lib.machine.matmul_peak = lambda *_: 1e11
+for number, args in enumerate(json.loads(sys.argv[1])):
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    sys.argv = ["train.py", *args]
+    runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def train_many(*runs, nproc=2):
+    """Runs train.py with each of these lists of arguments, one after another in the same processes.
+    """
+    return run("-c", TRAIN_MANY, json.dumps([list(map(str, args)) for args in runs]), nproc=nproc)
+
+
 def call(script, *args, ok=True, picture=False, cwd=ROOT):
     """Runs a script in this process, which spares the seconds of a new one -> like run().
 
