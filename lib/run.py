@@ -36,6 +36,7 @@ ARCHS = {
     "resonance": (ResonanceConfig, ResonanceLM),
 }
 OBJECTIVES = ("mlm", "clm", "mntp")
+OPTIMIZERS = ("adamw", "muon", "stable_adamw")
 MOST_LOGITS = 2**27  # logits that an evaluation holds at once: 512 MiB in fp32
 # Evaluation masks depend on this and the row's number in the data set only, so that losses of
 # different models, batch sizes and training seeds compare.
@@ -132,7 +133,7 @@ def bad_values(config):
         problems.append(f"stage_1_end={first}, stage_2_end={second}: expected shares of the run, "
                         "the first above 0 and below the second, the second below 1")
     one_of("init_table", "random", "cooccurrence")
-    one_of("optimizer", "adamw", "muon", "stable_adamw")
+    one_of("optimizer", *OPTIMIZERS)
     one_of("lr_schedule", "cosine", "linear", "wsd", "constant")
     one_of("wandb", "online", "offline", "off")
     for name in trackers_of(config["log_to"], config["wandb"]):

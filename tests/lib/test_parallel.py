@@ -1,5 +1,6 @@
 """Several processes: what each holds, and that the result is that of one process."""
 
+import json
 import os
 import shutil
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import Crash, call, refused, result, train_many
+from test_resume import same_tree
 from test_train import evaluations, losses, tiny, train
 
 from lib import parallel
@@ -49,6 +51,32 @@ def close(a, b, tolerance=1e-5):
     return max(abs(a[step] - b[step]) for step in a) <= tolerance
 
 
+# Writes the bytes of weights, gradients and moments that a process holds, and its peak memory.
+WATCH = """
+import torch
+from lib import machine, parallel
+clip = parallel.Distributed.clip_gradients
+
+def held(tensors):
+    return sum(t.numel() * t.element_size() for t in map(parallel.local_part, tensors))
+
+def watch(self, max_norm):
+    self.gradients = held(p.grad for p in self.model.parameters() if p.grad is not None)
+    return clip(self, max_norm)
+
+def after(names):
+    moments = [t for opt in names["optimizers"] for state in opt.state.values()
+               for t in state.values() if torch.is_tensor(t) and t.ndim]
+    found = dict(weights=held(names["model"].parameters()), moments=held(moments),
+                 gradients=names["distributed"].gradients, peak_gib=machine.resident_gib(peak=True))
+    path = f"{names['out_dir']}/held_{names['machine'].rank}.json"
+    json.dump(found, open(path, "w"))
+    names.clear()
+
+parallel.Distributed.clip_gradients = watch
+"""
+
+
 @pytest.fixture(scope="module")
 def runs(data_dir, tmp_path_factory):
     """Folders of the same run, by name: by one process, by two, and handed from one to the other;
@@ -66,17 +94,10 @@ def runs(data_dir, tmp_path_factory):
         call("train.py", *args(f"{name}_one", *settings, *SHORT))
     train_many(args("ddp"), args("fsdp", fsdp), args("halves", fsdp, "--stop_at_step=2"),
                args("halves", fsdp), args("handed", fsdp, "--stop_at_step=3"),
-               *(args(name, *settings, *SHORT, fsdp) for name, settings in OTHERS.items()))
+               *(args(name, *settings, *SHORT, fsdp) for name, settings in OTHERS.items()),
+               watch=WATCH)
     call("train.py", *args("handed", "--micro_batch=8"))
     return home
-
-
-def same_tree(a, b):
-    if torch.is_tensor(a):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same_tree(a[key], b[key]) for key in a)
-    return a == b
 
 
 def test_two_processes_train_as_one_does(runs):
@@ -94,6 +115,41 @@ def test_two_processes_train_as_one_does_with(name, runs):
     tolerance = 1e-4 if name == "muon" else 1e-5
     assert close({r["step"]: r["val_loss"] for r in evaluations(runs / name)},
                  {r["step"]: r["val_loss"] for r in evaluations(runs / f"{name}_one")}, tolerance)
+
+
+def held(out_dir, rank):
+    return json.loads((out_dir / f"held_{rank}.json").read_text())
+
+
+def test_two_shards_hold_half_each(runs):
+    """Weights, gradients and both moments. Single numbers are in each process."""
+    scalars = 4 * 4 * 4  # four numbers of the lexicon, in fp32, of four kinds
+    for rank in (0, 1):
+        whole, half = held(runs / "ddp", rank), held(runs / "fsdp", rank)
+        for kind, of_whole in whole.items():
+            if kind != "peak_gib":
+                assert abs(half[kind] - of_whole / 2) <= scalars + 0.01 * of_whole, kind
+    shards = [held(runs / "fsdp", rank)["weights"] for rank in (0, 1)]
+    assert whole["weights"] == sum(shards) - scalars / 4, "no weight is missing, none is twice"
+
+
+
+@pytest.mark.by_hand
+@pytest.mark.parametrize("preset", ["base", "large", "xlarge"])
+def test_large_presets_step_in_two_shards(preset, data_dir, tmp_path):
+    """At their full widths with one layer, two steps, once on one process and once on two."""
+    args = [f"config/{preset}.py", f"--data_dir={data_dir}", "--n_layer=1", "--n_mixer=1",
+            "--batch_size=2", "--micro_batch=1", "--block_size=64", "--max_steps=2",
+            "--eval_interval=100", "--eval_rows=2", "--health_rows=0", "--dtype=fp32",
+            "--warmup_steps=1", "--init_table=random", "--log_interval=1", "--vocab_size=512"]
+    train_many([*args, f"--out_dir={tmp_path}/two", "--parallel=fsdp"], watch=WATCH, timeout=900)
+    train_many([*args, f"--out_dir={tmp_path}/ddp"], watch=WATCH, timeout=900)
+    assert close(losses(tmp_path / "two"), losses(tmp_path / "ddp"))
+    for rank in (0, 1):
+        half, whole = held(tmp_path / "two", rank), held(tmp_path / "ddp", rank)
+        print(preset, rank, half, whole)
+        for kind in ("weights", "gradients", "moments"):
+            assert half[kind] == pytest.approx(whole[kind] / 2, rel=0.01)
 
 
 def test_a_sharded_run_resumes_bit_for_bit(runs):
