@@ -169,7 +169,7 @@ lib.machine.matmul_peak = lambda *_: 1e11
 def after(names): pass
 exec(sys.argv[2])
 for number, args in enumerate(json.loads(sys.argv[1])):
-    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    os.environ["MASTER_PORT"] = str(int(os.environ.get("MASTER_PORT", 0)) + 1)
     sys.argv = ["train.py", *args]
     after(runpy.run_path("train.py", run_name="__main__"))
 """

@@ -2,11 +2,13 @@
 
 import builtins
 import io
+import socket
 
 import pytest
 import torch
 
-from lib.machine import choose_dtype
+from lib import machine
+from lib.machine import choose_dtype, find_machine
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -44,3 +46,16 @@ def test_the_names_of_torch_are_taken_too():
         assert choose_dtype(torchs, CPU) == choose_dtype(ours, CPU) == (ours, "as asked")
     with pytest.raises(ValueError, match="dtype=fp16 needs a CUDA GPU"):
         choose_dtype("float16", CPU)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_machine_that_never_comes_ends_in_one_message(rank, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(machine, "JOIN_MINUTES", 0.5 / 60)
+    for name, value in dict(RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1",
+                            MASTER_PORT=port).items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match=f"process {rank} of 2 waited .* at 127.0.0.1:{port}"):
+        find_machine("cpu", parallel=True)
