@@ -145,7 +145,7 @@ def test_large_presets_step_in_two_shards(preset, data_dir, tmp_path):
             "--eval_interval=100", "--eval_rows=2", "--health_rows=0", "--dtype=fp32",
             "--warmup_steps=1", "--init_table=random", "--log_interval=1", "--vocab_size=512"]
     train_many([*args, f"--out_dir={tmp_path}/two", "--parallel=fsdp"], watch=WATCH, timeout=900)
-    train_many([*args, f"--out_dir={tmp_path}/one"], watch=WATCH, nproc=1, timeout=900)
+    train_many([*args, f"--out_dir={tmp_path}/one", "--parallel=ddp"], watch=WATCH, nproc=1, timeout=900)
     assert close(losses(tmp_path / "two"), losses(tmp_path / "one"))
     for rank in (0, 1):
         half, whole = held(tmp_path / "two", rank), held(tmp_path / "one", 0)
