@@ -142,7 +142,7 @@ from lib.files import print_result
 from lib.importance import Importance, describe_importance
 from lib.machine import StopSignals, autocast, choose_dtype, find_machine, matmul_peak, memory_gib
 from lib.optimizers import StableAdamW
-from lib.parallel import Distributed, check_same_everywhere, recompute
+from lib.parallel import Distributed, check_same_everywhere
 from lib.start import token_vectors
 from masking import (
     MaskedBatch,
@@ -210,11 +210,9 @@ with run.user_mistakes():
         machine.say("token table: counting which tokens occur near each other, up to a minute; "
                     "--init_table=random skips it")
         model.start_table(token_vectors(data, model.cfg.vocab_size, token_dim, seed))
-    recompute(model, checkpoint_every)
-
-# distributed.net, for training steps, and model, for all else, share their weights
-use_compile = compile == "true" or (compile == "auto" and machine.device.type == "cuda")
-distributed = Distributed(model, parallel, machine, dtype, use_compile)
+    # distributed.net, for training steps, and model, for all else, share their weights
+    use_compile = compile == "true" or (compile == "auto" and machine.device.type == "cuda")
+    distributed = Distributed(model, parallel, machine, dtype, use_compile, checkpoint_every)
 
 # ---- optimizer and schedule ---------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
 20 B tokens are 4.4e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
 4x3090 1,227 h; 4x4090 530 h, $1,271.16; 4xA100 280 h, $1,344.50.
 Weights, gradients and two AdamW moments take 103 GiB, which parallel=fsdp divides among the
-processes: 26 GiB each of four, 13 of eight. Evaluations gather the weights, 26 GiB, in each process.
+processes: 26 GiB each of four, 13 of eight. Evaluations gather the weights, 26 GiB, in each.
 """
 out_dir = "out/xlarge"
 data_dir = "data/owt"

@@ -26,10 +26,12 @@ from glob import escape, glob
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from lib.files import file_hash, sync_folder, write_json
+from lib.resonance import Resonance
 
 KEEP = 2  # complete checkpoints that stay
 
@@ -68,7 +70,21 @@ def recompute(model, every):
         raise ValueError(f"checkpoint_every={every}: this model has {len(blocks)} blocks; 0 for "
                          f"none, 1 for all, up to {len(blocks)} for one of them")
     for block in blocks[every - 1::every] if every else []:
-        block.forward = partial(recomputed, block.forward, use_reentrant=False)
+        block.forward = recomputing(block.forward)
+
+
+def recomputing(forward):
+    def run(*args):
+        return recomputed(forward, *args, use_reentrant=False)
+    return run
+
+
+def in_dtype_of_input(norm):
+    """The forward of an nn.LayerNorm with weights of another dtype than what it reads."""
+    def run(x):
+        weight, bias = (None if p is None else p.to(x.dtype) for p in (norm.weight, norm.bias))
+        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+    return run
 
 
 # ---- training -----------------------------------------------------------------------------------
@@ -77,26 +93,37 @@ def recompute(model, every):
 class Distributed:
     """A model and `net`, which shares its weights and is called in training steps.
 
-    how: "ddp" or "fsdp". use_compile: by torch.compile; under fsdp each block by itself.
+    how: "ddp" or "fsdp". use_compile: by torch.compile, as a whole or, where something happens
+    between the blocks, each block. recompute_every: see `recompute`, which may raise a ValueError.
     """
 
-    def __init__(self, model, how, machine, dtype, use_compile):
+    def __init__(self, model, how, machine, dtype, use_compile=False, recompute_every=0):
         self.model, self.machine = model, machine
         self.is_sharded = how == "fsdp"
         self.saving = None  # the checkpoint that a thread is writing
         if self.is_sharded:
+            # The model without its weights: whole_model gathers them into it.
+            empty = {id(p): torch.nn.Parameter(p.new_empty(0)) for p in model.parameters()}
+            self.twin = copy.deepcopy(model, empty).to(machine.device)
+        compiled = partial(torch.compile, fullgraph=True, dynamic=False)
+        if use_compile and (self.is_sharded or recompute_every):
+            for block in model.blocks():
+                block.forward = compiled(block.forward)
+            use_compile = False
+        recompute(model, recompute_every)
+        if self.is_sharded:
             self.net = model
-            self.shard(dtype, use_compile)
+            self.shard(dtype)
             return
         model.to(machine.device)
-        self.net = torch.compile(model, fullgraph=True, dynamic=False) if use_compile else model
+        self.net = compiled(model) if use_compile else model
         if machine.world_size > 1:
             device_ids = [machine.device.index] if machine.device.type == "cuda" else None
             # views: gradients are not kept a second time for sending them
             self.net = DistributedDataParallel(self.net, device_ids=device_ids,
                                                gradient_as_bucket_view=True)
 
-    def shard(self, dtype, use_compile):
+    def shard(self, dtype):
         # imported here: they take seconds, which runs without fsdp need not wait for
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -106,21 +133,21 @@ class Distributed:
             dist.broadcast(tensor, 0)
         device = self.machine.device
         mesh = init_device_mesh(device.type, (self.machine.world_size,))
-        # The model without its weights: whole_model gathers them into it.
-        empty = {id(p): torch.nn.Parameter(p.new_empty(0)) for p in self.model.parameters()}
-        self.twin = copy.deepcopy(self.model, empty).to(device)
         # Single numbers have no parts; clip_gradients adds up their gradients.
         self.scalars = [p for p in self.model.parameters() if p.ndim == 0]
         for p in self.scalars:
             p.data = p.data.to(device)
         # Blocks are gathered in the dtype that autocast multiplies in, which halves the traffic.
-        # Their inputs and sums stay fp32, as do the tables and the loss, which are the model's own.
-        as_sent = MixedPrecisionPolicy(cast_forward_inputs=False)
-        if dtype == "bf16":
-            as_sent = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        # What they read, add up and hand on stays fp32, as do the tables and the loss, which belong
+        # to the model itself. Oscillators must not be rounded, so blocks with such are left alone.
+        in_fp32 = MixedPrecisionPolicy(cast_forward_inputs=False)
+        in_bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for block in self.model.blocks():
-            if use_compile:
-                block.compile(fullgraph=True, dynamic=False)
+            has_oscillators = any(isinstance(part, Resonance) for part in block.modules())
+            as_sent = in_bf16 if dtype == "bf16" and not has_oscillators else in_fp32
+            for part in block.modules():
+                if as_sent is in_bf16 and isinstance(part, torch.nn.LayerNorm):
+                    part.forward = in_dtype_of_input(part)
             fully_shard(block, mesh=mesh, mp_policy=as_sent)
         fully_shard(self.model, mesh=mesh, ignored_params=set(self.scalars))
         # Checkpoints are written beside training, so they need a group of their own.

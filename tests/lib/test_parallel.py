@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -145,7 +146,8 @@ def test_large_presets_step_in_two_shards(preset, data_dir, tmp_path):
             "--eval_interval=100", "--eval_rows=2", "--health_rows=0", "--dtype=fp32",
             "--warmup_steps=1", "--init_table=random", "--log_interval=1", "--vocab_size=512"]
     train_many([*args, f"--out_dir={tmp_path}/two", "--parallel=fsdp"], watch=WATCH, timeout=900)
-    train_many([*args, f"--out_dir={tmp_path}/one", "--parallel=ddp"], watch=WATCH, nproc=1, timeout=900)
+    train_many([*args, f"--out_dir={tmp_path}/one", "--parallel=ddp"], watch=WATCH, nproc=1,
+               timeout=900)
     assert close(losses(tmp_path / "two"), losses(tmp_path / "one"))
     for rank in (0, 1):
         half, whole = held(tmp_path / "two", rank), held(tmp_path / "one", 0)
@@ -264,7 +266,7 @@ def adamw(model):
 
 
 def sharded(model):
-    return Distributed(model, "fsdp", ONE, "fp32", use_compile=False), adamw(model)
+    return Distributed(model, "fsdp", ONE, "fp32"), adamw(model)
 
 
 def content(distributed, opt, step):
@@ -287,7 +289,7 @@ def test_a_shard_of_one_is_the_model(arch, alone):
     """Losses, norms and skipped updates are those of a plain model, the norm that of torch."""
     plain, model = small_model(arch), small_model(arch)
     distributed, opt = sharded(model)
-    theirs = Distributed(plain, "ddp", ONE, "fp32", use_compile=False)
+    theirs = Distributed(plain, "ddp", ONE, "fp32")
     other = adamw(plain)
     for poisoned in (False, True, False):
         ours, expected = (update(d, o, poisoned) for d, o in ((distributed, opt), (theirs, other)))
@@ -296,6 +298,26 @@ def test_a_shard_of_one_is_the_model(arch, alone):
         assert float(gathered(*small_batch())) == pytest.approx(float(plain(*small_batch())))
     assert sum(p.numel() for p in distributed.twin.parameters()) == 0, "given back"
     assert same_tree(distributed.weights(whole=True).keys(), dict(plain.state_dict()).keys())
+
+
+@pytest.mark.parametrize("arch, use_compile, how", [
+    *((arch, False, "fsdp") for arch in ARCHS), ("transformer", True, "fsdp"),
+    *(pytest.param(arch, True, how, marks=pytest.mark.by_hand)
+      for arch in ARCHS for how in ("ddp", "fsdp"))])
+def test_bf16_compiled_and_recomputed(arch, use_compile, how, alone, monkeypatch):
+    """Weights stay fp32; blocks compute in bf16, as autocast has them; the loss is fp32."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    plain, model = small_model(arch), small_model(arch)
+    distributed = Distributed(model, how, ONE, "bf16", use_compile, recompute_every=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = distributed.net(*small_batch()), plain(*small_batch())
+    ours.backward(), theirs.backward()
+    assert ours.dtype == torch.float32 and float(ours) == pytest.approx(float(theirs), rel=1e-3)
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+    assert float(distributed.clip_gradients(1.0)) == pytest.approx(float(norm), rel=2e-2)
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters()
+               if p.grad is not None)
 
 
 @pytest.mark.parametrize("moment", ["manifest", "rename", "second rename", "remove"])
