@@ -206,10 +206,12 @@ class Distributed:
         state = self.model.state_dict()
         if self.is_sharded and not whole:
             return state
-        pieces = {name: in_one_piece(t) for name, t in state.items()}
-        if not self.machine.is_main:
-            return {}
-        return {name: t.cpu().clone() for name, t in pieces.items()}
+        found = {}
+        for name, tensor in state.items():
+            tensor = in_one_piece(tensor)  # one after another: a GPU need not hold all
+            if self.machine.is_main:
+                found[name] = tensor.cpu().clone()
+        return found
 
     def take(self, checkpoint, optimizers):
         """What read_folder(load=False) or a ckpt.pt gave -> the same with shards for fsdp.
