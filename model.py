@@ -701,6 +701,10 @@ class ConceptEncoder(nn.Module):
         """Starts the token table from vectors of standard deviation 1, scaled to its own size."""
         self.wte.copy_(vectors_Vt * self.wte.std())
 
+    def blocks(self):
+        """The parts that compute one after another, for lib/parallel.py."""
+        return [*self.mixers, *self.layers, self.decoder]
+
     # ---- forward ------------------------------------------------------------------
 
     def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None,

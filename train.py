@@ -7,10 +7,11 @@
 The file reads from top to bottom in the order in which things happen: settings, data, model,
 optimizer, the parts of a step, and last the loop.
 
-Writes out_dir/{ckpt.pt, ckpt_prev.pt, best.pt, config.json, log.jsonl, curves.png, tokenizer/}. The
-same command again resumes the run, bit for bit on the same machine: the batch, the masks, dropout
-and the learning rate depend on the step and the seed alone. SIGTERM, SIGINT (Ctrl-C), SIGHUP and
-SIGUSR1 save a checkpoint and stop. The last line on stdout is a JSON summary.
+Writes out_dir/{ckpt.pt, ckpt_prev.pt, best.pt, config.json, log.jsonl, curves.png, tokenizer/}, or
+step-N/ for the first two with parallel=fsdp. The same command again resumes the run, bit for bit on
+the same machine: the batch, the masks, dropout and the learning rate depend on the step and the
+seed alone. SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 save a checkpoint and stop. The last line
+on stdout is a JSON summary.
 """
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -111,6 +112,8 @@ log_to = ""  # beside log.jsonl: wandb, tensorboard, or both with a comma
 wandb = "off"  # online | offline | off; the variable WANDB_PROJECT names the project
 
 # machine, seed, debugging
+parallel = "ddp"  # of several processes: ddp, each holds the model | fsdp, each holds a part of it
+checkpoint_every = 0  # every n-th block computes its activations again, for memory: 1 all, 0 none
 device = "auto"  # auto | cuda | mps | cpu
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 compile = "auto"  # auto: on CUDA only | true | false
@@ -130,10 +133,8 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from data.reader import Batches, TokenData
 from data.tokenizer import Tokenizer
@@ -150,6 +151,7 @@ from lib.machine import (
     memory_gib,
 )
 from lib.optimizers import StableAdamW
+from lib.parallel import Distributed, check_same_everywhere
 from lib.start import token_vectors
 from masking import (
     MaskedBatch,
@@ -198,29 +200,28 @@ with run.user_mistakes():
     model = run.build_model(run.model_settings(arch, config, tok))
     # kept until the process ends: a second run must not write to the same folder
     lock = run.lock_folder(out_dir) if machine.is_main else None
-    resumed = run.checkpoint_to_resume(out_dir, init_from, machine.say)  # None: a new run
+    # None: a new run. Of a sharded checkpoint each process reads its part, when it has a place.
+    resumed = run.checkpoint_to_resume(out_dir, init_from, machine.say, load=parallel != "fsdp")
+    git = run.git_state()
+    check_same_everywhere(machine, torch=torch.__version__, git=git, data=data.sha256,
+                          checkpoint=resumed and resumed["step"],
+                          **{name: value for name, value in config.items() if name != "data_dir"})
     if resumed and lr_find:
         raise ValueError(f"lr_find starts from fresh weights, and {out_dir} holds a run; choose "
                          "another --out_dir")
     if resumed:
         run.check_same_run(resumed, model, tok, data.sha256, config, defaults)
-        model.load_state_dict(resumed["model"])
     elif takes_weights:
         taken = run.take_weights(model, init_from, tok, config, carry_optimizer)
         machine.say(run.describe_weights(taken, init_from, objective, carry_optimizer))
     elif init_table == "cooccurrence" and machine.is_main:
-        # only here: DistributedDataParallel copies the weights of this process to the others
+        # only here: Distributed copies the weights of this process to the others
         machine.say("token table: counting which tokens occur near each other, up to a minute; "
                     "--init_table=random skips it")
         model.start_table(token_vectors(data, model.cfg.vocab_size, token_dim, seed))
-    model.to(machine.device)
-
-# model and net share their weights: net is for training steps, model for all else
-use_compile = compile == "true" or (compile == "auto" and machine.device.type == "cuda")
-net = torch.compile(model, fullgraph=True, dynamic=False) if use_compile else model
-if machine.world_size > 1:
-    device_ids = [machine.device.index] if machine.device.type == "cuda" else None
-    net = DistributedDataParallel(net, device_ids=device_ids)
+    # distributed.net, for training steps, and model, for all else, share their weights
+    use_compile = compile == "true" or (compile == "auto" and machine.device.type == "cuda")
+    distributed = Distributed(model, parallel, machine, dtype, use_compile, checkpoint_every)
 
 # ---- optimizer and schedule ---------------------------------------------------------------------
 
@@ -311,6 +312,8 @@ is_saved = True  # the latest checkpoint could be written
 skipped = torch.zeros((), device=machine.device)  # updates skipped: their gradient was not finite
 skipped_in_a_row = torch.zeros((), device=machine.device)  # tensors: reading one waits for the GPU
 if resumed:
+    resumed = distributed.take(resumed, optimizers)
+    model.load_state_dict(resumed["model"])
     for opt, state in zip(optimizers, resumed["optimizers"]):
         load_optimizer(opt, state)
     if scorer and resumed.get("importance"):
@@ -335,7 +338,7 @@ if resumed:
     elif overfit_batch and resumed.get("stopped") == "overfit":
         stopped = "overfit"
 elif takes_weights and carry_optimizer:
-    for opt, state in zip(optimizers, taken["optimizers"]):
+    for opt, state in zip(optimizers, distributed.take(taken, optimizers)["optimizers"]):
         load_optimizer(opt, state)
     tokens_before = taken["tokens"]
 is_finished = stopped and evaluated_at == step  # nothing to train, nothing to evaluate
@@ -348,7 +351,6 @@ with run.user_mistakes():
 flops_per_token = data.flops_per_token(  # {row length: FLOPs}
     model, predicted_share(masking_type, mlm_probability, objective), micro_batch)
 peak = matmul_peak(machine.device, dtype)  # FLOP/s of matrix products here, 100 % for mfu
-git = run.git_state()
 compile_reason = "as asked"
 if compile == "auto":
     compile_reason = "on for CUDA only; a CPU gains a few percent for a 20 s start"
@@ -418,15 +420,14 @@ def forward_backward(batch, total_weight):
     for i, part in enumerate(parts):
         inputs, positions, targets, weights, _ = part
         is_real = inputs != tok.pad_id if data.padded else None  # (B,T), False: padding
-        # DDP sums the gradients of all processes at the last micro-batch only
-        is_last = i == len(parts) - 1
-        with nullcontext() if is_last or machine.world_size == 1 else net.no_sync():
+        with distributed.accumulate(is_last=i == len(parts) - 1):
             with autocast(machine.device, dtype):
-                share = net(inputs, positions, targets, weights, total_weight, is_real, **wanted)
+                share = distributed.net(inputs, positions, targets, weights, total_weight, is_real,
+                                        **wanted)
             if scorer:  # it learns from the loss of each prediction
                 share, nats_BK = share
                 nats.append(nats_BK)
-            # DDP averages the gradients over processes, but the loss is a sum over them
+            # gradients are averaged over processes, but the loss is a sum over them
             scaler.scale(share * machine.world_size).backward()
         loss += share.detach()
     # Before the next masks are drawn, because a resumed run draws them after this, too. In
@@ -445,8 +446,7 @@ def update(lr):
         scaler.unscale_(opt)
         for group in opt.param_groups:
             group["lr"] = lr
-    max_norm = grad_clip if grad_clip > 0 else math.inf
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    norm = distributed.clip_gradients(grad_clip if grad_clip > 0 else math.inf)
     skip = (~norm.isfinite()).float()
     for opt in optimizers:
         # fused AdamW changes nothing where found_inf is 1; with fp16 the scaler sets it by itself
@@ -472,9 +472,15 @@ def validate():
     The same rows and masks whatever this run trains on, so losses of different runs compare.
     """
     global best_loss, bad_evals, evaluated_at
-    with run.user_mistakes():
-        result, losses = run.evaluate_all(model, val_sets, data.shares, tok, machine, dtype,
+    concepts, scores, first = {}, {}, val_sets[data.names[0]]
+    with run.user_mistakes(), distributed.whole_model() as whole:
+        result, losses = run.evaluate_all(whole, val_sets, data.shares, tok, machine, dtype,
                                           eval_rows, micro_batch)
+        # All concepts can become one vector while the loss rises by a few hundredths.
+        if health_rows and machine.is_main and arch == "concept":
+            concepts = health.summary(whole, first, tok, machine, dtype, health_rows, micro_batch)
+        if scorer and machine.is_main:
+            scores = scorer.measure(whole, first, dtype, health_rows or eval_rows, micro_batch)
     evaluated_at = step
     # Random weights at step 0 are no result: best.pt would hold them, should the run stop early.
     has_learned = step > 0 or takes_weights
@@ -488,19 +494,11 @@ def validate():
                 f"{', best so far' if is_best and result['loss'] < unigram_entropy else ''}")
     if len(losses) > 1:
         machine.say(*(f" {name} {loss:.4f}" for name, loss in losses.items()))
-    # All concepts can become one vector while the loss rises by a few hundredths: measure them too.
-    concepts = {}
-    if health_rows and machine.is_main and arch == "concept":
-        first = val_sets[data.names[0]]
-        concepts = health.summary(model, first, tok, machine, dtype, health_rows, micro_batch)
-        if concepts:  # none where the weights are not finite
-            machine.say(health.describe(concepts, n_concept, has_learned))
-    scores = {}
-    if scorer and machine.is_main:
-        first = val_sets[data.names[0]]
-        scores = scorer.measure(model, first, dtype, health_rows or eval_rows, micro_batch)
-        if scores:
-            machine.say(describe_importance(scores))
+    if concepts:  # none where the weights are not finite
+        machine.say(health.describe(concepts, n_concept, has_learned))
+    if scores:
+        machine.say(describe_importance(scores))
+    if scorer:
         scores["importance_band"] = band(step)
     log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"],
              unigram_entropy=unigram_entropy, val_bits_per_byte=result["bits_per_byte"],
@@ -521,23 +519,29 @@ def save(is_best=False):
     """Writes ckpt.pt, all a resume needs; if is_best also best.pt, the weights alone."""
     global last_save, is_saved
     last_save = time.monotonic()
-    if not machine.is_main:
+    if not (machine.is_main or distributed.is_sharded):
         return
-    settings, weights = run.model_state(model)
     small = dict(
-        model_settings=settings, model=weights, settings=config, step=step,
-        tokens=tokens_seen(), best_loss=best_loss, tokenizer_fingerprint=tok.fingerprint,
-        data_sha256=data.sha256, data_paths=[os.path.abspath(name) for name in data.names],
+        model_settings=run.settings_of(model), model=distributed.weights(), settings=config,
+        step=step, tokens=tokens_seen(), best_loss=best_loss,
+        tokenizer_fingerprint=tok.fingerprint, data_sha256=data.sha256,
+        data_paths=[os.path.abspath(name) for name in data.names],
         importance=scorer.state() if scorer else None)
     full = small | dict(
         optimizers=[opt.state_dict() for opt in optimizers], scaler=scaler.state_dict(),
         skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,
         loss=loss_now, stopped=stopped, tokens_before=tokens_before)
-    # ckpt.pt last: a run that goes on from it finds the log and best.pt as far as it says
-    is_saved = run.write_log(out_dir)
+    # the checkpoint last: a run that goes on from it finds the log and best.pt as far as it says
+    is_saved = not machine.is_main or run.write_log(out_dir)
     if is_best:
-        is_saved = run.save_or_warn(out_dir, small, "best.pt") and is_saved
-    is_saved = is_saved and run.save_or_warn(out_dir, full, "ckpt.pt")
+        small["model"] = distributed.weights(whole=True)
+        if machine.is_main:
+            is_saved = run.save_or_warn(out_dir, small, "best.pt") and is_saved
+    if distributed.is_sharded:  # a folder, into which each process writes its part
+        name = distributed.checkpoint_name(step)
+        is_saved = run.save_or_warn(out_dir, full, name, distributed.save) and is_saved
+    else:
+        is_saved = is_saved and run.save_or_warn(out_dir, full, "ckpt.pt")
 
 
 def log(record):
@@ -576,7 +580,7 @@ def stop_if_diverged():
                     f"({in_a_row} in a row)")
     if in_a_row >= MAX_SKIPPED:
         sys.exit(f"error: {in_a_row} updates in a row had a non-finite gradient; the last good "
-                 f"checkpoint is {out_dir}/ckpt.pt; resume it with a lower --learning_rate")
+                 f"checkpoint is in {out_dir}; resume it with a lower --learning_rate")
 
 
 if lr_find:
@@ -613,7 +617,8 @@ while not stopped:
         loss = forward_backward(batch, total_weight)
     except RuntimeError as error:
         sys.exit(run.does_not_fit(error, model, batch[:4], machine, dtype, micro_batch,
-                                  "micro_batch", unit=block_size // phase.T))
+                                  "micro_batch", unit=block_size // phase.T,
+                                  can_try=not distributed.is_sharded))
     batch, total_weight = masked_batch(step + 1)  # drawn while a GPU still works on this step
     norm = update(lr)
     step += 1
@@ -669,7 +674,7 @@ while not stopped:
 
 # ---- the end ------------------------------------------------------------------------------------
 
-net = None  # DistributedDataParallel holds on to the process group
+is_saved = distributed.close() and is_saved
 machine.close()
 end_if_it_hangs(0)
 if lock:
@@ -683,8 +688,9 @@ if step < warmup_steps and stopped == "max_minutes":
     machine.say("WARNING: the time was over in the warm-up, the learning rate never reached its "
                 f"peak; a --warmup_steps of {step // 10} would")
 if stopped not in ("max_steps", "max_minutes", "patience", "overfit"):
-    machine.say(f"stopped by {stopped} at step {step}: {out_dir}/ckpt.pt is saved, and the same "
-                "command goes on from there")
+    saved = os.path.join(out_dir, distributed.checkpoint_name(step))
+    machine.say(f"stopped by {stopped} at step {step}: {saved} is saved, and the same command "
+                "goes on from there")
 if machine.is_main:
     evaluations = [r["val_loss"] for r in run.read_log(out_dir) if "val_loss" in r]
     print_result(dict(

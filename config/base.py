@@ -5,8 +5,8 @@
 1,029,280,852 parameters with a 30,522-word vocabulary, 3,442.1 MFLOP a token.
 20 B tokens are 6.9e+19 FLOP. At 35 % of the bf16 peak (assumed) they take:
 4x3090 192 h; 4x4090 82.8 h, $198.68; 4xA100 43.8 h, $210.14.
-Weights, gradients and two AdamW moments take 15 GiB a process, because train.py copies the model
-to each process (DDP). On a 24 GB card that leaves little for activations.
+Weights, gradients and two AdamW moments take 15 GiB in each process, which on a 24 GB card leaves
+little for activations; --parallel=fsdp divides them among the processes.
 """
 out_dir = "out/base"
 data_dir = "data/owt"

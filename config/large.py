@@ -5,8 +5,8 @@
 3,058,638,536 parameters with a 30,522-word vocabulary, 9,914.7 MFLOP a token.
 20 B tokens are 2.0e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
 4x3090 553 h; 4x4090 238 h, $572.28; 4xA100 126 h, $605.30.
-Weights, gradients and two AdamW moments take 46 GiB a process, because train.py copies the model
-to each process (DDP). An 80 GB card holds that, a 24 GB card does not.
+Weights, gradients and two AdamW moments take 46 GiB, which parallel=fsdp divides among the
+processes: 12 GiB each of four. Evaluations gather the weights, 12 GiB, in each process.
 """
 out_dir = "out/large"
 data_dir = "data/owt"
@@ -23,6 +23,7 @@ masking_type = "whole_word"
 mlm_probability = 0.3
 batch_size = 1024
 micro_batch = 2  # rows a forward pass of one GPU; lower it when memory runs out
+parallel = "fsdp"
 learning_rate = 0.0002
 min_lr = learning_rate / 100
 warmup_steps = 2000

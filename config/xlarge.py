@@ -5,9 +5,8 @@
 6,928,710,692 parameters with a 30,522-word vocabulary, 22,022.8 MFLOP a token.
 20 B tokens are 4.4e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
 4x3090 1,227 h; 4x4090 530 h, $1,271.16; 4xA100 280 h, $1,344.50.
-Weights, gradients and two AdamW moments take 103 GiB a process, because train.py copies the model
-to each process (DDP). No single card holds that: until train.py can shard a model, these shapes
-are for counting and planning.
+Weights, gradients and two AdamW moments take 103 GiB, which parallel=fsdp divides among the
+processes: 26 GiB each of four, 13 of eight. Evaluations gather the weights, 26 GiB, in each.
 """
 out_dir = "out/xlarge"
 data_dir = "data/owt"
@@ -24,6 +23,8 @@ masking_type = "whole_word"
 mlm_probability = 0.3
 batch_size = 1024
 micro_batch = 1  # rows a forward pass of one GPU; lower it when memory runs out
+parallel = "fsdp"
+checkpoint_every = 1  # activations are computed twice instead of kept
 learning_rate = 0.00015
 min_lr = learning_rate / 100
 warmup_steps = 2000

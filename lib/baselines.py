@@ -466,6 +466,10 @@ class Transformer(nn.Module):
     def all_layers(self):
         return [*self.layers, self.last]
 
+    def blocks(self):
+        """As ConceptEncoder.blocks."""
+        return [*self.mixers, *self.all_layers()]
+
     # The methods below are those of ConceptEncoder, with the registers in place of concepts.
 
     def table(self):

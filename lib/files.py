@@ -32,8 +32,12 @@ def replace_file(path, write, keep=""):
         remove_file(keep)
         os.link(path, keep)
     os.replace(path + ".tmp", path)
-    # the rename itself is on disk once the folder is
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    sync_folder(os.path.dirname(path) or ".")
+
+
+def sync_folder(path):
+    """Returns when a rename in this folder is on disk."""
+    folder = os.open(path, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
 

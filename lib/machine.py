@@ -3,7 +3,6 @@
 import builtins
 import contextlib
 import ctypes
-import datetime
 import faulthandler
 import gc
 import os
@@ -12,12 +11,16 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 
 from lib.files import say
 
+JOIN_MINUTES = 10.0  # that the processes of a run wait for each other at the start
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -94,16 +97,32 @@ def find_machine(device="auto", row=0, parallel=False, hang_minutes=0.0):
         if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
             say(f"waiting for {world_size} processes, because RANK and WORLD_SIZE are set here; "
                 "without torchrun, unset them")
-        # Later than end_if_it_hangs, which says where the hanging process is: those that wait for
-        # it must not end before it has.
-        timeout = datetime.timedelta(minutes=2 * hang_minutes) if hang_minutes else None
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-                                timeout=timeout)
+        join("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", rank, world_size, hang_minutes)
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     return Machine(torch.device(device), rank, world_size)
+
+
+def join(backend, rank, world_size, hang_minutes):
+    """Makes this process one of a group. ValueError if the others do not come in JOIN_MINUTES."""
+    # Later than end_if_it_hangs, which says where the hanging process is: those that wait for it
+    # must not end before it has.
+    timeout = timedelta(minutes=2 * hang_minutes) if hang_minutes else None
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        # by hand, because the time to wait for the others is not that for a message from them
+        store, _, _ = next(rendezvous("env://", rank, world_size,
+                                      timeout=timedelta(minutes=JOIN_MINUTES)))
+        store.set_timeout(default_pg_timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size,
+                                timeout=timeout)
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"process {rank} of {world_size} waited {JOIN_MINUTES:g} minutes at "
+                         f"{place}: {reason} Start the same command on every machine, and see that "
+                         "all of them reach this address and port") from None
 
 
 # ---- dtype --------------------------------------------------------------------------------------

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 
 from data.reader import parse_batch_schedule
 from data.tokenizer import Tokenizer
-from lib import lr_find
+from lib import optimizers
 from lib.baselines import ResonanceConfig, ResonanceLM, Transformer, TransformerConfig
 from lib.files import FolderLock, print_result, replace_file, to_json, write_json, wrong_fields
 from lib.machine import autocast, is_out_of_memory, say
+from lib.parallel import folders, read_folder, step_of
 from masking import CURRICULA, SCORES, check_masking, mask_batch, next_tokens
 from model import ConceptConfig, ConceptEncoder
 
@@ -35,6 +36,7 @@ ARCHS = {
     "resonance": (ResonanceConfig, ResonanceLM),
 }
 OBJECTIVES = ("mlm", "clm", "mntp")
+OPTIMIZERS = ("adamw", "muon", "stable_adamw")
 MOST_LOGITS = 2**27  # logits that an evaluation holds at once: 512 MiB in fp32
 # Evaluation masks depend on this and the row's number in the data set only, so that losses of
 # different models, batch sizes and training seeds compare.
@@ -85,6 +87,9 @@ def check_settings(config, defaults, world_size):
     if config["arch"] == "resonance" and config["mixer"] == "fnet" and config["rows"] != "block":
         problems.append("mixer=fnet reads padding as if it were text; rows=block, or "
                         "mixer=resonance")
+    if config["parallel"] == "fsdp" and world_size == 1:
+        problems.append("parallel=fsdp gives each process a part of the model, and there is one "
+                        "process; start several by torchrun --nproc_per_node=N, or --parallel=ddp")
     if batch_size % world_size:
         problems.append(f"batch_size={batch_size} does not divide among {world_size} processes")
     elif not problems and rows % min(micro_batch, rows):  # with a problem, these may be 0
@@ -109,6 +114,10 @@ def bad_values(config):
         check_masking(*(config[name] for name in masking), block_size=config["block_size"])
     except ValueError as error:
         problems.append(str(error))
+    one_of("parallel", "ddp", "fsdp")
+    if config["parallel"] == "fsdp" and config["dtype"] in ("fp16", "float16"):
+        problems.append("parallel=fsdp with dtype=fp16: losses are not scaled there; --dtype=bf16, "
+                        "--dtype=fp32 or --parallel=ddp")
     one_of("arch", *ARCHS)
     one_of("objective", *OBJECTIVES)
     if config["arch"] == "concept" and config["objective"] != "mlm":
@@ -124,7 +133,7 @@ def bad_values(config):
         problems.append(f"stage_1_end={first}, stage_2_end={second}: expected shares of the run, "
                         "the first above 0 and below the second, the second below 1")
     one_of("init_table", "random", "cooccurrence")
-    one_of("optimizer", "adamw", "muon", "stable_adamw")
+    one_of("optimizer", *OPTIMIZERS)
     one_of("lr_schedule", "cosine", "linear", "wsd", "constant")
     one_of("wandb", "online", "offline", "off")
     for name in trackers_of(config["log_to"], config["wandb"]):
@@ -142,7 +151,8 @@ def bad_values(config):
             problems.append(f"{name}={config[name]}: expected more than 0")
     for name in ("min_lr", "health_rows", "warmup_steps", "max_tokens", "max_minutes",
                  "overfit_tokens", "stop_at_step", "patience", "weight_decay", "grad_clip",
-                 "save_minutes", "hang_minutes", "seed", "vocab_size", "max_length"):
+                 "save_minutes", "hang_minutes", "seed", "vocab_size", "max_length",
+                 "checkpoint_every"):
         if not 0 <= config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected 0 or more")
     for name in ("beta1", "beta2", "dropout"):
@@ -259,15 +269,15 @@ def why_not_overfit(loss, step, vocab_size, unigram_entropy):
 
 
 def find_learning_rate(masked_batch, forward_backward, update, machine, out_dir):
-    """The range test of lib/lr_find.py with the parts of a step of train.py; prints its result."""
+    """range_test of lib/optimizers.py with the parts of a step of train.py; prints its result."""
     def step(rate, number):
         loss = forward_backward(*masked_batch(number))
         update(rate)
         return machine.all_sum(loss)[0]
 
-    found = lr_find.range_test(step)
+    found = optimizers.range_test(step)
     if machine.is_main:
-        path = lr_find.write_test(found, out_dir)
+        path = optimizers.write_test(found, out_dir)
         say(f"{path}: {found['why']}\ntry --learning_rate={found['suggested']:.1e}")
         print_result(dict(out_dir=out_dir, suggested=found["suggested"], lowest=found["lowest"],
                           why=found["why"], picture=path))
@@ -377,34 +387,34 @@ def load_run(out_dir, device, checkpoint="auto"):
 def checkpoint_paths(out_dir, checkpoint="auto"):
     """Which file of a run a command reads -> (folder of the run, paths to try in order, reason).
 
-    checkpoint   "best": best.pt; "last": ckpt.pt, or ckpt_prev.pt where that is damaged; a path, or
-                 a name in out_dir. "auto": best.pt, but ckpt.pt while the run has trained on since
-                 its latest evaluation, because then nobody knows yet which of the two is better.
-    out_dir      a run's folder, or one of its files, which then is read.
+    checkpoint   "best": best.pt; "last": ckpt.pt, or ckpt_prev.pt where that is damaged, or the
+                 folder step-N/ of parallel=fsdp; a path, or a name in out_dir. "auto": best.pt,
+                 but the last one while the run has trained on since its latest evaluation, because
+                 then nobody knows yet which of the two is better.
+    out_dir      a run's folder, or one of its checkpoints, which then is read.
 
-    reason: "" or why "auto" took ckpt.pt, to be printed. Raises FileNotFoundError.
+    reason: "" or why "auto" took the last one, to be printed. Raises FileNotFoundError.
     """
-    if os.path.isfile(out_dir) and checkpoint == "auto":
+    if is_checkpoint(out_dir) and checkpoint == "auto":
         out_dir, checkpoint = os.path.dirname(out_dir) or ".", out_dir
-    best, last, previous = (os.path.join(out_dir, name)
-                            for name in ("best.pt", "ckpt.pt", "ckpt_prev.pt"))
-    paths, reason = [best, last, previous], ""
+    best, all_last = os.path.join(out_dir, "best.pt"), resumable(out_dir)
+    paths, reason = [best, *all_last], ""
     if checkpoint == "best":
         paths = [best]
     elif checkpoint == "last":
-        paths = [last, previous]
+        paths = all_last
     elif checkpoint != "auto":
         paths = [checkpoint, os.path.join(out_dir, checkpoint)]
         folder = os.path.dirname(checkpoint) or "."
-        if os.path.isfile(checkpoint) and os.path.isdir(os.path.join(folder, "tokenizer")):
+        if is_checkpoint(checkpoint) and os.path.isdir(os.path.join(folder, "tokenizer")):
             out_dir = folder
-    elif os.path.exists(best) and os.path.exists(last):
-        step, evaluated_at = latest_steps(last)
+    elif os.path.exists(best) and all_last:
+        step, evaluated_at = latest_steps(all_last[0])
         if step > evaluated_at:
-            paths = [last, best, previous]
+            paths = [all_last[0], best, *all_last[1:]]
             reason = (f", newer than the latest evaluation (step {evaluated_at:,}); "
                       "--checkpoint=best reads best.pt")
-    paths = [path for path in paths if os.path.isfile(path)]
+    paths = [path for path in paths if is_checkpoint(path)]
     if not paths and checkpoint in ("auto", "last"):
         raise FileNotFoundError(f"{out_dir} holds no checkpoint; train first: "
                                 f"python train.py --out_dir={out_dir}")
@@ -416,13 +426,23 @@ def checkpoint_paths(out_dir, checkpoint="auto"):
     return out_dir, paths, reason
 
 
-def latest_steps(path):
-    """(step, step of the latest evaluation) of a ckpt.pt, without reading its tensors."""
+def is_checkpoint(path):
+    """Whether it is there, and a file or a folder of parallel=fsdp."""
+    return os.path.isfile(path) or step_of(path) is not None
+
+
+def latest_steps(path, unknown=(0, 0)):
+    """(step, step of the latest evaluation) of a ckpt.pt or a folder, without reading its tensors.
+    """
     try:
+        if os.path.isdir(path):
+            with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
+                checkpoint = json.load(file)
+            return checkpoint["step"], checkpoint["evaluated_at"]
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return checkpoint["step"], checkpoint["evaluated_at"]
     except Exception:  # damaged, or older than evaluated_at: the caller takes best.pt
-        return 0, 0
+        return unknown
 
 
 def data_of(checkpoint):
@@ -439,7 +459,7 @@ def take_weights(model, out_dir, tok, config, carry_optimizer=False):
     carry_optimizer: its optimizer state is wanted, too, which only ckpt.pt holds. ValueError,
     naming all that differs, if weights, tokenizer or optimizer do not fit.
     """
-    if carry_optimizer and not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
+    if carry_optimizer and not resumable(out_dir):
         raise ValueError(f"carry_optimizer: {out_dir} holds no ckpt.pt, and only that has the "
                          "optimizer state; leave carry_optimizer out, and the state begins fresh")
     other, other_tok, taken = load_run(out_dir, "cpu", "last" if carry_optimizer else "auto")
@@ -482,19 +502,23 @@ def is_causal(model):
     return getattr(model.cfg, "causal", False)
 
 
-def does_not_fit(error, model, batch, machine, dtype, rows, setting, loss_of=None, unit=1):
+def does_not_fit(error, model, batch, machine, dtype, rows, setting, loss_of=None, unit=1,
+                 can_try=True):
     """After a step ran out of memory: tries smaller ones -> a message with the size that fits.
 
     batch: tensors of the step, the first of them (B,T). rows: rows it had at once, of which half, a
     quarter, ... are tried. setting: what the user has to lower. unit: rows of this batch that the
     setting counts as one, more than 1 while block_schedule has short rows. loss_of(*tensors): loss
-    of a part of the batch, by default the model's. Raises `error` if it is about something else.
+    of a part of the batch, by default the model's. can_try: whether this process alone can compute
+    with the model. Raises `error` if it is about something else.
     """
     if not is_out_of_memory(error):
         raise error
     traceback.clear_frames(error.__traceback__)  # frees what the failed step had computed
     loss_of = loss_of or model
     too_many = f"error: {rows * unit} rows of {batch[0].shape[1]} tokens do not fit into memory"
+    if not can_try:
+        return f"{too_many}; lower {setting}, or take more processes; the result is the same"
     fewer = rows // 2
     while fewer:
         model.zero_grad(set_to_none=True)
@@ -533,14 +557,14 @@ def all_finite(weights):
     return all(isinstance(t, torch.Tensor) and torch.isfinite(t).all() for t in weights.values())
 
 
-def save_or_warn(out_dir, checkpoint, name):
-    """save_checkpoint, but a full disk is only a warning as long as an older ckpt.pt is there.
+def save_or_warn(out_dir, checkpoint, name, save=save_checkpoint):
+    """save_checkpoint, but a full disk is only a warning as long as an older checkpoint is there.
 
     Training then goes on: space may be made before the next checkpoint is due. -> whether the file
     was written.
     """
     try:
-        save_checkpoint(out_dir, checkpoint, name)
+        save(out_dir, checkpoint, name)
         return True
     except FloatingPointError as error:
         sys.exit(f"error: step {checkpoint['step']}: {error}; the last good checkpoint stays in "
@@ -548,7 +572,7 @@ def save_or_warn(out_dir, checkpoint, name):
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         free = shutil.disk_usage(out_dir).free / 2**20
         reason = f"{error}; {free:,.0f} MiB free"
-        if not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
+        if not resumable(out_dir):
             sys.exit(f"error: cannot write a first checkpoint to {out_dir}: {reason}")
         say(f"WARNING: {name} was not written ({reason}); the previous one stays")
         return False
@@ -579,33 +603,40 @@ TO_RESUME = dict(optimizers=list, scaler=dict, evaluated_at=int, best_loss=float
                  minutes=float, skipped=int)
 
 
-def read_checkpoint(path, types=()):
-    """-> dict of tensors and plain Python. ValueError if the file is cut short, a bit flipped, its
+def read_checkpoint(path, types=(), load=True):
+    """-> dict of tensors and plain Python. ValueError if a file is cut short, a bit flipped, its
     weights are not finite, or it lacks one of `types`, {name: type}.
+
+    path: a file or, of a run with parallel=fsdp, a folder; load is for these, see read_folder.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not compare the stored checksums
-        if damaged:
-            raise ValueError(f"{path} is damaged: the checksum of {damaged} does not fit")
-        # weights_only: a checkpoint from somebody else cannot run code here
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged file: zipfile, zlib, pickle and torch raise many kinds
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from None
+    checkpoint = read_folder(path, load) if os.path.isdir(path) else read_file(path)
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds {type(checkpoint).__name__}, expected a checkpoint")
     if wrong := wrong_fields(checkpoint, dict(types)):
         raise ValueError(f"{path} is not a checkpoint of train.py: its {', '.join(wrong)} are "
                          "missing or of another type")
     if "model" in checkpoint:
-        if not all_finite(checkpoint["model"]):
+        if load and not all_finite(checkpoint["model"]):
             raise ValueError(f"{path} holds weights that are not finite")
         checkpoint["model"] = rename_old_keys(checkpoint["model"])
     if "model_settings" in checkpoint:
         checkpoint["model_settings"] = with_defaults(checkpoint["model_settings"])
     return checkpoint
+
+
+def read_file(path):
+    """-> what a .pt holds. ValueError if the file is cut short or a bit flipped."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the stored checksums
+        if damaged:
+            raise ValueError(f"{path} is damaged: the checksum of {damaged} does not fit")
+        # weights_only: a checkpoint from somebody else cannot run code here
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file: zipfile, zlib, pickle and torch raise many kinds
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from None
 
 
 def with_defaults(settings):
@@ -625,15 +656,15 @@ def with_defaults(settings):
     return defaults | settings
 
 
-def first_readable(paths, say, types=()):
-    """-> (path, checkpoint) of the first of these files that can be read.
+def first_readable(paths, say, types=(), load=True):
+    """-> (path, checkpoint) of the first of these that can be read. load: see read_checkpoint.
 
     say: prints a warning about each damaged one. types: what they must hold on top of OF_A_RUN.
     Raises ValueError if all are damaged.
     """
     for path in paths:
         try:
-            return path, read_checkpoint(path, OF_A_RUN | dict(types))
+            return path, read_checkpoint(path, OF_A_RUN | dict(types), load)
         except ValueError as error:
             say(f"WARNING: {error}")
     raise ValueError(f"no checkpoint in {os.path.dirname(paths[0])} can be read; restore one or "
@@ -642,15 +673,24 @@ def first_readable(paths, say, types=()):
 
 # ---- going on with a run ------------------------------------------------------------------------
 
-def checkpoint_to_resume(out_dir, init_from, say):
+def resumable(out_dir):
+    """Files and folders with all that a resume needs -> their paths, the newest first."""
+    files = [os.path.join(out_dir, name) for name in ("ckpt.pt", "ckpt_prev.pt")]
+    paths = [path for path in files if os.path.exists(path)]
+    if not folders(out_dir):
+        return paths
+    # A run may change from one form to the other. What cannot be read comes first, to be named.
+    steps = {path: latest_steps(path, (math.inf, 0))[0] for path in paths + folders(out_dir)}
+    return sorted(steps, key=steps.get, reverse=True)
+
+
+def checkpoint_to_resume(out_dir, init_from, say, load=True):
     """The checkpoint from which out_dir goes on -> dict, or None for a new run.
 
     init_from: "auto", "scratch" (ValueError if there is one), "resume" (ValueError if there is
-    none) or another run, whose weights matter to a new run only.
+    none) or another run, whose weights matter to a new run only. load: see read_checkpoint.
     """
-    names = ("ckpt.pt", "ckpt_prev.pt")
-    paths = [os.path.join(out_dir, name) for name in names]
-    paths = [path for path in paths if os.path.exists(path)]
+    paths = resumable(out_dir)
     if init_from == "scratch" and paths:
         raise ValueError(f"{out_dir} already holds a run; resume it with --init_from=auto or "
                          f"choose another --out_dir")
@@ -659,7 +699,7 @@ def checkpoint_to_resume(out_dir, init_from, say):
     if not paths:
         check_new_folder(out_dir)
         return None
-    _, checkpoint = first_readable(paths, say, TO_RESUME)
+    _, checkpoint = first_readable(paths, say, TO_RESUME, load)
     started_from = checkpoint["settings"].get("init_from", "auto")
     if init_from not in ("auto", "resume", started_from):
         raise ValueError(f"{out_dir} holds a run that was started with init_from={started_from}, "
@@ -699,7 +739,7 @@ FIXED = ("seed", "batch_size", "optimizer", "data_weights", "rows", "block_sched
 WITHOUT_RESULT = ("out_dir", "data_dir", "init_from", "micro_batch", "max_steps", "max_tokens",
                   "max_minutes", "stop_at_step", "patience", "eval_interval", "health_rows",
                   "log_interval", "save_minutes", "hang_minutes", "wandb", "log_to", "device",
-                  "compile")
+                  "compile", "parallel", "checkpoint_every")
 
 
 def check_same_run(checkpoint, model, tok, data_sha256, config, defaults):

@@ -127,7 +127,7 @@ def run_script(args, cwd=ROOT, timeout=240, env=(), nproc=1):
         paths = [Path(folder, name) for name in ("out", "err")]
         for path in paths:
             path.touch()
-        group = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(random.randint(20000, 60000)),
+        group = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(random.randint(20000, 32000)),
                      WORLD_SIZE=str(nproc), LOCAL_WORLD_SIZE=str(nproc))
         processes = []
         for rank in range(nproc):
@@ -160,6 +160,29 @@ def run(*args, ok=True, env=None, nproc=1, timeout=240, fresh=False):
                               timeout=timeout, env={**os.environ, **(env or {})})
     assert not ok or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+TRAIN_MANY = """
+import json, os, runpy, sys
+import lib.machine, lib.run
+lib.run.draw_curves = lambda *_: None
+lib.machine.matmul_peak = lambda *_: 1e11
+def after(names): pass
+exec(sys.argv[2])
+for number, args in enumerate(json.loads(sys.argv[1])):
+    os.environ["MASTER_PORT"] = str(int(os.environ.get("MASTER_PORT", 0)) + 1)
+    sys.argv = ["train.py", *args]
+    after(runpy.run_path("train.py", run_name="__main__"))
+"""
+
+
+def train_many(*runs, nproc=2, watch="", timeout=240):
+    """Runs train.py with each of these lists of arguments, one after another in the same processes.
+
+    watch: code that comes first, and may define after(names), called with the names of each run.
+    """
+    runs = json.dumps([list(map(str, args)) for args in runs])
+    return run("-c", TRAIN_MANY, runs, watch, nproc=nproc, timeout=timeout)
 
 
 def call(script, *args, ok=True, picture=False, cwd=ROOT):

@@ -1,5 +1,6 @@
 """A run and its folder: what is resumed, refused, finished, and which checkpoint is read."""
 
+import itertools
 import re
 import shutil
 
@@ -9,7 +10,16 @@ from conftest import call, refused, result, run
 from test_train import evaluations, losses, tiny, train
 
 from lib.machine import Machine, find_machine
-from lib.run import checkpoint_paths, load_run, read_checkpoint, read_log
+from lib.run import (
+    ARCHS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    checkpoint_paths,
+    load_run,
+    read_checkpoint,
+    read_log,
+)
+from masking import MASKING_TYPES
 
 pytestmark = pytest.mark.long
 
@@ -166,6 +176,75 @@ def test_a_stopped_run_says_what_is_saved_and_how_to_go_on(data_dir, tmp_path):
     done = train(data_dir, tmp_path, "--stop_at_step=3")
     assert (f"stopped by stop_at_step at step 3: {tmp_path}/ckpt.pt is saved, and the same command "
             "goes on from there") in done.stdout
+
+
+# ---- every kind of run resumes ---------------------------------------------------------
+
+EASY = ["--max_steps=2", "--warmup_steps=1", "--block_size=32", "--batch_size=4", "--eval_rows=4",
+        "--micro_batch=2", "--health_rows=0", "--init_table=random", "--dropout=0.1"]
+
+
+def kinds_of_runs():
+    """All that may be combined -> [(arch, bottleneck, objective, masking, optimizer)]."""
+    models = [("concept", "open"), ("concept", "strict"), *((a, "open") for a in ARCHS)]
+    for model in dict.fromkeys(models):
+        for objective, masking in itertools.product(OBJECTIVES, MASKING_TYPES):
+            if model[0] == "concept" and objective != "mlm":
+                continue
+            if objective == "clm" and masking != "whole_word":  # nothing is masked
+                continue
+            for optimizer in OPTIMIZERS:
+                yield (*model, objective, masking, optimizer)
+
+
+def with_every_pair(kinds):
+    """Few of them, in which any two values that occur together do so once at least."""
+    def pairs(kind):
+        return set(itertools.combinations(enumerate(kind), 2))
+    left = set().union(*map(pairs, kinds))
+    while left:
+        best = max(kinds, key=lambda kind: len(left & pairs(kind)))
+        left -= pairs(best)
+        yield best
+
+
+def check_resume(kind, data_dir, home):
+    arch, bottleneck, objective, masking, optimizer = kind
+    args = [*EASY, f"--arch={arch}", f"--objective={objective}", f"--optimizer={optimizer}",
+            f"--masking_type={masking}", f"--bottleneck={bottleneck}"]
+    if bottleneck == "strict":
+        args += ["--n_mixer=2"]  # the default, because it has no mixers
+    if masking == "importance":
+        args += ["--importance=model"]
+    train(data_dir, home / "whole", *args)
+    train(data_dir, home / "halves", *args, "--stop_at_step=1")
+    train(data_dir, home / "halves", *args)
+    a, b = (read_checkpoint(home / name / "ckpt.pt") for name in ("whole", "halves"))
+    assert losses(home / "whole") == losses(home / "halves") and a["step"] == b["step"] == 2
+    for part in ("model", "optimizers", "importance"):
+        assert same_tree(a[part], b[part]), part
+
+
+def same_tree(a, b):
+    """Whether nested dicts and lists hold the same, tensors to the bit."""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_tree(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_tree, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("kind", with_every_pair(list(kinds_of_runs())), ids="-".join)
+def test_resume_is_bitwise_for(kind, data_dir, tmp_path):
+    check_resume(kind, data_dir, tmp_path)
+
+
+@pytest.mark.by_hand
+@pytest.mark.parametrize("kind", kinds_of_runs(), ids="-".join)
+def test_resume_is_bitwise_for_all(kind, data_dir, tmp_path):
+    check_resume(kind, data_dir, tmp_path)
 
 
 # ---- folders ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import builtins
 import faulthandler
 import io
+import socket
 import sys
 import time
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from conftest import run
 
-from lib.machine import choose_dtype, end_if_it_hangs
+from lib import machine
+from lib.machine import choose_dtype, end_if_it_hangs, find_machine
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -85,3 +87,14 @@ def test_a_hang_is_watched_until_it_is_taken_back(monkeypatch):
     monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
     end_if_it_hangs(2)  # a notebook lives on
     assert calls == ["back", (120, True), "back", "back"]
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_machine_that_never_comes_ends_in_one_message(rank, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(machine, "JOIN_MINUTES", 0.5 / 60)
+    for name, value in dict(RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1",
+                            MASTER_PORT=port).items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match=f"process {rank} of 2 waited .* at 127.0.0.1:{port}"):
+        find_machine("cpu", parallel=True)
