@@ -271,7 +271,8 @@ def sharded(model):
 
 def content(distributed, opt, step):
     return dict(model=distributed.weights(), optimizers=[opt.state_dict()], step=step,
-                evaluated_at=-1, best_loss=float("inf"), scaler={})
+                evaluated_at=-1, best_loss=float("inf"), scaler={}, model_settings={},
+                settings={}, tokens=0, tokenizer_fingerprint="", data_sha256=[])
 
 
 def update(distributed, opt, poisoned=False):
