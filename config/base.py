@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/base.py --data_dir=data/mine
 
 1,029,280,852 parameters with a 30,522-word vocabulary, 3,442.1 MFLOP a token.
-20 B tokens are 6.9e+19 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 192 h; 4x4090 82.8 h, $198.68; 4xA100 43.8 h, $210.14.
+20 B tokens are 6.9e+19 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 Weights, gradients and two AdamW moments take 15 GiB in each process, which on a 24 GB card leaves
 little for activations; --parallel=fsdp divides them among the processes.
 """

@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=8 train.py config/ettin_150m.py
 
 149,655,232 parameters with a 50,368-word vocabulary, 811.0 MFLOP a token.
-1698.7 B tokens are 1.4e+21 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 3,838.9 h; 4x4090 1,656.6 h, $3,975.75;
-4xA100 876.1 h, $4,205.12.
+1698.7 B tokens are 1.4e+21 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 The shape, learning rate and weight decay are theirs; what differs: tokens are normalised without
 parameters after the table, and dropout is on all residual branches. config/README.md, Phases, has

@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=8 train.py config/ettin_17m.py
 
 16,913,600 parameters with a 50,368-word vocabulary, 55.3 MFLOP a token.
-1698.7 B tokens are 9.4e+19 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 261.9 h; 4x4090 113.0 h, $271.21;
-4xA100 59.8 h, $286.86.
+1698.7 B tokens are 9.4e+19 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 The shape, learning rate and weight decay are theirs; what differs: tokens are normalised without
 parameters after the table, and dropout is on all residual branches. config/README.md, Phases, has

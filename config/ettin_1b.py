@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=8 train.py config/ettin_1b.py
 
 1,031,314,112 parameters with a 50,368-word vocabulary, 5,961.1 MFLOP a token.
-1698.7 B tokens are 1.0e+22 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 28,218.5 h; 4x4090 12,176.7 h, $29,224.10;
-4xA100 6,439.6 h, $30,910.10.
+1698.7 B tokens are 1.0e+22 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 The shape, learning rate and weight decay are theirs; what differs: tokens are normalised without
 parameters after the table, and dropout is on all residual branches. config/README.md, Phases, has

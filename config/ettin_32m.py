@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=8 train.py config/ettin_32m.py
 
 32,081,344 parameters with a 50,368-word vocabulary, 128.0 MFLOP a token.
-1698.7 B tokens are 2.2e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 605.7 h; 4x4090 261.4 h, $627.33;
-4xA100 138.2 h, $663.53.
+1698.7 B tokens are 2.2e+20 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 The shape, learning rate and weight decay are theirs; what differs: tokens are normalised without
 parameters after the table, and dropout is on all residual branches. config/README.md, Phases, has

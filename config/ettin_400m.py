@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=8 train.py config/ettin_400m.py
 
 395,881,664 parameters with a 50,368-word vocabulary, 2,271.5 MFLOP a token.
-1698.7 B tokens are 3.9e+21 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 10,752.5 h; 4x4090 4,639.9 h, $11,135.73;
-4xA100 2,453.8 h, $11,778.17.
+1698.7 B tokens are 3.9e+21 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 The shape, learning rate and weight decay are theirs; what differs: tokens are normalised without
 parameters after the table, and dropout is on all residual branches. config/README.md, Phases, has

@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=8 train.py config/ettin_68m.py
 
 68,457,664 parameters with a 50,368-word vocabulary, 348.4 MFLOP a token.
-1698.7 B tokens are 5.9e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 1,649.3 h; 4x4090 711.7 h, $1,708.04;
-4xA100 376.4 h, $1,806.59.
+1698.7 B tokens are 5.9e+20 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 The shape, learning rate and weight decay are theirs; what differs: tokens are normalised without
 parameters after the table, and dropout is on all residual branches. config/README.md, Phases, has

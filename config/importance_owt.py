@@ -4,8 +4,7 @@
     torchrun --nproc_per_node=4 train.py config/importance_owt.py
 
 123,587,472 parameters with a 50,304-word vocabulary, 619.6 MFLOP a token.
-16.4 B tokens are 1.0e+19 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 28.3 h; 4x4090 12.2 h, $29.33; 4xA100 6.5 h, $31.02.
+16.4 B tokens are 1.0e+19 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 Words with low predicted losses are masked first, then medium, then high ones.
 """

@@ -4,8 +4,7 @@
     torchrun --nproc_per_node=4 train.py config/importance_wikitext103.py
 
 123,587,472 parameters with a 50,304-word vocabulary, 619.6 MFLOP a token.
-3.28 B tokens are 2.0e+18 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 5.7 h; 4x4090 2.4 h, $5.87; 4xA100 1.3 h, $6.20.
+3.28 B tokens are 2.0e+18 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/importance_wikitext103"
 data_dir = "data/wikitext103"

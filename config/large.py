@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/large.py --data_dir=data/mine
 
 3,058,638,536 parameters with a 30,522-word vocabulary, 9,914.7 MFLOP a token.
-20 B tokens are 2.0e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 553 h; 4x4090 238 h, $572.28; 4xA100 126 h, $605.30.
+20 B tokens are 2.0e+20 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 Weights, gradients and two AdamW moments take 46 GiB, which parallel=fsdp divides among the
 processes: 12 GiB each of four. Evaluations gather the weights, 12 GiB, in each process.
 """

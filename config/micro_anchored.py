@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/micro_anchored.py --data_dir=data/mine
 
 37,303,808 parameters with a 30,522-word vocabulary, 101.6 MFLOP a token.
-10 B tokens are 1.0e+18 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 2.8 h; 4x4090 1.2 h, $2.94; 4xA100 0.6 h, $3.11.
+10 B tokens are 1.0e+18 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 30 % single tokens, what taught most in records/hypotheses. Compare records/anchors.
 """

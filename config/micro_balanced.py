@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/micro_balanced.py --data_dir=data/mine
 
 37,205,504 parameters with a 30,522-word vocabulary, 42.9 MFLOP a token.
-10 B tokens are 4.3e+17 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 1.2 h; 4x4090 0.5 h, $1.24; 4xA100 0.3 h, $1.31.
+10 B tokens are 4.3e+17 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/micro_balanced"
 data_dir = "data/owt"

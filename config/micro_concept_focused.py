@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/micro_concept_focused.py --data_dir=data/mine
 
 33,666,720 parameters with a 30,522-word vocabulary, 51.6 MFLOP a token.
-10 B tokens are 5.2e+17 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 1.4 h; 4x4090 0.6 h, $1.49; 4xA100 0.3 h, $1.58.
+10 B tokens are 5.2e+17 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/micro_concept_focused"
 data_dir = "data/owt"

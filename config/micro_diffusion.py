@@ -4,8 +4,7 @@
     python tools/sample.py --out_dir=out/micro_diffusion --generate=1
 
 40,193,068 parameters with a 30,522-word vocabulary, 103.3 MFLOP a token.
-10 B tokens are 1.0e+18 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 2.9 h; 4x4090 1.2 h, $2.99; 4xA100 0.7 h, $3.16.
+10 B tokens are 1.0e+18 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/micro_diffusion"
 data_dir = "data/owt"

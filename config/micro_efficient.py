@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/micro_efficient.py --data_dir=data/mine
 
 30,228,800 parameters with a 30,522-word vocabulary, 33.0 MFLOP a token.
-10 B tokens are 3.3e+17 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 0.9 h; 4x4090 0.4 h, $0.95; 4xA100 0.2 h, $1.01.
+10 B tokens are 3.3e+17 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/micro_efficient"
 data_dir = "data/owt"

@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/micro_importance.py --data_dir=data/mine
 
 40,193,068 parameters with a 30,522-word vocabulary, 80.0 MFLOP a token.
-10 B tokens are 8.0e+17 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 2.2 h; 4x4090 1.0 h, $2.31; 4xA100 0.5 h, $2.44.
+10 B tokens are 8.0e+17 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/micro_importance"
 data_dir = "data/owt"

@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/micro_whole_word_50.py --data_dir=data/mine
 
 37,205,504 parameters with a 30,522-word vocabulary, 75.8 MFLOP a token.
-10 B tokens are 7.6e+17 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 2.1 h; 4x4090 0.9 h, $2.19; 4xA100 0.5 h, $2.31.
+10 B tokens are 7.6e+17 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/micro_whole_word_50"
 data_dir = "data/owt"

@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/micro_wide.py --data_dir=data/mine
 
 44,956,160 parameters with a 30,522-word vocabulary, 60.5 MFLOP a token.
-10 B tokens are 6.0e+17 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 1.7 h; 4x4090 0.7 h, $1.74; 4xA100 0.4 h, $1.85.
+10 B tokens are 6.0e+17 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/micro_wide"
 data_dir = "data/owt"

@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/resonance_large.py --data_dir=data/mine
 
 498,876,160 parameters with a 50,304-word vocabulary, 3,011.2 MFLOP a token.
-10.5 B tokens are 3.2e+19 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 88.1 h; 4x4090 38.0 h, $91.25;
-4xA100 20.1 h, $96.51.
+10.5 B tokens are 3.2e+19 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 Long convolutions mix the tokens (lib/resonance.py); config/README.md, Rows of 32k, has the data.
 """

@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/resonance_medium.py --data_dir=data/mine
 
 200,296,960 parameters with a 50,304-word vocabulary, 1,210.4 MFLOP a token.
-10.5 B tokens are 1.3e+19 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 35.4 h; 4x4090 15.3 h, $36.68;
-4xA100 8.1 h, $38.79.
+10.5 B tokens are 1.3e+19 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 Long convolutions mix the tokens (lib/resonance.py); config/README.md, Rows of 32k, has the data.
 """

@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/resonance_small.py --data_dir=data/mine
 
 49,661,440 parameters with a 50,304-word vocabulary, 300.8 MFLOP a token.
-10.5 B tokens are 3.2e+18 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 8.8 h; 4x4090 3.8 h, $9.12;
-4xA100 2.0 h, $9.64.
+10.5 B tokens are 3.2e+18 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 Long convolutions mix the tokens (lib/resonance.py); config/README.md, Rows of 32k, has the data.
 """

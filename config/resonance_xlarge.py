@@ -3,9 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/resonance_xlarge.py --data_dir=data/mine
 
 1,002,988,288 parameters with a 50,304-word vocabulary, 6,045.9 MFLOP a token.
-21.0 B tokens are 1.3e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 353.8 h; 4x4090 152.7 h, $366.42;
-4xA100 80.7 h, $387.56.
+21.0 B tokens are 1.3e+20 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 Long convolutions mix the tokens (lib/resonance.py); config/README.md, Rows of 32k, has the data.
 """

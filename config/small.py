@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/small.py --data_dir=data/mine
 
 513,867,316 parameters with a 30,522-word vocabulary, 1,751.1 MFLOP a token.
-20 B tokens are 3.5e+19 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 97.6 h; 4x4090 42.1 h, $101.07; 4xA100 22.3 h, $106.90.
+20 B tokens are 3.5e+19 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/small"
 data_dir = "data/owt"

@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/tiny.py --data_dir=data/mine
 
 104,487,352 parameters with a 30,522-word vocabulary, 245.3 MFLOP a token.
-20 B tokens are 4.9e+18 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 13.7 h; 4x4090 5.9 h, $14.16; 4xA100 3.1 h, $14.98.
+20 B tokens are 4.9e+18 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 """
 out_dir = "out/tiny"
 data_dir = "data/owt"

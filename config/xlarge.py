@@ -3,8 +3,7 @@
     torchrun --nproc_per_node=4 train.py config/xlarge.py --data_dir=data/mine
 
 6,928,710,692 parameters with a 30,522-word vocabulary, 22,022.8 MFLOP a token.
-20 B tokens are 4.4e+20 FLOP. At 35 % of the bf16 peak (assumed) they take:
-4x3090 1,227 h; 4x4090 530 h, $1,271.16; 4xA100 280 h, $1,344.50.
+20 B tokens are 4.4e+20 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 Weights, gradients and two AdamW moments take 103 GiB, which parallel=fsdp divides among the
 processes: 26 GiB each of four, 13 of eight. Evaluations gather the weights, 26 GiB, in each.
 """

@@ -170,7 +170,6 @@ def test_the_demo_sentences_have_masks():
 
 
 SIZES = {"tiny": 100e6, "small": 500e6, "base": 1e9, "large": 3e9, "xlarge": 7e9}
-PEAK = {"4x3090": 4 * 71.2e12, "4x4090": 4 * 165e12, "4xA100": 4 * 312e12}  # dense bf16 FLOP/s
 
 
 # The others are for minutes, or go on top of a preset.
@@ -183,8 +182,8 @@ STATED = {"17m": 16.9, "32m": 32.1, "68m": 68.5, "150m": 149.7, "400m": 395.9, "
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_preset_heads_state_size_cost_and_time_correctly(path):
-    """Parameters, MFLOP a token, tokens, hours and prices are what model and settings give."""
+def test_preset_heads_state_size_and_cost_correctly(path):
+    """Parameters, MFLOP a token, tokens and FLOP are what model and settings give."""
     settings, head = run_path(path), run_path(path)["__doc__"]
     with torch.device("meta"):
         config_class, model_class = ARCHS[settings.get("arch", "concept")]
@@ -204,14 +203,6 @@ def test_preset_heads_state_size_cost_and_time_correctly(path):
     tokens = float(re.search(r"([\d.]+) B tokens", head)[1]) * 1e9
     assert tokens == pytest.approx(settings["max_steps"] * settings["batch_size"] * T, rel=0.01)
     assert f"{flops / 1e6:,.1f} MFLOP a token" in head and f"{flops * tokens:.1e} FLOP" in head
-    price = {"4x4090": 2.40, "4xA100": 4.80}
-    for machine, peak in PEAK.items():
-        hours = float(re.search(rf"{machine} ([\d,.]+) h", head)[1].replace(",", ""))
-        assert hours == pytest.approx(flops * tokens / (0.35 * peak) / 3600, rel=0.02, abs=0.051)
-        if machine in price:
-            dollars = re.search(rf"{machine} [\d,.]+ h, \$([\d,.]+\d)", head)[1].replace(",", "")
-            expected = price[machine] * flops * tokens / (0.35 * peak) / 3600
-            assert float(dollars) == pytest.approx(expected, rel=0.01)
 
 
 def messages():

@@ -28,6 +28,7 @@ from data.tokenizer import Tokenizer
 from lib import kernels
 from lib.files import say
 from lib.machine import autocast, matmul_peak, memory_gib, resident_gib, wait_for
+from lib.parallel import recompute
 from lib.run import build_model, check_settings, model_settings
 from masking import predicted_share, slots
 
@@ -104,6 +105,7 @@ class Step:
         self.device, self.settings = torch.device(device), settings
         with self.device:
             self.model = build_model(model_settings(settings["arch"], settings, tok)).train()
+            recompute(self.model, settings["checkpoint_every"])
             self.optimizer = self.make_optimizer()
             T = settings["block_size"]
             self.K = n_predicted(settings)
@@ -177,10 +179,15 @@ def watched(settings, tok, rows, n_micro, kind):
                 activations=named["ACT"] + named["TEMP"] + named["OTH"]), operations.found
 
 
-def logits_bytes(rows, K, V, kind):
-    """Logits that exist at once: of a block in the dtype of products, of a chunk twice in fp32."""
+def logits_bytes(rows, K, V, kind, row_by_row):
+    """Logits that exist at once: of a block in the dtype of products, of a chunk twice in fp32.
+
+    row_by_row: each row has logits of its own (lexicon, copy head), so a chunk is of one row.
+    """
     chunk = kernels.CHUNK[kind]
     block = chunk * kernels.BLOCK.get(kind, 1)
+    if row_by_row:
+        chunk = min(chunk, K * V)
     return 2 * min(rows * K * V, block) + 8 * min(rows * K * V, chunk)
 
 
@@ -199,6 +206,8 @@ class Forecast:
         with torch.device("meta"):
             model = build_model(model_settings(settings["arch"], settings, tok))
         self.params, self.V = model.num_params(), model.cfg.vocab_size
+        cfg = model.cfg
+        self.row_by_row = getattr(cfg, "has_lexicon", False) or getattr(cfg, "copy_head", False)
         self.T, self.K = settings["block_size"], n_predicted(settings)
         self.flops_per_token = model.flops_per_token
         self.one, self.four = (watched(settings, tok, rows, n_micro, kind) for rows in (1, 4))
@@ -217,7 +226,7 @@ class Forecast:
         return parts | dict(logits=self.logits(rows))
 
     def logits(self, rows):
-        return logits_bytes(rows, self.K, self.V, self.kind)
+        return logits_bytes(rows, self.K, self.V, self.kind, self.row_by_row)
 
     def total(self, rows, n_shards=1):
         """GiB of a process."""
@@ -270,7 +279,7 @@ def run_on(forecast, gpu, n_gpu, usd_per_hour=0.0):
     micro_batch 0: not even one row fits, and the rest is None.
     """
     settings, kind = forecast.settings, forecast.kind
-    n_shards = n_gpu if settings.get("parallel") == "fsdp" else 1
+    n_shards = n_gpu if settings["parallel"] == "fsdp" else 1
     rows = settings["batch_size"] // n_gpu
     usable = gpu.memory * (0.95 if kind == "cuda" else 1.0)
     micro = forecast.largest(usable, rows, n_shards)
@@ -360,7 +369,7 @@ def estimate(settings, defaults, gpu, n_gpu, usd_per_hour, measure, device):
              for name, card in cards.items()}
     chosen = found[gpu] | dict(params=forecast.params,
                                disk_gib=round(disk_gib(settings, forecast.params), 2))
-    n_shards = n_gpu if settings.get("parallel") == "fsdp" else 1
+    n_shards = n_gpu if settings["parallel"] == "fsdp" else 1
     parts = forecast.memory(max(1, chosen["micro_batch"]), n_shards)
     T = settings["block_size"]
     say(f"{forecast.params:,} parameters ({which}), "
@@ -374,7 +383,7 @@ def estimate(settings, defaults, gpu, n_gpu, usd_per_hour, measure, device):
                  for key in ("tokens_per_s", "hours", "usd")]
         say(f"| {card.title} | {card.memory:.0f} | {row['memory_gib']:.2f} | "
             f"{row['micro_batch'] or '-'} | {' | '.join(shown)} |")
-    say(f"\nmemory of one {cards[gpu].title}, GiB: " + ", ".join(
+    say(f"\nmemory of one {cards[gpu].title} at its fullest moment, GiB: " + ", ".join(
         f"{name} {size / GIB:.2f}" for name, size in parts.items())
         + f", beside them {BESIDE[kind]:.2f}")
     say(f"disk: {chosen['disk_gib']:.1f} GiB for checkpoints and bins")
