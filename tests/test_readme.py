@@ -174,7 +174,7 @@ SIZES = {"tiny": 100e6, "small": 500e6, "base": 1e9, "large": 3e9, "xlarge": 7e9
 
 # The others are for minutes, or go on top of a preset.
 PRESETS = sorted(path for path in (ROOT / "config").glob("*.py")
-                 if not path.stem.startswith(("demo", "mini", "phase", "decoder")))
+                 if not path.stem.startswith(("demo", "mini", "phase", "decoder", "speedrun")))
 # Millions of parameters that Ettin states (2507.11412, table 1), and our names for round sizes.
 STATED = {"17m": 16.9, "32m": 32.1, "68m": 68.5, "150m": 149.7, "400m": 395.9, "1b": 1031.3,
           "resonance_small": 50, "resonance_medium": 200, "resonance_large": 500,
