@@ -600,7 +600,7 @@ def read_checkpoint(path, types=()):
                          "missing or of another type")
     if "model" in checkpoint:
         if not all_finite(checkpoint["model"]):
-            raise ValueError(f"{path} holds weights that are not finite")
+            raise ValueError(f"{path} holds weights with NaN or infinity")
         checkpoint["model"] = rename_old_keys(checkpoint["model"])
     if "model_settings" in checkpoint:
         checkpoint["model_settings"] = with_defaults(checkpoint["model_settings"])
