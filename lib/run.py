@@ -596,11 +596,10 @@ def rename_old_keys(weights):
     return renamed
 
 
-# What every checkpoint of a training run has held, and what a resume needs on top.
-OF_A_RUN = dict(model=dict, model_settings=dict, settings=dict, step=int, tokens=int,
-                tokenizer_fingerprint=str, data_sha256=list)
-TO_RESUME = dict(optimizers=list, scaler=dict, evaluated_at=int, best_loss=float, bad_evals=int,
-                 minutes=float, skipped=int)
+# What every command needs of a checkpoint of a training run, and a resume on top.
+OF_A_RUN = dict(model=dict, model_settings=dict, step=int, tokenizer_fingerprint=str)
+TO_RESUME = dict(settings=dict, data_sha256=list, optimizers=list, scaler=dict, evaluated_at=int,
+                 best_loss=(int, float), bad_evals=int, minutes=(int, float), skipped=int)
 
 
 def read_checkpoint(path, types=(), load=True):
@@ -617,7 +616,7 @@ def read_checkpoint(path, types=(), load=True):
                          "missing or of another type")
     if "model" in checkpoint:
         if load and not all_finite(checkpoint["model"]):
-            raise ValueError(f"{path} holds weights that are not finite")
+            raise ValueError(f"{path} holds weights with NaN or infinity")
         checkpoint["model"] = rename_old_keys(checkpoint["model"])
     if "model_settings" in checkpoint:
         checkpoint["model_settings"] = with_defaults(checkpoint["model_settings"])

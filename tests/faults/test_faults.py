@@ -110,5 +110,5 @@ def test_a_checkpoint_of_another_program_is_named(world, tmp_path):
     """nanoGPT writes a ckpt.pt too."""
     torch.save(dict(model={}, model_args={}, iter_num=5), tmp_path / "ckpt.pt")
     done = call("train.py", *tiny(world.data_dir, tmp_path), ok=False)
-    refused(done, "ckpt.pt is not a checkpoint of train.py: its model_settings, settings, step",
+    refused(done, "ckpt.pt is not a checkpoint of train.py: its model_settings, step",
             "no checkpoint in")
