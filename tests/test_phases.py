@@ -192,7 +192,8 @@ def test_the_optimizer_of_another_objective_is_not_carried_on(decoder, data_dir,
 
 def test_a_run_without_optimizer_state_cannot_hand_it_on(decoder, data_dir, tmp_path):
     shutil.copytree(decoder, tmp_path / "run")
-    (tmp_path / "run" / "ckpt.pt").unlink()
+    for name in ("ckpt.pt", "ckpt_prev.pt"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
     done = train(data_dir, tmp_path / "new", *DECODER, f"--init_from={tmp_path}/run",
                  "--carry_optimizer=true", ok=False)
     refused(done, "holds no ckpt.pt, and only that has the optimizer state")

@@ -59,14 +59,14 @@ GPUS = {
     "h100": Gpu("H100 SXM", 80, 989, 3350, 350, 2.39),
     "h200": Gpu("H200 SXM", 141, 989, 4800, 350, 3.29),
 }
-GEMM_SHARE = {"cuda": 0.6, "cpu": 0.95}  # of the peak that matrix products reach
-BYTE_SHARE = {"cuda": 0.75, "cpu": 1.0}  # of the bandwidth that other operations reach
+GEMM_SHARE = {"cuda": 0.6, "cpu": 0.76}  # of the peak that matrix products reach
+BYTE_SHARE = {"cuda": 0.75, "cpu": 0.38}  # of the bandwidth that other operations reach
 FUSED = {"cuda": 0.5, "cpu": 1.0}  # bytes that are left to move after torch.compile
 LAUNCH = {"cuda": 4e-6, "cpu": 1e-6}  # seconds that an operation takes at least
 # GiB that a process needs beside its tensors: CUDA and its libraries; on a CPU torch's own, and
 # what oneDNN and the allocator hold.
-BESIDE = {"cuda": 1.0, "cpu": 0.08}
-FRAGMENTS = 1.05  # memory that allocators hold, over what tensors need
+BESIDE = {"cuda": 1.0, "cpu": 0.03}
+FRAGMENTS = 1.1  # memory that allocators hold, over what tensors need
 ERROR = {"cuda": 0.5, "cpu": 0.15}  # stated, of tokens_per_s
 ERROR_OF_MEMORY = 0.15
 NO_WORK = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "lift_fresh"}

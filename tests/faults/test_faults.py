@@ -55,12 +55,12 @@ def test_the_same_command_goes_on_after_a_disk_was_full(world):
 CRASH = """
 import os, runpy, sys
 import lib.run
-real = lib.run.save_checkpoint
-def crash(out_dir, checkpoint, name="ckpt.pt"):
+real = lib.run.save_or_warn
+def crash(out_dir, checkpoint, name):
     if (checkpoint["step"], name) == (10, "ckpt.pt"):
         os.kill(os.getpid(), 9)
-    real(out_dir, checkpoint, name)
-lib.run.save_checkpoint = crash
+    return real(out_dir, checkpoint, name)
+lib.run.save_or_warn = crash
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path("train.py", run_name="__main__")
 """

@@ -123,7 +123,7 @@ def test_length_compares_ways_to_mix_tokens(bench, tmp_path, monkeypatch):
     assert set(report["64"]) == set(LONG) == set(report["exponents"])
     assert report["exponents"]["resonance"] == dict(time=None, memory=None)  # no long rows here
     assert json.loads((tmp_path / "bench.json").read_text()) == report
-    refused(bench("--length=1", "--peers=1", ok=False), "leave out peers and profile")
+    refused(bench("--length=1", "--peers=1", ok=False), "leave out peers, profile and race")
 
 
 def test_exponents_are_those_of_powers_of_the_length():
