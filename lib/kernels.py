@@ -423,7 +423,7 @@ class LongConvolution(torch.autograd.Function):
             kernel = kernel_transform(k_dT, behind_dT, group, N)
             product = torch.fft.rfft(u_BdT[:, group], N) * kernel
             y_BdT[:, group] = torch.fft.irfft(product, N)[..., :u_BTd.shape[1]]
-        return y_BdT.mT
+        return reorder(y_BdT.mT, torch.empty_like(u_BTd, dtype=y_BdT.dtype))
 
     @staticmethod
     def backward(ctx, d_BTd):
@@ -443,15 +443,26 @@ class LongConvolution(torch.autograd.Function):
             if behind_dT is not None:  # lag -j
                 d_behind_dT[group, 0] = lags_dN[:, 0]
                 d_behind_dT[group, 1:] = lags_dN[:, N - T + 1:].flip(1)
-        return tuple(None if x is None else d.mT.to(x.dtype)
-                     for d, x in zip((d_u_BdT, d_k_dT, d_behind_dT), inputs))
+        d_u_BTd = reorder(d_u_BdT.mT, torch.empty_like(inputs[0]))
+        return d_u_BTd, *(None if x is None else d.mT.to(x.dtype)
+                          for d, x in zip((d_k_dT, d_behind_dT), inputs[1:]))
 
 
 def channels_first(x):
     """(..., T, d) -> (..., d, T) in fp32 (or float64); None stays None."""
     if x is None or (x.mT.is_contiguous() and x.dtype in (torch.float32, torch.float64)):
         return x if x is None else x.mT
-    return empty_channels(x.mT).copy_(x.mT)
+    return reorder(x, empty_channels(x.mT).mT).mT
+
+
+def reorder(x_BTd, out_BTd):
+    """Copies between tokens first and channels first -> out."""
+    # a few tokens at a time: a CPU's cache holds all their channels while they change places
+    step = x_BTd.shape[-2] if x_BTd.is_cuda else 1024
+    for start in range(0, x_BTd.shape[-2], step):
+        tokens = slice(start, start + step)
+        out_BTd[..., tokens, :] = x_BTd[..., tokens, :]
+    return out_BTd
 
 
 def empty_channels(x):

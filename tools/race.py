@@ -37,7 +37,7 @@ OURS = {  # arguments of train.py, of the shapes of config/sweeps/scaling.py
     "transformer": "--arch=transformer --n_layer=1 --ffn_dim=1595 --learning_rate=4e-3",
 }
 TRAINER = {  # settings of train_peer
-    "hf_bert": dict(layers=4, ffn_dim=512, learning_rate=1e-3, mlm_probability=0.15),
+    "hf_bert": dict(layers=4, ffn_dim=512, learning_rate=2e-3, mlm_probability=0.3),
     "hf_modernbert": dict(layers=3, ffn_dim=512, learning_rate=2e-3, mlm_probability=0.3),
 }
 
