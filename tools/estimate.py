@@ -363,6 +363,7 @@ def estimate(settings, defaults, gpu, n_gpu, usd_per_hour, measure, device):
     kind = "cpu" if gpu == "cpu" else "cuda"
     dtype = "bf16" if settings["dtype"] == "auto" else settings["dtype"]
     n_micro = min(2, max(1, settings["batch_size"] // n_gpu // settings["micro_batch"]))
+    say("following one step on tensors without contents: some seconds, minutes for many layers")
     forecast = Forecast(settings, tok, kind, n_micro)
     cards = {"cpu": this_cpu(dtype)} if kind == "cpu" else GPUS
     found = {name: run_on(forecast, card, n_gpu, usd_per_hour if name == gpu else 0.0)
