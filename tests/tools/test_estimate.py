@@ -5,7 +5,7 @@ import torch
 from conftest import ROOT, call, refused, result
 
 from configurator import configure
-from tools.estimate import GPUS, Forecast, Step, run_on, tokenizer_of, watched
+from tools.estimate import GPUS, Forecast, Step, followed, run_on, tokenizer_of, watched
 
 TINY = ["config/mini.py", "--data_dir=nowhere", "--vocab_size=500", "--block_size=32",
         "--token_dim=16", "--concept_dim=16", "--n_concept=4", "--n_head=2", "--ffn_dim=32"]
@@ -42,6 +42,18 @@ def test_any_number_of_rows_follows_from_one_and_four(forecast):
         forecast.one[1], peak, bandwidth)
     assert forecast.seconds(9, peak, bandwidth) == pytest.approx(
         forecast.seconds_of(operations, peak, bandwidth) + hidden, rel=0.1)
+
+
+def test_a_deep_model_follows_from_two_and_four_layers():
+    """7 layers, against a step of all seven."""
+    found, tok = settings("--n_layer=7", "--arch=transformer", "--n_mixer=1")
+    parts, operations = watched(found, tok, 1, 1, "cpu")
+    whole, all_operations = followed(found, tok, 1, 1, "cpu")
+    for name, size in whole.items():
+        assert parts[name] == pytest.approx(size, rel=0.02, abs=2000)
+    for i in (0, 1):  # FLOPs, bytes
+        total = sum(operation[i] * operation[2] for operation in operations)
+        assert total == pytest.approx(sum(operation[i] for operation in all_operations), rel=0.01)
 
 
 @pytest.mark.parametrize("words", [
