@@ -306,10 +306,12 @@ def run_on(forecast, gpu, n_gpu, usd_per_hour=0.0):
                     tokens_per_s=None, hours=None, usd=None)
     n_micro = rows // micro
     seconds = n_micro * forecast.seconds(micro, gpu.tflops * 1e12, gpu.bandwidth * 1e9)
-    # ring all-reduce: each card sends the gradients nearly twice, mostly while it computes the last
-    # backward pass, which is two thirds of a micro-batch
-    traffic = 2 * 4 * forecast.params * (n_gpu - 1) / n_gpu / (gpu.link * 1e9)
-    seconds += max(0.0, traffic - seconds / n_micro * 2 / 3)
+    # One byte of each weight from card to card. What is sent while a card computes costs nothing.
+    byte = forecast.params * (n_gpu - 1) / n_gpu / (gpu.link * 1e9)
+    if n_shards > 1:  # weights in bf16, forwards and backwards, and gradients: each micro-batch
+        seconds = max(seconds, n_micro * (2 + 2 + 4) * byte)
+    else:  # gradients, nearly twice, during the last backward pass: two thirds of a micro-batch
+        seconds += max(0.0, 2 * 4 * byte - seconds / n_micro * 2 / 3)
     # the optimizer reads and writes weights, gradients and two moments
     seconds += 28 * forecast.params / n_shards / (BYTE_SHARE[kind] * gpu.bandwidth * 1e9)
     rate = settings["batch_size"] * settings["block_size"] / seconds
