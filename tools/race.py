@@ -228,8 +228,17 @@ def train_peer(model, data_dir, out_dir, minutes, device, dtype, layers, ffn_dim
                 self.since = time.monotonic()
             control.should_training_stop |= share >= 1
 
-    def train(n_steps, clock):
-        Trainer(model=net, train_dataset=Rows(), callbacks=[clock],
+    class Pace(TrainerCallback):
+        """When each step has ended."""
+
+        def __init__(self):
+            self.ends = []
+
+        def on_step_end(self, args, state, control, **_):
+            self.ends.append(time.monotonic())
+
+    def train(n_steps, callback):
+        Trainer(model=net, train_dataset=Rows(), callbacks=[callback],
                 data_collator=DataCollatorForLanguageModeling(
                     fast, mlm_probability=mlm_probability),
                 args=TrainingArguments(
@@ -240,13 +249,11 @@ def train_peer(model, data_dir, out_dir, minutes, device, dtype, layers, ffn_dim
                     use_cpu=machine.device.type == "cpu", save_strategy="no", report_to="none",
                     logging_strategy="no", disable_tqdm=True, seed=1337)).train()
 
-    if not max_steps:  # how many steps fit into the time, of which the first ones are slow
-        trial = Clock(0)
-        trial.curve = [None] * (EVALUATIONS + 1)
-        train(5, trial)
-        start = time.monotonic()
-        train(20, trial)
-        max_steps = max(10, int(60 * minutes / ((time.monotonic() - start) / 20)))
+    if not max_steps:  # how many steps fit into the time
+        pace = Pace()
+        train(30, pace)
+        a_step = (pace.ends[-1] - pace.ends[9]) / 20  # the first ones are slow
+        max_steps = max(10, int(60 * minutes / a_step))
         net.load_state_dict(begin)
     clock = Clock(60 * minutes)
     train(max_steps, clock)
