@@ -1,4 +1,4 @@
-"""Each kind of fault once: the short form of `make faults`. After it, the same command goes on and
+"""Some kinds of fault once: the short form of `make faults`. After it, the same command goes on and
 comes to the result of an undisturbed run, bit for bit.
 
 What other files try is not here: kills and full disks of prepare.py (tests/test_prepare.py) and of
@@ -34,8 +34,6 @@ FAULTS = {
     "a step hangs": scenarios.hanging,
     "weights of a checkpoint NaN": scenarios.nan_weights,
     "data deleted meanwhile": scenarios.data_deleted,
-    "two runs in one folder": scenarios.two_runs,
-    "the clock jumps": scenarios.clock_jumps,
 }
 
 
