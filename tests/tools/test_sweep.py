@@ -623,9 +623,9 @@ def test_a_promoted_run_is_the_run_that_was_never_stopped(ranked, sweep, data_di
 
 def test_a_hopeless_arm_is_given_up_for_good(ranked, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "WATCH_SECONDS", 0.05)
-    args = ["--rungs=256000", "--kill_margin=0.2", "--kill_window=30000"]
+    args = ["--rungs=64000", "--kill_margin=0.2", "--kill_window=15000"]
     done = ranked(*args, ok=False)
-    assert "bad seed 1 is given up: worse than good by 0.2 nats over 30,000 tokens" in done.stdout
+    assert "bad seed 1 is given up: worse than good by 0.2 nats over 15,000 tokens" in done.stdout
     summary = result(done)
     assert summary["killed"] == 1 and summary["failed"] == 0 and list(summary["loss"]) == ["good"]
     assert status_of(tmp_path / "bad_s1") == "killed"
