@@ -125,7 +125,7 @@ def draw(found, path):
         axes.plot([s / 60 for s in seconds], losses, "-o" if name in OURS else "--s",
                   markersize=3, label=name.replace("hf_", "Trainer, "))
     axes.set(xlabel="minutes of training", ylabel="nats a masked token, fixed masks")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
