@@ -49,9 +49,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from configurator import configure, read_settings
 
+OF_ESTIMATE = ("gpu", "n_gpu", "usd_per_hour", "measure")
 own, of_training = sys.argv[1:], []
-if any(word.strip("-").startswith("estimate=") for word in own):
-    names = ("--estimate", "--gpu", "--n_gpu", "--usd_per_hour", "--measure", "--help", "-h")
+if any(word.partition("=")[0] == "--estimate" for word in own):
+    names = ("--estimate", *(f"--{name}" for name in OF_ESTIMATE), "--help", "-h")
     of_training = [word for word in own if word.partition("=")[0] not in names]
     own = [word for word in own if word not in of_training]
 config = configure(globals(), own)
@@ -464,6 +465,15 @@ def chosen_models():
     return [name for name in names if name in wanted]
 
 
+def check_modes():
+    """Raises ValueError for settings that do nothing without the mode they belong to."""
+    defaults = {name: default for name, (default, _) in read_settings(__file__).items()}
+    for mode, names in (("estimate", OF_ESTIMATE), ("race", ("race_minutes",))):
+        unread = [f"{name}={config[name]}" for name in names if config[name] != defaults[name]]
+        if unread and not config[mode]:
+            raise ValueError(f"{', '.join(unread)}: of {mode} only; give --{mode}=1 too")
+
+
 def estimate_run():
     """What a run with the settings in `of_training` needs."""
     with user_mistakes():
@@ -496,6 +506,8 @@ def run_race():
 
 def main():
     global lengths
+    with user_mistakes():
+        check_modes()
     if estimate or race:
         return estimate_run() if estimate else run_race()
     if length and lengths == read_settings(__file__)["lengths"][0]:

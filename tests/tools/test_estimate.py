@@ -102,8 +102,14 @@ def test_the_command_prints_a_table_and_one_json_line():
     (["--gpu=rtx9999"], "gpu='rtx9999': expected rtx3070, rtx3090"),
     (["--n_gpu=3"], "batch_size=16 does not divide among 3 processes"),
     (["--n_gpu=0"], "expected 1 or more"),
+    (["--usd_per_hour=-1"], "usd_per_hour=-1.0: expected 1 or more, and 0 or more"),
     (["--n_layers=2"], "unknown setting 'n_layers'"),
     (["config/none.py"], "config/none.py"),
 ])
 def test_bad_requests_are_refused(words, message):
-    refused(call("tools/bench.py", "--estimate=1", *TINY, *words, ok=False), message)
+    refused(call("tools/bench.py", "--estimate", *TINY, *words, ok=False), message)
+
+
+@pytest.mark.parametrize("word", ["--gpu=a100", "--measure=1", "--race_minutes=3"])
+def test_a_setting_without_its_mode_is_refused(word):
+    refused(call("tools/bench.py", word, ok=False), f"{word[2:].replace('=1', '=True')}", "give --")
