@@ -138,9 +138,11 @@ def check_choices():
     for owner, names in (("rungs", ["promote"]),
                          ("kill_margin", ["kill_unit", "kill_window", "reference"]),
                          ("ranges", ["trials", "search"])):
-        unread = [f"{name}={config[name]}" for name in names if config[name] != defaults[name]]
+        unread = [name for name in names if config[name] != defaults[name]]
         if unread and not config[owner]:
-            raise ValueError(f"{', '.join(unread)}: of {owner} only; give {owner} too")
+            found = ", ".join(f"{name}={config[name]}" for name in unread)
+            off = " ".join(f"--{name}={defaults[name]}" for name in unread)
+            raise ValueError(f"{found}: of {owner} only; give {owner} too, or {off}")
     if search not in ("random", "tpe"):
         raise ValueError(f"search={search!r}: expected random or tpe")
     if search == "tpe":

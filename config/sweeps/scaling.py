@@ -2,10 +2,13 @@
 
     python tools/sweep.py config/sweeps/scaling.py
     python tools/sweep.py config/sweeps/scaling_512.py
+    python tools/sweep.py config/sweeps/scaling_2048.py
 
-Rows of 128 tokens; the second file has rows of 512. All arms have about 2.9 M parameters and the
-best shape and learning rate that were found at 3.8e13 FLOPs. `copy` is the Transformer with the
-open model's lexicon on top: the control for what the open model's memory of words is worth.
+Rows of 128 tokens; the other files have rows of 512 and 2,048. All arms have about 2.9 M
+parameters and the best shape and learning rate that were found at 3.8e13 FLOPs. `copy` is the
+Transformer with the open model's lexicon on top: the control for what the open model's memory of
+words is worth.
+
 A single budget: --budgets=1e13. A sweep that was stopped goes on. 1e14 FLOPs take some 20 to 60
 minutes on one CPU core.
 """
