@@ -173,8 +173,10 @@ def check_twins(plans):
     for name, arm in plans.items():
         key = json.dumps(compared(arm["settings"], arm["data_sha256"]))
         if key in seen:
-            raise ValueError(f"arms {seen[key]} and {name} have the same settings; change or "
-                             "remove one of them")
+            # a small model has few possible shapes
+            hint = ": one shape is the nearest to both, another budget may tell them apart"
+            raise ValueError(f"arms {seen[key]} and {name} have the same settings"
+                             f"{hint if arm['shape'] else ''}; change or remove one of them")
         seen[key] = name
 
 

@@ -530,6 +530,9 @@ def test_shares_of_a_budget_are_axes_whose_shapes_the_solver_finds(sweep, data_d
         assert abs(plan["params"] / 64_000 - 1) < 0.005
         assert settings["ffn_dim"] == factor * settings["token_dim"] == factor * 32
         assert settings["n_layer"] == n_layer and plan["shape"]["glu"] == factor
+    refused(sweep(f"--out_dir={tmp_path}/twins", "--arms=", "--budget=64000", "--embed_share=0.16",
+                  f"--base=--data_dir={data_dir} {base}", "--grid=glu 3 3.01", ok=False),
+            "arms glu=3 and glu=3.01 have the same settings", "another budget may tell them apart")
 
 
 @pytest.mark.parametrize("args, message", [
