@@ -122,7 +122,11 @@ def arms_of(runs):
 
 def median(arm, name):
     values = [run[name] for run in arm if run[name] is not None]
-    return statistics.median_low(values) if values else None
+    if not values:
+        return None
+    # of a count one that occurs; of two losses not the lower one
+    middle = statistics.median if isinstance(values[0], float) else statistics.median_low
+    return middle(values)
 
 
 def varied(runs):
@@ -203,7 +207,7 @@ def draw_against(arms, column):
     figure, axes = new_axes(xlabel=heading, ylabel="validation loss, nats",
                             xscale=scale_of(values) if is_log else "linear")
     for x, losses, name in points:
-        middle = statistics.median_low(losses)
+        middle = statistics.median(losses)
         axes.errorbar(x, middle, [[middle - losses[0]], [losses[-1] - middle]], fmt="o", ms=4,
                       color="C0", capsize=3)
         if len(points) <= 16:
