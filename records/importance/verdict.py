@@ -30,19 +30,23 @@ def differences(runs, arm):
     return found.mean(), error
 
 
-def draw_verdict(sets):
-    figure, panels = plt.subplots(1, len(sets), figsize=(5.5 * len(sets), 4), dpi=130)
-    for axes, (name, runs) in zip(np.atleast_1d(panels), sets.items()):
-        arms = [arm for arm in runs if arm != BASE]
-        found = [differences(runs, arm) for arm in arms]
-        arms, found = zip(*sorted(zip(arms, found), key=lambda pair: -pair[1][0]))
-        means, errors = np.array(found).T
-        axes.errorbar(means, range(len(arms)), xerr=2 * np.nan_to_num(errors), fmt="o", ms=4, lw=1)
+def draw_verdict(sets, judged_on):
+    """sets: {data: {arm: {seed: loss}}} for each kind of masks that judge."""
+    figure, panels = plt.subplots(1, len(sets[0]), figsize=(5.5 * len(sets[0]), 4.5), dpi=130)
+    for axes, name in zip(panels, sets[0]):
+        arms = [arm for arm in sets[0][name] if arm != BASE]
+        arms.sort(key=lambda arm: -differences(sets[0][name], arm)[0])
+        for i, (runs, masks) in enumerate(zip(sets, judged_on)):
+            means, errors = np.array([differences(runs[name], arm) for arm in arms]).T
+            axes.errorbar(means, np.arange(len(arms)) + 0.2 * i, xerr=2 * np.nan_to_num(errors),
+                          fmt="o", ms=4, lw=1, label=f"judged on masks of {masks}")
         axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in arms])
         axes.axvline(0, color="0.7", lw=0.8)
         axes.set(title=name, xlabel="nats above uniform masks, two standard errors")
+        axes.locator_params(axis="x", nbins=6)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncol=2, frameon=False)
     figure.savefig(os.path.join(HERE, "verdict.png"))
 
 
@@ -112,16 +116,17 @@ def draw_scores(folder):
 
 def main(folders):
     with open(os.path.join(HERE, "runs.json"), encoding="utf-8") as file:
-        sets = json.load(file)["nats"]
-    for name, runs in sets.items():
-        print(f"\n| {name} | seeds | mean | above uniform |\n|---|---|---:|---:|")
-        ordered = sorted(runs, key=lambda arm: np.mean(list(runs[arm].values())))
-        for arm in ordered:
-            losses = list(runs[arm].values())
-            mean, error = differences(runs, arm)
-            print(f"| {arm} | {', '.join(f'{x:.3f}' for x in losses)} | {np.mean(losses):.3f} | "
-                  + ("" if arm == BASE else f"{mean:+.3f} +- {error:.3f}") + " |")
-    draw_verdict(sets)
+        nats = json.load(file)["nats"]
+    for masks, sets in nats.items():
+        for name, runs in sets.items():
+            print(f"\n| {name}, masks of {masks} | seeds | mean | above uniform |")
+            print("|---|---|---:|---:|")
+            for arm in sorted(runs, key=lambda arm: np.mean(list(runs[arm].values()))):
+                losses = list(runs[arm].values())
+                mean, error = differences(runs, arm)
+                print(f"| {arm} | {', '.join(f'{x:.3f}' for x in losses)} | {np.mean(losses):.3f} "
+                      + ("|" if arm == BASE else f"| {mean:+.3f} +- {error:.3f}") + " |")
+    draw_verdict(list(nats.values()), list(nats))
     if folders:
         draw_curves(folders)
         draw_scores(folders[-1])
