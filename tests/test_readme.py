@@ -22,7 +22,8 @@ pytestmark = pytest.mark.long(0)
 READMES = ["README.md", "data/README.md", "config/README.md", "tools/README.md"]  # in this order
 README = "\n".join((ROOT / name).read_text() for name in READMES)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S)
-            for line in block.splitlines() if line.strip() and not line.startswith("#")]
+            for line in block.replace("\\\n", "").splitlines()
+            if line.strip() and not line.startswith("#")]
 # Commands run as written, in a copy of the repository whose files have other defaults: all that is
 # smaller here is the model, the number of steps and rows, and Python's documentation.
 SMALL_CONFIG = dict(max_steps=2, n_layer=1, batch_size=4, micro_batch=2, n_concept=8,
