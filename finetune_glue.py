@@ -65,6 +65,7 @@ from lib.files import (
     FolderLock,
     file_hash,
     print_result,
+    read_json,
     remove_file,
     replace_file,
     write_json,
@@ -162,8 +163,7 @@ def known_names():
     names = dict(tasks={}, inits={})
     if os.path.exists(path):
         try:
-            with open(path, encoding="utf-8") as file:
-                found = json.load(file)
+            found = read_json(path)
             names = {kind: dict(found[kind]) for kind in names}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged: {error}; rm {path}") from None
@@ -238,8 +238,7 @@ def run_one(task, splits, init, lr, seed):
 def finished(task, data, init, lr, seed):
     """Result of a run if it is there, with the same recipe, weights and data; otherwise None."""
     try:
-        with open(run_path(task, init, lr, seed) + ".json", encoding="utf-8") as file:
-            found = json.load(file)
+        found = read_json(run_path(task, init, lr, seed) + ".json")
     except (OSError, ValueError):  # not run yet, or damaged: it is run again
         return None
     # a result of another recipe, checkpoint or data set has the same name and does not count
@@ -424,8 +423,7 @@ def read_results():
     if not os.path.exists(path):
         return {}
     try:
-        with open(path, encoding="utf-8") as file:
-            results = dict(json.load(file))
+        results = dict(read_json(path))
         if results:
             markdown(results, "")  # does it have all that the table needs?
     except (ValueError, TypeError, KeyError, AttributeError) as error:

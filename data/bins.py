@@ -46,6 +46,7 @@ import numpy as np
 from lib.files import (
     FolderLock,
     file_hash,
+    read_json,
     remove_file,
     replace_file,
     write_json,
@@ -151,8 +152,7 @@ def begun_settings(out_dir, before_text=False):
     """
     for name in ("meta.json", "shard.json", "progress.json"):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            with open(os.path.join(out_dir, name), encoding="utf-8") as file:
-                state = json.load(file)
+            state = read_json(os.path.join(out_dir, name))
             if name != "progress.json" or before_text or state["position"] is not None:
                 return dict(state["settings"])
     return {}
@@ -178,8 +178,7 @@ def new_state(settings, rules):
 def load_progress(out_dir, path):
     """progress.json -> the state; DataError where it is damaged or of another program."""
     try:
-        with open(path, encoding="utf-8") as file:
-            state = json.load(file)
+        state = read_json(path)
         missing = new_state({}, ()).keys() - state.keys()
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}), or of another program: use another "
@@ -561,8 +560,7 @@ def load_meta(data_dir, name="meta.json"):
         raise FileNotFoundError(f"{path} is missing: no prepared data set there; make one with "
                                 f"{cure}")
     try:
-        with open(path, encoding="utf-8") as file:
-            meta = json.load(file)
+        meta = read_json(path)
         missing, version = wrong_fields(meta, META_TYPES), meta.get("format")
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): {removal(data_dir)}, then {cure}") from None

@@ -6,7 +6,6 @@ counted; what was read before stays. How a file is read: data/texts.py.
 
 import glob
 import hashlib
-import json
 import os
 import re
 import zlib
@@ -20,6 +19,7 @@ from data.filters import Filters
 from data.ids import ID_SUFFIXES, links_stay
 from data.texts import MOST_CUT, STDIN, SUFFIXES, TABLES, Reader, head_of_stdin, kind
 from data.workers import Ids
+from lib.files import read_json
 
 # usual bytes of text per byte, an estimate
 UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}
@@ -88,8 +88,8 @@ def listed_files(folder):
     Beside them it keeps the results of earlier calls of map and filter.
     """
     try:
-        with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
-            return [part["filename"] for part in json.load(file)["_data_files"]]
+        found = read_json(os.path.join(folder, "state.json"))
+        return [part["filename"] for part in found["_data_files"]]
     except (OSError, ValueError, LookupError, TypeError):
         return ()
 

@@ -39,7 +39,7 @@ import numpy as np
 import regex
 import tiktoken
 
-from lib.files import replace_file, write_json
+from lib.files import read_json, replace_file, write_json
 
 # The `tokenizers` library is imported where it is used: only training, tokenizer.json and NFC need
 # it, and the processes that encode texts start faster without it.
@@ -398,8 +398,7 @@ def read_folder(folder):
     remedy = "Copy the folder again, or re-run the prepare.py command that wrote it"
     path = os.path.join(folder, META_FILE)
     try:
-        with open(path, encoding="utf-8") as file:
-            meta = json.load(file)
+        meta = read_json(path)
         name, pattern, specials = meta["name"], meta["pattern"], meta["specials"]
         expected, normalizer = meta["fingerprint"], meta.get("normalizer", "")
         ranks, library = {}, ""
@@ -452,7 +451,7 @@ def read_tokenizer_json(path):
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
-        pattern, ranks, specials, normalizer, library = read_json(text)
+        pattern, ranks, specials, normalizer, library = parse_tokenizer_json(text)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     ids = [*ranks.values(), *specials.values()]
@@ -461,7 +460,7 @@ def read_tokenizer_json(path):
     return path, pattern, ranks, with_specials(specials, max(ids) + 1), normalizer, library
 
 
-def read_json(text):
+def parse_tokenizer_json(text):
     """Text of a tokenizer.json -> (pattern, ranks, special tokens {name: id}, normalizer, library).
 
     library is "" where tiktoken gives the same ids, else `text`, and then pattern and ranks are

@@ -6,7 +6,6 @@ train and val share, and commands to go on with: presets of config/ that the tok
 """
 
 import glob
-import json
 import os
 import re
 import shlex
@@ -22,7 +21,7 @@ from data.bins import SPLITS, DataError
 from data.documents import call_tokenizer, digest, progress
 from data.ids import BLOCK, cut_documents, cut_rows, n_data_ids, read_blocks, without_markers
 from data.reader import Tokens, load_tokenizer
-from lib.files import wrong_fields
+from lib.files import parse_json, wrong_fields
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Compute-optimal for causal language models (Hoffmann et al. 2022, 2203.15556).
@@ -344,7 +343,7 @@ def measured_rate(run, given):
         return given, "as given"
     try:
         with open(os.path.join(run, "log.jsonl"), encoding="utf-8") as file:
-            rates = [json.loads(line).get("tokens_per_s") for line in file]
+            rates = [parse_json(line).get("tokens_per_s") for line in file]
     except (OSError, ValueError) as error:
         raise DataError(f"--out_dir={run}: no log of a training run there ({error})") from None
     rates = [rate for rate in rates if rate]  # lines of an evaluation have none

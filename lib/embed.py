@@ -23,7 +23,6 @@ import fcntl
 import hashlib
 import io
 import itertools
-import json
 import os
 import shutil
 import time
@@ -35,7 +34,7 @@ from tqdm import tqdm
 
 from data.texts import read_lines
 from data.tokenizer import MAX_PRETOKEN
-from lib.files import file_hash, write_json
+from lib.files import file_hash, read_json, write_json
 from lib.health import check_finite
 
 # A file is embedded in chunks. One chunk is in memory at a time, and a kill loses at most one.
@@ -267,8 +266,7 @@ def load_state(to, identity):
     made = (*found, to + ".json")[0]
     ways = f"give another --to, or remove it: rm {made} {to}.json"
     try:
-        with open(to + ".json", encoding="utf-8") as file:
-            state = json.load(file)
+        state = read_json(to + ".json")
         before, done = state["identity"], state["done"]
     except (OSError, ValueError, LookupError, TypeError):
         there = f"{to}.json exists and is of something else"

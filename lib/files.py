@@ -70,6 +70,20 @@ def write_json(path, value):
     replace_file(path, lambda file: file.write(text.encode()))
 
 
+def parse_json(text, **options):
+    """json.loads, which raises ValueError also for what is nested too deeply."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path, encoding="utf-8", **options):
+    """What a JSON file holds. Raises ValueError and OSError."""
+    with open(path, encoding=encoding) as file:
+        return parse_json(file.read(), **options)
+
+
 def read_object(path, keys=()):
     """The JSON object in a file; {} where there is no file.
 
@@ -78,9 +92,8 @@ def read_object(path, keys=()):
     if not os.path.exists(path):
         return {}
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (ValueError, RecursionError) as error:
+        found = read_json(path)
+    except ValueError as error:
         found = error
     if not isinstance(found, dict) or not set(keys) <= set(found):
         expected = f" with {', '.join(keys)}" if keys else ""

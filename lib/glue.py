@@ -26,7 +26,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from lib.files import replace_file
+from lib.files import parse_json, read_json, replace_file
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ def find_task(name):
 def read_task_json(path):
     """-> the fields of a task.json, each of the right type, lists as tuples. Raises ValueError."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            given = json.load(file, object_pairs_hook=unique_fields)
+        given = read_json(path, "utf-8-sig", object_pairs_hook=unique_fields)
         wrong = []
         for key, value in given.items():
             # type(), since isinstance would take true for an int
@@ -305,7 +304,7 @@ def json_rows(path, names):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=unique_fields)
+            row = parse_json(line, object_pairs_hook=unique_fields)
             missing = [name for name in names if name not in row.keys()]
         except (ValueError, AttributeError) as error:  # AttributeError: a list or a number
             raise ValueError(f"{where}: {error}; expected an object such as "

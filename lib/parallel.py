@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from lib.files import file_hash, sync_folder, write_json
+from lib.files import file_hash, read_json, sync_folder, write_json
 from lib.resonance import Resonance
 
 KEEP = 2  # complete checkpoints that stay
@@ -372,15 +372,13 @@ def read_folder(folder, load=True):
     for Distributed.take.
     """
     try:
-        with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
-            manifest = json.load(file)
+        manifest = read_json(os.path.join(folder, "manifest.json"))
         for name, written in manifest.items():
             if file_hash(os.path.join(folder, name)) != written:
                 raise ValueError(f"the checksum of {name} does not fit")
-        with open(os.path.join(folder, "state.json"), encoding="utf-8") as file:
-            # the keys of an optimizer's state are numbers, which JSON does not have as keys
-            rest = json.load(file, object_hook=lambda found: {
-                int(key) if key.isdigit() else key: value for key, value in found.items()})
+        # the keys of an optimizer's state are numbers, which JSON does not have as keys
+        rest = read_json(os.path.join(folder, "state.json"), object_hook=lambda found: {
+            int(key) if key.isdigit() else key: value for key, value in found.items()})
     except FileNotFoundError as error:
         name = os.path.basename(error.filename)
         raise ValueError(f"{folder} is damaged: {name} is missing") from None

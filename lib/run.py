@@ -23,7 +23,15 @@ from data.reader import parse_batch_schedule
 from data.tokenizer import Tokenizer
 from lib import optimizers
 from lib.baselines import ResonanceConfig, ResonanceLM, Transformer, TransformerConfig
-from lib.files import FolderLock, print_result, replace_file, to_json, write_json, wrong_fields
+from lib.files import (
+    FolderLock,
+    parse_json,
+    print_result,
+    replace_file,
+    to_json,
+    write_json,
+    wrong_fields,
+)
 from lib.machine import autocast, is_out_of_memory, say
 from lib.parallel import folders, read_folder, step_of
 from masking import CURRICULA, SCORES, check_masking, mask_batch, next_tokens
@@ -645,7 +653,7 @@ def with_defaults(settings):
     default must then be what models did before.
     """
     settings = {"arch": "concept"} | settings  # older checkpoints have no "arch"
-    if settings["arch"] not in ARCHS:
+    if str(settings["arch"]) not in ARCHS:
         raise ValueError(f"arch={settings['arch']!r}: expected {', '.join(ARCHS)}")
     config_class, _ = ARCHS[settings["arch"]]
     defaults = {field.name: field.default for field in fields(config_class)
@@ -1132,8 +1140,8 @@ def read_log(out_dir):
     records = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                record = json.loads(line)
+            with contextlib.suppress(ValueError):
+                record = parse_json(line)
                 if isinstance(record, dict) and "step" in record:
                     records.append(record)
     return records

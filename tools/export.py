@@ -42,7 +42,7 @@ import warnings
 import numpy as np
 import torch
 
-from lib.files import print_result, remove_file, write_json
+from lib.files import print_result, read_json, remove_file, write_json
 from lib.fill import encode_masked
 from lib.heads import Classifier, encode_texts, padded
 from lib.resonance import Fourier, Resonance
@@ -416,8 +416,7 @@ def file_of_run(name, remedy):
     try:
         found = {}
         if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                found = json.load(file)
+            found = read_json(path)
         yield found
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); remove it{remedy}, "
@@ -520,8 +519,7 @@ def is_earlier_export(folder):
 def files_of_export(folder):
     """Names of the files that an export to this folder has written or may have; none: no export."""
     try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            found = json.load(file)
+        found = read_json(os.path.join(folder, "config.json"))
         # A model that transformers has saved again may be fine-tuned: it is no export any more.
         if found["model_type"] != EncoderConfig.model_type or "transformers_version" in found:
             return set()

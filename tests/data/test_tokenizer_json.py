@@ -278,7 +278,7 @@ def test_merges_that_ranks_cannot_say_stay_with_the_library(tmp_path):
     swapped = Reference.from_str(json.dumps(data))
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     tok = Tokenizer.load(str(tmp_path))
-    assert tok.library and tokenizer_json.read_json(whole)[4] == ""
+    assert tok.library and tokenizer_json.parse_tokenizer_json(whole)[4] == ""
     swapped.encode_special_tokens = True
     for text, ids in zip(TEXTS, tok.encode(TEXTS)):
         assert ids.tolist() == swapped.encode(text, add_special_tokens=False).ids
