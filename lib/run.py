@@ -653,7 +653,7 @@ def with_defaults(settings):
     default must then be what models did before.
     """
     settings = {"arch": "concept"} | settings  # older checkpoints have no "arch"
-    if str(settings["arch"]) not in ARCHS:
+    if str(settings["arch"]) not in ARCHS:  # str: a damaged one may have a type without a hash
         raise ValueError(f"arch={settings['arch']!r}: expected {', '.join(ARCHS)}")
     config_class, _ = ARCHS[settings["arch"]]
     defaults = {field.name: field.default for field in fields(config_class)
