@@ -14,5 +14,5 @@ open        --n_layer=1 --ffn_dim=592 --n_concept=256
 transformer --arch=transformer --n_layer=1 --ffn_dim=1595
 """
 seeds = "1"
-budgets = "1e13,3.8e13"
+budgets = "1e13,3.8e13,1.1e14"
 out_dir = "out/sweep_scaling_2048"
