@@ -11,6 +11,7 @@ base = """config/mini.py --token_dim=128 --concept_dim=128 --n_head=8 --concept_
 arms = """
 strict      --bottleneck=strict --n_layer=3 --ffn_dim=352 --n_concept=1024 --learning_rate=6e-3
 open        --n_layer=1 --ffn_dim=592 --n_concept=256
+copy        --arch=transformer --n_layer=1 --ffn_dim=1585 --copy_head=true
 transformer --arch=transformer --n_layer=1 --ffn_dim=1595
 """
 seeds = "1"

@@ -1,4 +1,5 @@
-"""Fits and draws the losses of law.json: law_128.png, law_512.png, and the fits on the screen.
+"""Fits and draws the losses of law.json: law_128.png, law_512.png, law_2048.png, how far each arm
+is from the Transformer in gap.png, and the fits on the screen.
 
     python records/anchors/law.py
 """
@@ -9,13 +10,49 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
 from lib.scaling import draw, law
 
+BASE = "transformer"
+NAMES = dict(strict="strict", open="open", mixers="local mixers alone", copy="Transformer with a copy head",
+             transformer="Transformer")
+
+
+def draw_gap(lengths):
+    """lengths: {tokens a row: {arm: {FLOPs: {seed: loss}}}}. The dots are differences at equal seed."""
+    figure, panels = plt.subplots(1, len(lengths), figsize=(4 * len(lengths), 4), dpi=130, sharey=True)
+    for axes, (length, arms) in zip(panels, lengths.items()):
+        axes.axhline(0, color="0.6", lw=1)
+        for number, arm in enumerate(NAMES):
+            if arm == BASE or arm not in arms:
+                continue
+            gaps = {float(flops): [loss - arms[BASE][flops][seed] for seed, loss in seeds.items()
+                                   if seed in arms[BASE][flops]]
+                    for flops, seeds in arms[arm].items() if flops in arms[BASE]}
+            budgets = sorted(flops for flops in gaps if gaps[flops])
+            axes.plot(budgets, [sum(gaps[x]) / len(gaps[x]) for x in budgets], color=f"C{number}", lw=1.2,
+                      label=NAMES[arm])
+            axes.plot([x for x in budgets for _ in gaps[x]], [y for x in budgets for y in gaps[x]], ".",
+                      color=f"C{number}")
+        axes.set(xscale="log", xlabel="training FLOPs", title=f"rows of {int(length):,} tokens")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("nats above the Transformer")
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncol=4, frameon=False)
+    figure.savefig(os.path.join(HERE, "gap.png"))
+
+
 with open(os.path.join(HERE, "law.json"), encoding="utf-8") as file:
-    points = json.load(file)
-for length in ("128", "512"):
-    runs = {arm: [(float(flops), loss) for flops, loss in losses.items()]
-            for arm, losses in points[length].items()}
+    lengths = json.load(file)
+del lengths["what"]
+draw_gap(lengths)
+for length, arms in lengths.items():
+    runs = {arm: [(float(flops), loss) for flops, seeds in losses.items() for loss in seeds.values()]
+            for arm, losses in arms.items() if len(losses) > 1}
     found = law(runs)
     print(f"rows of {length} tokens")
     for arm, fitted in found["arms"].items():
