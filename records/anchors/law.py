@@ -1,5 +1,5 @@
 """Fits and draws the losses of law.json: law_128.png, law_512.png, law_2048.png, how far each arm
-is from the Transformer in gap.png, and the fits on the screen.
+is from the Transformer in gap.png; the fits and a table on the screen.
 
     python records/anchors/law.py
 """
@@ -24,7 +24,8 @@ NAMES = dict(strict="strict", open="open", mixers="local mixers alone", copy="Tr
 
 def draw_gap(lengths):
     """lengths: {tokens a row: {arm: {FLOPs: {seed: loss}}}}. The dots are differences at equal seed."""
-    figure, panels = plt.subplots(1, len(lengths), figsize=(4 * len(lengths), 4), dpi=130, sharey=True)
+    figure, panels = plt.subplots(1, len(lengths), figsize=(4 * len(lengths), 4), dpi=130,
+                                  sharex=True, sharey=True)
     for axes, (length, arms) in zip(panels, lengths.items()):
         axes.axhline(0, color="0.6", lw=1)
         for number, arm in enumerate(NAMES):
@@ -46,10 +47,26 @@ def draw_gap(lengths):
     figure.savefig(os.path.join(HERE, "gap.png"))
 
 
+def print_table(lengths):
+    """The mean over the seeds of each arm, * for each seed after the first."""
+    print("| tokens a row, training FLOPs | " + " | ".join(NAMES.values()) + " |")
+    print("|---|" + "---:|" * len(NAMES))
+    for length, arms in lengths.items():
+        for flops in sorted({flops for losses in arms.values() for flops in losses}, key=float):
+            seeds = {arm: list(arms.get(arm, {}).get(flops, {}).values()) for arm in NAMES}
+            means = {arm: sum(losses) / len(losses) for arm, losses in seeds.items() if losses}
+            best = min(means.values())
+            cells = [f"{means[arm]:.3f}" + "*" * (len(seeds[arm]) - 1) if arm in means else "" for arm in NAMES]
+            cells = [f"**{cell}**" if arm in means and means[arm] == best else cell
+                     for arm, cell in zip(NAMES, cells)]
+            print(f"| {int(length):,}, {flops} | " + " | ".join(cells) + " |")
+
+
 with open(os.path.join(HERE, "law.json"), encoding="utf-8") as file:
     lengths = json.load(file)
 del lengths["what"]
 draw_gap(lengths)
+print_table(lengths)
 for length, arms in lengths.items():
     runs = {arm: [(float(flops), loss) for flops, seeds in losses.items() for loss in seeds.values()]
             for arm, losses in arms.items() if len(losses) > 1}
