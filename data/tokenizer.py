@@ -61,6 +61,7 @@ FOREIGN = {
 }
 VOCAB_SIZES = range(512, 262_144 + 1)  # that may be trained, specials and bytes included
 MIN_PAIR_COUNT = 2  # a pair that occurs once says nothing about other texts
+MOST_IDS = 2**24  # 64 times what the largest vocabularies have
 MAX_PRETOKEN = 1000  # characters of a piece; longer ones are cut, see bounded_pieces
 
 
@@ -169,9 +170,9 @@ class Tokenizer:
         eot_id = -1: no id does. Token i is decoded as "<i>". Special ids that the data lacks follow
         n_ids. ValueError for numbers that do not fit.
         """
-        if not (1 < n_ids <= 2**24 and -1 <= eot_id < n_ids):
+        if not (1 < n_ids <= MOST_IDS and -1 <= eot_id < n_ids):
             raise ValueError(f"vocab_size = {n_ids:,} ids, eot_id = {eot_id:,}: expected 2 to "
-                             f"{2**24:,} ids, eot_id below vocab_size, or -1 where no id ends a "
+                             f"{MOST_IDS:,} ids, eot_id below vocab_size, or -1 where no id ends a "
                              "document")
         ranks = {b"<%d>" % i: i for i in range(n_ids) if i != eot_id}
         known = {SPECIALS[-1]: eot_id} if eot_id >= 0 else {}
@@ -329,6 +330,8 @@ def bounded_pieces(text, pattern):
 
 def word_flags(token):
     """Token bytes -> (starts_word, starts_punct, ends_punct); see Tokenizer for what they mean."""
+    if not token:  # some vocabularies have an empty one
+        return False, False, False
     text = token.decode("utf-8", "surrogateescape")  # bytes of cut characters: U+DC80 to U+DCFF
     first, kind = text[0], unicodedata.category(text[0])
     if "\udc80" <= first <= "\udcff":
@@ -470,8 +473,14 @@ def parse_tokenizer_json(text):
 
     try:
         library = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises Exception itself
+    except BaseException as error:
+        # The library raises Exception itself, and where its Rust code panics a BaseException.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ValueError(f"no tokenizer.json that the tokenizers library reads ({error})") from None
+    highest = max(library.get_vocab(with_added_tokens=True).values(), default=0)
+    if highest >= MOST_IDS:  # each id up to it has a row in every table
+        raise ValueError(f"its highest id is {highest:,}; expected ids below {MOST_IDS:,}")
     data = json.loads(library.to_str())  # complete: old files leave out fields at their defaults
     added = {token["content"]: token["id"] for token in data["added_tokens"]}
     normalizer = (data["normalizer"] or {}).get("type", "")

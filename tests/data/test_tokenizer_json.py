@@ -256,17 +256,43 @@ def lower_case():
     return byte_level(QWEN2_PATTERN, normalizers.Lowercase()).to_str()
 
 
+def huge_id():
+    data = json.loads(gpt2())
+    data["model"]["vocab"]["huge"] = 2**31
+    return json.dumps(data)
+
+
+def panic():
+    """The library cuts off a prefix that is longer than the token."""
+    data = json.loads(Reference(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
+    data["model"]["continuing_subword_prefix"] = "####"
+    return json.dumps(data)
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda: "{", "no tokenizer.json that the tokenizers library reads"),
     (lambda: "[1]", "no tokenizer.json"),
     (wordpiece, "do not give a text back"), (with_prefix_space, "do not give a text back: 'Hello"),
     (lower_case, "'Hello  world' became 'hello"),
+    (huge_id, "its highest id is 2,147,483,648; expected ids below 16,777,216"),
+    (panic, "no tokenizer.json that the tokenizers library reads"),
 ])
 def test_what_does_not_give_the_text_back_is_refused(make, message, tmp_path):
     (tmp_path / "tokenizer.json").write_text(make())
     with pytest.raises(ValueError, match=message) as caught:
         Tokenizer.load(str(tmp_path))
     assert str(tmp_path / "tokenizer.json") in str(caught.value)
+
+
+def test_an_empty_token_changes_no_ids(tmp_path):
+    data = json.loads(gpt2())
+    expected = Reference.from_str(json.dumps(data))
+    data["model"]["vocab"][""] = len(data["model"]["vocab"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    tok = Tokenizer.load(str(tmp_path))
+    for text, ids in zip(TEXTS, tok.encode(TEXTS)):
+        assert ids.tolist() == expected.encode(text, add_special_tokens=False).ids
+        assert tok.decode(ids) == text
 
 
 def test_merges_that_ranks_cannot_say_stay_with_the_library(tmp_path):
