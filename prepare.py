@@ -53,7 +53,6 @@ belongs to one shard. As a SLURM array:
 """
 
 import json
-import os
 import sys
 
 from configurator import configure, read_settings
@@ -129,7 +128,7 @@ mode = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] in MODES else "prepare"
 config = configure(globals(), sys.argv[1:] if mode == "prepare" else sys.argv[2:])
 defaults = {name: value for name, (value, _) in read_settings(__file__).items()}
 
-from data.bins import DataError
+from data.bins import DataError, is_begun
 from data.documents import one_message, write_dataset
 from data.ids import files_of_ids, holds_ids, open_input, read_documents
 from data.inputs import find_inputs, prepare_text, val_fraction_of_ids
@@ -141,6 +140,9 @@ from data.validation import validate_folder, validate_input
 OF_IDS = ("tokenizer", "vocab_size", "eot_id", "pad_id", "rows", "sequence_length", "token_dtype",
           "token_key")
 OF_SPLIT = ("data_dir", "tokens_per_s", "val_ratio", "by", "seed", "symlink")
+# Settings that do something only with another one.
+ONLY_WITH = {"language": ("min_language_p",), "decontaminate": ("decontaminate_words",),
+             "minhash_bands": ("minhash_rows", "minhash_words")}
 # What prepare uses where the input is token ids.
 WITH_IDS = (*OF_IDS, "input", "out_dir", "max_tokens", "max_disk_gb", "fraction", "val_fraction",
             "source", "licence", "follow_links")
@@ -179,6 +181,9 @@ def prepare():
     if not out_dir:
         raise DataError("--out_dir is empty, an unset variable perhaps: expected a folder to write")
     only(*(name for name in config if name not in OF_SPLIT))
+    for name, others in ONLY_WITH.items():
+        if not config[name] and changed(others):
+            raise DataError(f"{as_options(changed(others))}: no effect without --{name}")
     files = None  # standard input
     if input != "-":
         if "input_format" in changed(config):
@@ -230,9 +235,7 @@ def validate():
     if bool(data_dir) == bool(input):
         raise DataError("expected: python prepare.py validate --data_dir=DIR, or, for files of "
                         "token ids, python prepare.py validate --input=GLOB --tokenizer=...")
-    prepared = any(os.path.exists(os.path.join(data_dir, name))
-                   for name in ("meta.json", "progress.json"))
-    if data_dir and (prepared or not files_of_ids(data_dir)):
+    if data_dir and (is_begun(data_dir) or not files_of_ids(data_dir)):
         only("data_dir", "out_dir", "tokens_per_s")
         return validate_folder(data_dir, run, tokens_per_s)
     only("data_dir", "input", "out_dir", "tokens_per_s", "follow_links", *OF_IDS)

@@ -58,6 +58,9 @@ SPLITS = ("train", "val")
 META_TYPES = {"dtype": str, "n_vocab": int, "vocab_size": int, "eot_id": int, "tokenizer": str,
               "fingerprint": str, "splits": dict, "unigram_entropy": (int, float),
               "settings": dict, "command": str}
+SOURCES_TYPES = {"folder": str, "width": int, "files": list}  # of a split of files elsewhere
+SOURCE_TYPES = {"name": str, "dtype": str, "offset": int, "tokens": int, "size": int,
+                "mtime_ns": int, "sha256": str}
 
 # What became of a document: an index into KINDS, then into the names of the filter rules.
 KINDS = ("kept", "empty", "bad_lines", "bad_files", "outside_fraction", "duplicates")
@@ -143,6 +146,12 @@ def load_state(out_dir, settings, rules=()):
         check_files(out_dir, state, split)
     clean(out_dir)
     return None
+
+
+def is_begun(folder):
+    """Whether a folder holds a data set or a shard, whole or not yet. load_meta says more."""
+    return any(os.path.exists(os.path.join(folder, name))
+               for name in ("meta.json", "shard.json", "progress.json"))
 
 
 def begun_settings(out_dir, before_text=False):
@@ -568,12 +577,18 @@ def load_meta(data_dir, name="meta.json"):
         raise DataError(f"{path} has format {version!r} and lacks {sorted(missing) or 'nothing'}, "
                         f"expected format {FORMAT}: another program or version wrote it. Use "
                         f"another folder: python prepare.py --input=... --out_dir=DIR")
-    if not 0 <= meta["eot_id"] < 2**32:
-        raise DataError(f"{path} is damaged (eot_id {meta['eot_id']}): {removal(data_dir)}, then "
-                        f"{cure}")
+    if not 0 <= meta["eot_id"] < 2**32 or meta["dtype"] == "uint16" and meta["eot_id"] > 65535:
+        raise DataError(f"{path} is damaged (eot_id {meta['eot_id']}, dtype {meta['dtype']}): "
+                        f"{removal(data_dir)}, then {cure}")
     # Where the tokenizer is read, its fingerprint is compared (data/reader.py).
     inside_or_linked(data_dir, meta["tokenizer"], os.path.isdir)
     return meta
+
+
+def load_finished(folder):
+    """meta.json of a finished data set, or shard.json of a finished shard."""
+    is_whole = os.path.exists(os.path.join(folder, "meta.json"))
+    return load_meta(folder, "meta.json" if is_whole else "shard.json")
 
 
 def check_files(data_dir, meta, split):
@@ -674,8 +689,15 @@ def check_sources(data_dir, meta, thoroughly=False):
     DataError or FileNotFoundError when one has changed since the split was made: its size differs,
     or its time differs and its hash too. thoroughly: compares all hashes.
     """
-    folder, paths = os.path.join(data_dir, meta["sources"]["folder"]), []
-    for file in meta["sources"]["files"]:
+    sources = meta["sources"]
+    wrong = wrong_fields(sources, SOURCES_TYPES) if isinstance(sources, dict) else ["sources"]
+    for file in [] if wrong else sources["files"]:
+        wrong += wrong_fields(file, SOURCE_TYPES) if isinstance(file, dict) else ["files"]
+    if wrong:
+        raise DataError(f"{data_dir}/meta.json is damaged: {', '.join(wrong)} of its sources are "
+                        f"missing or of another type; made by: {meta['command']}")
+    folder, paths = os.path.join(data_dir, sources["folder"]), []
+    for file in sources["files"]:
         path = inside(folder, file["name"])
         cure = (f"{data_dir} refers to it and holds no copy: restore it, or split again into "
                 "another --out_dir")

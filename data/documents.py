@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data import bins
 from data.bins import DataError, commit, finish
 from data.duplicates import NearDuplicates, seen_texts
-from data.tokenizer import Tokenizer, check_vocab_size
+from data.tokenizer import Tokenizer, check_vocab_size, mended
 from data.workers import Ids, judge_chunks
 
 CHUNK_BYTES = 4_000_000  # UTF-8 text tokenised at a time by a process; a kill loses one such chunk
@@ -42,14 +42,9 @@ LEFT_OUT = ("padding_tokens", "documents_cut")  # counts that only documents mad
 def utf8(text):
     """A document -> the bytes that its hash is made of: UTF-8 of a text, 4 bytes for each of Ids.
 
-    Half a surrogate pair, which JSON can hold, becomes U+FFFD as in data/tokenizer.py.
+    Half a surrogate pair, which JSON can hold, becomes U+FFFD.
     """
-    if isinstance(text, Ids):
-        return text.ids.tobytes()
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    return text.ids.tobytes() if isinstance(text, Ids) else mended(text).encode()
 
 
 def digest(data):
@@ -321,7 +316,10 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
             as_json = json.loads(json.dumps(settings))  # how they come back from progress.json
             state = bins.load_state(out_dir, as_json, filters.names if filters else ())
         if state is None:
-            print(f"{out_dir} is already complete, made with the same settings", flush=True)
+            kept = [bins.load_finished(out_dir).get(name) for name in ("source", "licence")]
+            note = "" if kept == [source, licence] else (
+                f"; its source stays {kept[0]!r} and its licence {kept[1]!r}")
+            print(f"{out_dir} is already complete, made with the same settings{note}", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
         sample = sample or (documents, sample_bytes or input_bytes)
         tok = make_tokenizer(tokenizer, sample, out_dir, val_fraction, state, sample_bytes, filters)
@@ -438,8 +436,7 @@ def progress(total, start, unit, what_for=""):
 
 def summary(out_dir, seconds, tokenizer_s=0.0, n_bytes=0):
     """The JSON line of a prepare. mb_per_s: UTF-8 text, without the time to make the tokenizer."""
-    complete = os.path.exists(os.path.join(out_dir, "meta.json"))
-    meta = bins.load_meta(out_dir, "meta.json" if complete else "shard.json")
+    meta = bins.load_finished(out_dir)
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     rate = n_bytes / 1e6 / (seconds - tokenizer_s)
     return {"out_dir": out_dir, "train_tokens": train["tokens"], "val_tokens": val["tokens"],

@@ -202,7 +202,9 @@ def failed(path, error, failures, on_bad_file):
 # rows -> documents. Each function takes what read_rows yields and yields (document, place, n): to
 # go on after it, read from `place` on and skip the first n documents.
 
-TITLE = re.compile(r" = [^=\n]+ = *\n")  # of a WikiText article; a section is ` = = Section = = `
+# Of a WikiText article. A section is ` = = Section = = `, and a line of a table ` = Played , W = `
+# may look the same, but does not stand between blank lines.
+TITLE = re.compile(r" = [^=\n]+ = *\n")
 
 
 def whole(rows):
@@ -224,9 +226,11 @@ def pieces(rows, size=10_000):
 
 def articles(rows):
     """A row is a line of WikiText. A document is an article, from ` = Title = ` to the next one."""
-    lines, end = [], None
-    for text, before, after in rows:
-        is_title = text is not BAD_FILE and TITLE.match(text or "")
+    lines, end, after_blank = [], None, True
+    rows = itertools.pairwise(itertools.chain(rows, [(None, None, None)]))  # each with the next
+    for (text, before, after), (following, *_) in rows:
+        is_title = after_blank and is_blank(following) and not is_blank(text) and TITLE.match(text)
+        after_blank = is_blank(text)
         if lines and (is_title or text is BAD_FILE):
             yield "".join(lines), before, 0
             lines = []
@@ -237,6 +241,10 @@ def articles(rows):
         end = after
     if lines:
         yield "".join(lines), end, 0
+
+
+def is_blank(text):
+    return text in (None, BAD_FILE) or text.isspace() or not text
 
 
 def read_parts(splits, position, open_file, on_bad_file, make_documents, val_limit):
@@ -343,6 +351,8 @@ def prepare_wikitext(settings, name, text_bytes):
     with one_message():
         if folder and hub != "Salesforce/wikitext":
             raise DataError(f"--input={folder} --hub={hub}: expected one of them")
+        if folder and not os.path.isdir(folder):
+            raise DataError(f"--input={folder}: no such folder")
         hub = folder or hub
         try:
             done = prepare_set(settings, hub, {"val": "validation", "train": "train"}, name=name,

@@ -157,6 +157,8 @@ def open_sources(paths, token_dtype="", token_key="", sequence_length=0):
     "" is input_ids. sequence_length: tokens that each row must have; 0: any number, but the same
     in all .npy and .pt files. DataError: a file holds no ids, is cut short or has other rows.
     """
+    if sequence_length < 0:
+        raise DataError(f"--sequence_length={sequence_length}: expected a number of tokens, or 0")
     sources, width = [], sequence_length
     for path in paths:
         suffix = os.path.splitext(path)[1].lower()
@@ -228,7 +230,8 @@ def open_pt(path):
     storages = [record for record in archive if re.search(r"/data/\d+$", record.filename)]
     if isinstance(tensor, dict) and len(tensor) == 1:
         [tensor] = tensor.values()
-    is_dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+    is_dense = (isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+                and tensor.ndim > 0)
     if not is_dense or len(storages) != 1:
         raise DataError(f"{path} holds {type(tensor).__name__}, expected one tensor of ids: "
                         "torch.save(ids, path)")
@@ -273,7 +276,7 @@ def open_nanogpt(path, token_dtype):
     size = os.path.getsize(path)
     try:
         dtype = np.dtype(token_dtype).newbyteorder("<")
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # numpy's, for what is no name of a type
         dtype = np.dtype(object)
     if dtype.kind not in "iu":
         raise DataError(f"--token_dtype={token_dtype}: expected uint16, uint32, int32 or int64")

@@ -6,15 +6,18 @@ counted; what was read before stays. How a file is read: data/texts.py.
 
 import glob
 import hashlib
+import itertools
 import os
 import re
+import sys
 import zlib
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from data.bins import DataError, begun_settings
-from data.documents import digest, in_val, smallest, utf8, write_dataset
+from data.documents import check_numbers, digest, in_val, smallest, utf8, write_dataset
 from data.filters import Filters
 from data.ids import ID_SUFFIXES, links_stay
 from data.texts import MOST_CUT, STDIN, SUFFIXES, TABLES, Reader, head_of_stdin, kind
@@ -26,6 +29,7 @@ UNPACKED = {".gz": 2.6, ".zst": 3.0, ".parquet": 2.0}
 # These settings decide the text of a file, so they are kept with the data set. on_bad_line and
 # on_bad_file are not: after a refusal, the same folder may go on with skip.
 DECIDES = ("text_key", "cut_chars", "on_bad_utf8")
+NUMBERS = ("val_fraction", "fraction", "max_tokens", "max_bytes", "max_disk_gb", "num_proc")
 AUTO = {"cut_chars": 0, "val_fraction": 0, "tokenizer": "bpe"}  # values that leave the choice to us
 
 
@@ -48,11 +52,23 @@ def is_input(name):
 def rank(path):
     """What to take of a folder: 0 texts; 1 tables and ids, if it has no texts; 2 .json, if neither.
 
-    Beside texts, .json files are descriptions more often than texts.
+    Beside texts, .json files are descriptions more often than texts; packed ones are texts.
     """
-    if path.lower().endswith((".arrow", ".feather")) or not kind(path):
+    if kind(path) in (".arrow", ".feather", ""):
         return 1
     return 2 if path.lower().endswith(".json") else 0
+
+
+def best_of(folder, there):
+    """{path: size} of the files in a folder -> those of the best rank; says what it leaves out."""
+    best = min(map(rank, there))
+    left_out = Counter(os.path.splitext(path)[1] for path in there if rank(path) > best)
+    if left_out:
+        counts = ", ".join(f"{n:,} {suffix}" for suffix, n in sorted(left_out.items()))
+        print(f"{folder}: left out beside {'texts' if best == 0 else 'tables and ids'}: {counts}; "
+              f"to read them, name them, such as --input='{folder}/*{min(left_out)}'",
+              file=sys.stderr, flush=True)
+    return {path: size for path, size in there.items() if rank(path) == best}
 
 
 def walk(folder, follow_links):
@@ -117,8 +133,7 @@ def find_inputs(patterns, follow_links=0):
                 there = dict(walk(path, follow_links))
                 if not there:
                     raise DataError(f"--input={path}: no text in this folder, {expected}")
-                best = min(map(rank, there))
-                found.update({name: size for name, size in there.items() if rank(name) == best})
+                found.update(best_of(path, there))
             elif path.lower().endswith(".idx"):
                 pass  # of Megatron-LM, read with its .bin
             elif is_input(path):
@@ -130,7 +145,8 @@ def find_inputs(patterns, follow_links=0):
         raise DataError(f"--input={patterns}: {what} empty")
     paths, names = sorted(found), hashlib.sha256()
     for path in paths:
-        names.update(f"{path}\0{found[path]}\0".encode("utf-8", "surrogateescape"))
+        name = os.path.normpath(path)  # ./a.txt is a.txt
+        names.update(f"{name}\0{found[path]}\0".encode("utf-8", "surrogateescape"))
     return Files(paths, np.array([found[path] for path in paths], np.int64),
                  f"{len(paths)} files, names and sizes {names.hexdigest()[:16]}")
 
@@ -141,7 +157,7 @@ def part_of(sizes, shard):
     Shards are about equal in bytes, and each has at least one file. Raises DataError.
     """
     i, slash, n = shard.partition("/")
-    if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         raise DataError(f"--shard={shard}: expected i/n with 0 <= i < n, such as 0/4, 1/4, 2/4 and "
                         "3/4")
     i, n = int(i), int(n)
@@ -204,6 +220,7 @@ def prepare_text(settings, files):
 
     Returns the summary. Raises DataError.
     """
+    check_numbers(**{name: settings[name] for name in NUMBERS})
     filters, shard = Filters(settings), settings["shard"]
     if files is None:
         form = settings["input_format"]
@@ -214,7 +231,9 @@ def prepare_text(settings, files):
             raise DataError("standard input can be read once, so --tokenizer=bpe:N and --shard=i/n "
                             "need files: write it to a file first, or train a tokenizer on some of "
                             "it and give --tokenizer=DIR/tokenizer")
-        named, sizes, first, last = f"standard input, {form}", np.array([len(head)]), 0, 1
+        begins = hashlib.sha256(head).hexdigest()[:16]  # another text would pass for this one
+        named, sizes = f"standard input, {form}, that begins with {begins}", np.array([len(head)])
+        first, last = 0, 1
 
         def reading(reader):
             return from_stream(reader, ".jsonl" if form == "jsonl" else ".txt")
@@ -288,6 +307,8 @@ def choose(settings, named, size, reading, filters, is_whole):
         now = {**settings, **chosen}
         found, amount, notes = divide(now, left, pieces, budget, reading, filters)
         chosen |= found
+    elif is_whole and is_few(reading(Reader({**settings, **chosen}))):
+        chosen |= pieces
     elif n_files * share < FEW:  # of text files; lines of JSON and rows of tables are many
         chosen["cut_chars"] = pieces["cut_chars"]
     if "tokenizer" in left:
@@ -298,6 +319,11 @@ def choose(settings, named, size, reading, filters, is_whole):
                      f"{f'up to {sizes[0]:,} ids' if is_bpe else 'bytes'}; --tokenizer=bpe:N "
                      "for another")
     return chosen, notes
+
+
+def is_few(documents):
+    """Whether there are fewer than FEW `documents`; reads no more of them."""
+    return len(list(itertools.islice(documents(None), FEW))) < FEW
 
 
 def share_of_val(n_bytes):

@@ -48,6 +48,8 @@ def main():
         bins += "_bins"
     ids_args = []
     if os.path.isfile(f"{folder}/meta.json"):
+        if prepare_args:
+            raise DataError(f"--prepare_args: {folder} is prepared already; leave them out")
         needs_split = load_meta(folder)["splits"].get("val") is None
     elif holds_only_tokens(folder):
         needs_split, ids_args = True, shlex.split(prepare_args)

@@ -189,7 +189,10 @@ class DocumentRows:
 def load_tokenizer(data_dir, meta):
     """The tokenizer beside the bins; DataError when it is not the one that wrote them."""
     folder = os.path.join(data_dir, meta["tokenizer"])
-    tok = Tokenizer.load(folder)
+    try:
+        tok = Tokenizer.load(folder)
+    except (ValueError, OSError) as error:
+        raise DataError(str(error)) from None
     if tok.fingerprint != meta["fingerprint"]:
         raise DataError(f"{folder} has fingerprint {tok.fingerprint[:12]}, the bins were written "
                         f"with {meta['fingerprint'][:12]}: another tokenizer. Restore the folder "

@@ -2,7 +2,7 @@
 a token: `python prepare.py split`.
 
 The new folder holds meta.json, the tokenizer and, for each split, a list of ranges of tokens in
-those files (data/reader.py says how it is stored). TokenData reads it like a folder with bins.
+those files (data/bins.py says how it is stored). TokenData reads it like a folder with bins.
 
     by sequence   rows, or `sequence_length` tokens where there are no rows. Exactly
                   round(val_ratio * n) of them go to val; `seed` chooses which.
@@ -82,7 +82,7 @@ def make_split(data_dir, out_dir, options, follow_links=0, val_ratio=0.01, by=""
 
 def find_input(data_dir, options, follow_links):
     """Files of token ids in a folder, or both bins of a prepared one -> Input."""
-    if not os.path.exists(os.path.join(data_dir, "meta.json")):
+    if not bins.is_begun(data_dir):
         paths = files_of_ids(data_dir)
         if not paths:
             raise DataError(f"--data_dir={data_dir}: neither meta.json nor "

@@ -77,7 +77,7 @@ def main():
 def check_settings():
     """Sizes of the vocabularies, sorted; DataError for settings that make no sense."""
     sizes = vocabularies.split(",") if vocabularies else []
-    if not all(size.strip().isdigit() and int(size) in VOCAB_SIZES for size in sizes):
+    if not all(size.strip().isdecimal() and int(size) in VOCAB_SIZES for size in sizes):
         raise DataError(f"vocabularies={vocabularies!r}: expected sizes from {VOCAB_SIZES[0]} to "
                         f"{VOCAB_SIZES[-1]:,} with commas between, such as 8000,16000,32000; empty "
                         "for none")

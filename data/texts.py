@@ -39,7 +39,7 @@ STDIN = "standard input"  # in place of a path
 HEAD_BYTES = 50_000_000  # of standard input that are kept; a shorter text can be read again
 MOST_CUT = 1_000_000  # characters of a document of a text file, unless cut_chars says less
 PROBED = 1000  # bytes that are looked at to recognise UTF-16
-BETWEEN = re.compile(r"[\s,]*")  # what stands between the items of a JSON list
+BETWEEN = re.compile(r"[\s,\ufeff]*")  # what stands between the items of a JSON list
 
 
 class BadFile(DataError):
@@ -65,10 +65,19 @@ def open_binary(path):
         head, is_whole = head_of_stdin()
         return io.BufferedReader(Joined(head, None if is_whole else sys.stdin.buffer), 2**20)
     if path.lower().endswith(".gz"):
-        return io.BufferedReader(gzip.open(path), 2**20)
+        return io.BufferedReader(Unpacked(gzip.open(path)), 2**20)
     if path.lower().endswith(".zst"):
-        return io.BufferedReader(zstd.open(path), 2**20)
-    return open(path, "rb")
+        return io.BufferedReader(Unpacked(zstd.open(path)), 2**20)
+    file = open(path, "rb")
+    if (packed := packed_as(file.peek(4))) and kind(path) not in TABLES:
+        file.close()
+        raise BadFile(f"{path} is {packed}, and its name says text: rename it (.gz, .zst)")
+    return file
+
+
+def packed_as(data):
+    """Bytes at the beginning of a file -> how it is packed, "" if it is not."""
+    return next((name for magic, name in PACKED.items() if data.startswith(magic)), "")
 
 
 def head_of_stdin():
@@ -79,10 +88,9 @@ def head_of_stdin():
 @functools.lru_cache(maxsize=1)  # a pipe is read once, and a short one may be asked for again
 def read_head(stdin):
     head = stdin.read(HEAD_BYTES)
-    for magic, packed in PACKED.items():
-        if head.startswith(magic):
-            raise DataError(f"{STDIN} is {packed}, expected text: unpack it on the way (zcat, "
-                            "zstdcat), or give --input=FILE")
+    if packed := packed_as(head):
+        raise DataError(f"{STDIN} is {packed}, expected text: unpack it on the way (zcat, "
+                        "zstdcat), or give --input=FILE")
     return head, len(head) < HEAD_BYTES
 
 
@@ -98,6 +106,23 @@ class Joined(io.RawIOBase):
     def readinto(self, buffer):
         n = self.head.readinto(buffer)
         return n or self.file is not None and self.file.readinto(buffer) or 0
+
+
+class Unpacked(io.RawIOBase):
+    """What a packed file holds. Of a damaged one all is given that stands before the damage."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.file.readinto1(buffer)  # readinto would drop what it has when damage follows
+
+    def close(self):
+        self.file.close()
+        super().close()
 
 
 @contextlib.contextmanager
@@ -133,24 +158,26 @@ def decoded_lines(path, errors):
     Only \\n ends a line: str.splitlines would also cut at characters that belong to a text. The
     text of a line above MAX_LINE is None. errors: of Python's decoders.
     """
-    offset = 0
+    offset = number = 0
     in_long_line = False  # a line of more than MAX_LINE comes in several reads
     with open_binary(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
+        for line in iter(lambda: file.readline(MAX_LINE), b""):
             refuse_utf16(path, line, offset)
-            if not offset:
+            is_rest = in_long_line
+            in_long_line = len(line) == MAX_LINE and not line.endswith(b"\n")
+            begin, offset, number = offset, offset + len(line), number + (not is_rest)
+            if is_rest or in_long_line:
+                if not is_rest:
+                    yield number, None, False
+                continue
+            if not begin:
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 text = line.decode("utf-8", errors)
             except UnicodeDecodeError as error:
-                raise not_utf8(f"{path}:{number}", offset + error.start) from None
-            offset += len(line)
-            is_rest = in_long_line
-            in_long_line = len(line) == MAX_LINE and not line.endswith(b"\n")
-            if not is_rest:
-                # A text may hold U+FFFD itself; only where bytes were replaced do both differ.
-                replaced = "\ufffd" in text and text.encode() != line
-                yield number, None if in_long_line else text, replaced
+                raise not_utf8(f"{path}:{number}", begin + error.start) from None
+            # A text may hold U+FFFD itself; only where bytes were replaced do both differ.
+            yield number, text, "\ufffd" in text and text.encode() != line
 
 
 def read_lines(path):
@@ -245,15 +272,15 @@ def open_table(path, n_rows=256):
 
 
 def items_begin(path):
-    """-> (bytes before the first item, whether the items are one list) of a .json file whose items
-    are not one a line, but a list or objects over several lines; None for lines."""
+    """-> (bytes before the list or the first item, whether it is a list) of a .json file whose
+    items are not one a line, but a list or objects over several lines; None for lines."""
     with open_binary(path) as file:
         start = file.read(PROBED)
     refuse_utf16(path, start, 0)
     rest = start.removeprefix(codecs.BOM_UTF8).lstrip()
     before = len(start) - len(rest)
     if rest.startswith(b"["):
-        return before + 1, True
+        return before, True
     return (before, False) if re.match(rb"\{\s*\n", rest) else None
 
 
@@ -419,7 +446,7 @@ class Reader:
         rest, offset, block = "", 0, b"\0"
         with open_binary(path) as file:
             while block:
-                block = file.read(2**20)
+                block = file.read1(2**20)  # read would drop what it has when damage follows
                 refuse_utf16(path, block, offset)
                 pending = len(decoder.getstate()[0])  # bytes of a character cut by the last block
                 try:
@@ -467,14 +494,20 @@ class Reader:
     def items(self, path, before, is_list):
         """The same for the items of one JSON file, which is never in memory whole."""
         scanner, decoder = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")(self.errors)
-        text, at, n, at_end = "", 0, 0, False
+        text, at, n, at_end, inside = "", 0, 0, False, False
         with open_binary(path) as file:
             file.read(before)
             while True:
                 at = BETWEEN.match(text, at).end()
-                if text.startswith("]", at) if is_list else at_end and at == len(text):
+                begins, where = text[at:at + 1], f"{path}: item {n + 1:,}"
+                if is_list and begins == ("]" if inside else "["):
+                    at, inside = at + 1, not inside  # a file may hold several lists, if joined
+                    continue
+                if at_end and not begins and not inside:
                     return
-                where = f"{path}: item {n + 1:,}"
+                if is_list and begins and not inside:
+                    raise BadFile(f"{where}: found {begins!r} after a list, expected another list "
+                                  "or the end of the file")
                 try:
                     value, at = scanner.raw_decode(text, at)
                 except RecursionError:

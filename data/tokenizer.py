@@ -145,8 +145,9 @@ class Tokenizer:
             return cls(name, *published_vocabulary(name))
         if re.fullmatch(r"ids:\d+(:-?\d+)?", name):
             return cls.of_ids(*map(int, name.split(":")[1:]))
-        if os.path.isfile(os.path.join(name, META_FILE)):
-            return cls(*read_folder(name))
+        for folder in (name, os.path.join(name, "tokenizer")):  # of a data set or a run
+            if os.path.isfile(os.path.join(folder, META_FILE)):
+                return cls(*read_folder(folder))
         for path in (name, os.path.join(name, LIBRARY_FILE)):
             if path.endswith(".json") and os.path.isfile(path):
                 return cls(*read_tokenizer_json(path))

@@ -18,8 +18,16 @@ import numpy as np
 from configurator import configure
 from data import bins
 from data.bins import SPLITS, DataError
-from data.documents import call_tokenizer, digest, progress
-from data.ids import BLOCK, cut_documents, cut_rows, n_data_ids, read_blocks, without_markers
+from data.documents import digest, progress
+from data.ids import (
+    BLOCK,
+    cut_documents,
+    cut_rows,
+    files_of_ids,
+    n_data_ids,
+    read_blocks,
+    without_markers,
+)
 from data.reader import Tokens, load_tokenizer
 from lib.files import parse_json, wrong_fields
 
@@ -46,7 +54,7 @@ def validate_folder(data_dir, run="", tokens_per_s=0.0):
     rate, meta = measured_rate(run, tokens_per_s), bins.load_meta(data_dir)
     problems, measured, columns = [], {}, {}
     width = done = 0  # tokens a row, 0 without rows; tokens read so far
-    tok = call_tokenizer(load_tokenizer, data_dir, meta)
+    tok = load_tokenizer(data_dir, meta)
     check_fields(data_dir, meta)
     if "sources" in meta:
         bins.check_sources(data_dir, meta, thoroughly=True)
@@ -97,9 +105,10 @@ def validate_input(pattern, found, options, run="", tokens_per_s=0.0):
     settings = [f"--{key}={value}" for key, value in options.items()]
     ways = {"bins: small, duplicates dropped, split by document": [
         f"--input={pattern}", "--out_dir=data/mine", *settings, f"--val_fraction={fraction}"]}
-    if not any(source.column for source in found.sources):
-        folders = [os.path.dirname(os.path.abspath(source.path)) for source in found.sources]
-        folder = os.path.relpath(os.path.commonpath(folders))
+    paths = {os.path.abspath(source.path) for source in found.sources}
+    folder = os.path.relpath(os.path.commonpath(map(os.path.dirname, paths)))
+    is_all = paths == set(map(os.path.abspath, files_of_ids(folder)))  # split takes all there are
+    if is_all and not any(source.column for source in found.sources):
         ways["or a split that copies nothing"] = [
             "split", f"--data_dir={folder}", "--out_dir=data/mine", *settings,
             f"--val_ratio={fraction}"]

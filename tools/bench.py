@@ -447,7 +447,7 @@ def chosen_models():
         raise ValueError("length=true compares ways to mix tokens; leave out peers, profile and "
                          "race")
     numbers = lengths.split(",")
-    if not all(T.isdigit() and int(T) for T in numbers) or min(tokens, repeats) < 1:
+    if not all(T.isdecimal() and int(T) for T in numbers) or min(tokens, repeats) < 1:
         raise ValueError(f"lengths={lengths!r}, tokens={tokens}, repeats={repeats}: expected "
                          "numbers above 0, lengths with commas between, such as "
                          "--lengths=128,512")

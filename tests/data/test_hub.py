@@ -112,8 +112,9 @@ def readme(folder, *configs):
 
 
 def article(i, kind):
-    return [f" = Title {i} of {kind} = \n", "", f" {texts(40, kind)[i]}".replace("\n", " ") + " \n",
-            " = = Section = = \n", " more \n"]
+    text = f" {texts(40, kind)[i]}".replace("\n", " ") + " \n"
+    return [f" = Title {i} of {kind} = \n", " \n", text, " = = Section = = \n", " more \n",
+            " = Played , W = \n", " \n"]  # of a table
 
 
 def wikitext_standin(folder, name):

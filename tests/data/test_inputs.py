@@ -51,6 +51,7 @@ def bins_of(folder):
 
 def test_standard_input_gives_the_bytes_of_a_file_and_goes_on_when_piped_again(
         tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "HEAD_BYTES", 2000)  # the rest is read once
     (tmp_path / "a.jsonl").write_bytes(JSONL)
     prepare(tmp_path / "file", input=tmp_path / "a.jsonl")
     real, calls = documents.commit, iter(range(1000))
@@ -66,11 +67,16 @@ def test_standard_input_gives_the_bytes_of_a_file_and_goes_on_when_piped_again(
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path / "pipe", JSONL, **asked)
     assert 0 < json.loads((tmp_path / "pipe/progress.json").read_text())["n_rows"] < 60
-    for other in (JSONL.replace(b"of", b"fo"), JSONL[:3000].rpartition(b"\n")[0], b""):
-        with pytest.raises(DataError, match="not what it was"):
+    later = JSONL[:2000] + JSONL[2000:].replace(b"of", b"fo")
+    for other, message in ((later, "not what it was"), (JSONL[:3000], "not what it was|no JSON"),
+                           (JSONL.replace(b"of", b"fo"), "other settings: input is"),
+                           (b"", "other settings: input is")):
+        with pytest.raises(DataError, match=message):
             prepare(tmp_path / "pipe", other, **asked)
     prepare(tmp_path / "pipe", JSONL, **asked)
     assert bins_of(tmp_path / "pipe") == bins_of(tmp_path / "file")
+    with pytest.raises(DataError, match="made with other settings: input is"):
+        prepare(tmp_path / "pipe", JSONL.replace(b"of", b"fo"), **asked)  # not "already complete"
 
 
 def test_standard_input_of_plain_text_is_cut_like_a_file(tmp_path):
@@ -161,6 +167,50 @@ def test_utf_16_is_a_bad_file_and_not_thousands_of_replacement_characters(tmp_pa
             (tmp_path / name).write_bytes(bom + JSONL.decode().encode(encoding))
             with pytest.raises(DataError, match=f"{name}: UTF-16.*iconv"):
                 prepare(tmp_path / "out", input=tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.txt.zst", "a.jsonl.zst"])
+def test_all_that_stands_before_a_cut_is_kept(name, tmp_path, capsys):
+    whole = JSONL if "jsonl" in name else "\n".join(TEXTS).encode()
+    pack = gzip.compress if name.endswith("gz") else zstd.compress
+    (tmp_path / name).write_bytes(pack(whole[:8000]) + pack(whole[8000:])[:-9])
+    reader = inputs.Reader(settings(on_bad_file="skip", cut_chars=100))
+    *found, last = reader.texts(str(tmp_path / name), texts.kind(name))
+    assert last is documents.BAD_FILE and "cut short" in capsys.readouterr().err
+    kept = "".join(found) if "txt" in name else "".join(
+        json.dumps({"text": text}) + "\n" for text in found)
+    assert len(kept) > 7800 - 200 and whole.startswith(kept.encode())
+
+
+def test_lines_after_a_giant_one_keep_their_numbers_and_it_is_not_called_bad_utf8(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "MAX_LINE", 1001)
+    giant = json.dumps({"text": "\u00e9" * 3000}, ensure_ascii=False)  # cut inside a character
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "1"}}\n{giant}\n{{"text": "3"}}\n[4]\n')
+    reader = inputs.Reader(settings(on_bad_utf8="refuse", on_bad_line="skip"))
+    places = [where.split(":")[-1] for where, *_ in reader.values(str(tmp_path / "a.jsonl"))]
+    assert places == ["1", "2", "3", "4"]
+
+
+def test_a_packed_file_that_is_named_as_text_is_refused(tmp_path):
+    for data, what in ((gzip.compress(JSONL), "gzip"), (zstd.compress(JSONL), "zstd")):
+        (tmp_path / "a.txt").write_bytes(data)
+        with pytest.raises(DataError, match=f"a.txt is {what}, and its name says text: rename it"):
+            prepare(tmp_path / "out", input=tmp_path / "a.txt")
+
+
+def test_a_path_may_be_written_in_another_way_when_a_run_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(JSONL)
+    monkeypatch.chdir(tmp_path)
+    named = {inputs.find_inputs(path).named for path in ("a.jsonl", "./a.jsonl", ".//a.jsonl")}
+    assert len(named) == 1
+
+
+def test_few_long_documents_of_a_large_jsonl_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "SMALL_BYTES", 1000)
+    write_jsonl(tmp_path / "a.jsonl", [" ".join(TEXTS[i::6]) * 20 for i in range(6)])
+    done = prepare(tmp_path / "out", input=tmp_path / "a.jsonl", val_fraction=0)
+    assert done["val_tokens"] > 0 and done["documents"] > 20
 
 
 def test_a_giant_line_is_one_bad_line(tmp_path, monkeypatch):

@@ -241,6 +241,8 @@ DAMAGE = {
     "meta cut": (lambda d: (d / "meta.json").write_text('{"format": 1, '), "meta.json is damaged"),
     "meta a list": (lambda d: (d / "meta.json").write_text("[1]"), "meta.json is damaged"),
     "meta of another version": (lambda d: edit_meta(d, format=99), "format 99.*expected format 1"),
+    "eot_id beyond the bins": (lambda d: edit_meta(d, eot_id=70_000), "meta.json is damaged .eot"),
+    "no tokenizer file": (lambda d: (d / "tokenizer/tokenizer.tiktoken").unlink(), "tokenizer"),
     "meta without a key": (lambda d: (d / "meta.json").write_text('{"format": 1}'),
                            "lacks .*'eot_id'"),
     "bin missing": (lambda d: (d / "train.bin").unlink(), "train.bin is missing"),

@@ -145,11 +145,22 @@ def test_a_damaged_list_is_a_bad_file(tmp_path):
             texts_of(tmp_path / "a.json")
 
 
-def test_of_a_folder_json_is_taken_only_without_texts(tmp_path):
+def test_a_json_file_of_joined_lists_is_read_whole(tmp_path):
+    lists = [json.dumps([{"text": text} for text in part]) for part in (TEXTS[:2], [], TEXTS[2:])]
+    for between in ("\n", "", ",", " \ufeff"):
+        (tmp_path / "a.json").write_text(between.join(lists) + "\n")
+        assert texts_of(tmp_path / "a.json") == TEXTS
+    (tmp_path / "a.json").write_text(lists[0] + " oops")
+    with pytest.raises(DataError, match="a.json: item 3: found 'o' after a list, expected another"):
+        texts_of(tmp_path / "a.json")
+
+
+def test_of_a_folder_json_is_taken_only_without_texts(tmp_path, capsys):
     for name in ("a.txt", "package.json", "b.json.gz"):
         (tmp_path / name).write_text("x")
     names = [path.split("/")[-1] for path in inputs.find_inputs(str(tmp_path)).paths]
     assert names == ["a.txt", "b.json.gz"]
+    assert f"{tmp_path}: left out beside texts: 1 .json; to read them" in capsys.readouterr().err
     (tmp_path / "a.txt").unlink()
     (tmp_path / "b.json.gz").unlink()
     assert len(inputs.find_inputs(str(tmp_path)).paths) == 1
