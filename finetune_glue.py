@@ -81,7 +81,7 @@ from lib.finetune import (
 from lib.jobs import last_line, run_python
 from lib.leaderboard import markdown, official_name, shown_metrics, summary_of, write_submission
 from lib.machine import choose_dtype, find_machine, say
-from lib.run import load_run, read_checkpoint, user_mistakes
+from lib.run import load_run, read_checkpoint, run_folder, user_mistakes
 
 # Two words that are used throughout:
 #   init  what a run starts from: "pretrained" (the weights in out_dir), "untrained" (the same
@@ -153,7 +153,7 @@ def starting_model(task, init, seed):
 
 def home():
     """The folder of the results: out_dir, or the one around it where it is a checkpoint."""
-    return os.path.dirname(os.path.abspath(out_dir)) if os.path.isfile(out_dir) else out_dir
+    return run_folder(out_dir)
 
 
 @functools.cache
@@ -232,7 +232,7 @@ def run_one(task, splits, init, lr, seed):
     # last, because a run counts as finished once this file is there
     write_json(f"{path}.json", dict(seed=seed, lr=lr) | report | dict(
         recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init),
-        data=glue.fingerprint(task, splits)))
+        data=glue.fingerprint(task, splits), weights=file_hash(f"{path}.pt")))
 
 
 def finished(task, data, init, lr, seed):
@@ -334,10 +334,16 @@ def tune_with_seeds(task, splits, init):
     results = run_all(task, splits, runs)
     paths = [run_path(task, *run) for run in runs]
     scores = [found["score"] for found in results]
-    best = paths[scores.index(max(scores))]
-    # no .pt: an earlier command has made these runs and moved or removed their weights
-    if init == "pretrained" and os.path.exists(f"{best}.pt"):
-        os.replace(f"{best}.pt", task_folder(task, "model.pt"))
+    number = scores.index(max(scores))
+    best, kept = paths[number], task_folder(task, "model.pt")
+    if init == "pretrained":
+        # no .pt: an earlier command has made this run, and kept its weights or those of another
+        is_kept = os.path.exists(kept) and file_hash(kept) == results[number].get("weights")
+        if not is_kept and not os.path.exists(f"{best}.pt"):
+            remove_file(f"{best}.json")
+            results = run_all(task, splits, runs)
+        if os.path.exists(f"{best}.pt"):
+            os.replace(f"{best}.pt", kept)
     for path in paths:
         remove_file(f"{path}.pt")
     return summary_of(results, task) | dict(lr=lr, learning_rates=compared), best

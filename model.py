@@ -214,11 +214,16 @@ def check_length(ids, cfg):
             f"concept model with position=sinusoidal and max_length={T} or more")
 
 
-def number_documents(ids, eot_id):
-    """Number of the document each token belongs to, from 0. ids (B,T) -> (B,T) int64."""
+def number_documents(ids, eot_id, real_BT=None):
+    """Number of the document each token belongs to, from 0. ids (B,T) -> (B,T) int64.
+
+    real_BT: False for padding, which belongs to the document before it; None where all are tokens.
+    """
     is_eot = ids == eot_id
     # A document begins at a token that is no EOT and follows one; a run of EOT ends one document.
     begins = F.pad(is_eot, (1, -1)) & ~is_eot
+    if real_BT is not None:
+        begins = begins & real_BT
     return begins.cumsum(1)
 
 
@@ -719,7 +724,7 @@ class ConceptEncoder(nn.Module):
         table_Vd, start = self.table(), self.random_offset(ids.shape[1])
         concepts, tokens = self.encode(ids, attention_mask, table_Vd=table_Vd, start=start)
         states, *lexicon_state = self.read_concepts(
-            concepts, tokens, positions, self.documents(ids), attention_mask, start)
+            concepts, tokens, positions, self.documents(ids, attention_mask), attention_mask, start)
         head = self.head(states, table_Vd, lexicon_state)
         total, nats_BK = self.cross_entropy(head, targets, weights)
         if total_weight is None:
@@ -740,7 +745,7 @@ class ConceptEncoder(nn.Module):
         if vectors_BTd is None:
             vectors_BTd = F.embedding(ids, self.table() if table_Vd is None else table_Vd)
         real_BT = None if attention_mask is None else attention_mask.bool()
-        documents_BT = self.documents(ids)
+        documents_BT = self.documents(ids, real_BT)
         visible, self_mask = self.masks(ids, real_BT, documents_BT)
         places_T = torch.arange(T, device=ids.device)
         read_mask = visible
@@ -784,9 +789,10 @@ class ConceptEncoder(nn.Module):
     def decode(self, concepts, tokens, positions, documents=None, attention_mask=None, start=0):
         """What `encode` returned, and positions (B,K) int64 -> states (B,K,D) there.
 
-        With isolate_documents pass documents=model.documents(ids). The places of concepts depend on
-        the attention_mask where rows are longer than block_size or hold several documents. With a
-        lexicon the states are kernels.States, which carry what it knows of the row, for `logits`.
+        With isolate_documents pass documents=model.documents(ids, attention_mask). The places of
+        concepts depend on the attention_mask where rows are longer than block_size or hold several
+        documents. With a lexicon the states are kernels.States, which carry what it knows of the
+        row, for `logits`.
         """
         states_BKD, *lexicon_state = self.read_concepts(
             concepts, tokens, positions, documents, attention_mask, start)
@@ -796,7 +802,8 @@ class ConceptEncoder(nn.Module):
                       start=0):
         """As decode -> plain states (B,K,D); with a lexicon also content (B,C,E), gate (B,K,C)."""
         if self.cfg.isolate_documents and documents is None:
-            raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
+            raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids, "
+                             "attention_mask)")
         if self.cfg.bottleneck == "strict":
             query_BKd = self.position_codes(positions + start)  # the tokens are not looked at
         else:
@@ -867,16 +874,19 @@ class ConceptEncoder(nn.Module):
         return (code * (table_std(self.cfg.token_width) * math.sqrt(2))).to(self.wte.dtype)
 
     def random_offset(self, T):
-        """Position of the first of T tokens: in training random up to max_length, so that far
-        positions are learned from short rows; otherwise 0.
+        """Position of the first of T tokens: in training random up to max_length, the same for the
+        rows of a micro-batch, so that far positions are learned from short rows; otherwise 0.
         """
         if not self.training or self.cfg.longest == T or self.wpe is not None:
             return 0
         return torch.randint(self.cfg.longest - T + 1, (1,), device=self.wte.device)
 
-    def documents(self, ids):
+    def documents(self, ids, attention_mask=None):
         """Number of each token's document (B,T), or None unless isolate_documents."""
-        return number_documents(ids, self.cfg.eot_id) if self.cfg.isolate_documents else None
+        if not self.cfg.isolate_documents:
+            return None
+        real_BT = None if attention_mask is None else attention_mask.bool()
+        return number_documents(ids, self.cfg.eot_id, real_BT)
 
     def standing(self, ids, attention_mask=None):
         """Which concepts stand in the row, (B,C) bool; without anchors all. In a row shorter than
@@ -886,7 +896,7 @@ class ConceptEncoder(nn.Module):
         if not self.cfg.anchored:
             return torch.ones(B, C, dtype=torch.bool, device=ids.device)
         real_BT = torch.ones_like(ids) if attention_mask is None else attention_mask
-        anchors = self.anchors(ids, real_BT.bool(), self.documents(ids))
+        anchors = self.anchors(ids, real_BT.bool(), self.documents(ids, attention_mask))
         # A concept stands in the middle of its stride. The first one always stands in the row.
         begins_BC = anchors.place_BC - anchors.stride_BC / 2
         return begins_BC < real_BT.sum(1, keepdim=True).clamp(min=1)

@@ -32,7 +32,8 @@ ffn_dim = 2048  # hidden width of the gated feed-forward layers
 masking_type = "whole_word"  # token | whole_word | concepts | span | diffusion | importance
 mlm_probability = 0.15  # share of tokens that is predicted (diffusion: the largest, 1 for all)
 batch_size = 256  # rows an optimizer step, over all processes and micro-batches
-micro_batch = 32  # rows a forward pass of one process; lower it if memory runs out, same result
+# The result is the same for any micro_batch, but for the random numbers of dropout and max_length.
+micro_batch = 32  # rows a forward pass of one process; lower it if memory runs out
 learning_rate = 1e-3  # peak
 max_steps = 10000  # optimizer steps, the length of the schedule
 
@@ -183,6 +184,7 @@ with run.user_mistakes():
     if objective != "clm":
         check_masking(masking_type, mlm_probability, tok=tok)
     dtype, dtype_reason = choose_dtype(dtype, machine.device)  # resolves "auto"
+    run.check_with_data(config, data.padded, dtype)
 
 n_steps = data.n_steps  # max_steps, or fewer where max_tokens ends the run earlier
 warmup_steps = run.warmup_within(warmup_steps, n_steps, machine.say)
@@ -213,7 +215,7 @@ with run.user_mistakes():
         run.check_same_run(resumed, model, tok, data.sha256, config, defaults)
     elif takes_weights:
         taken = run.take_weights(model, init_from, tok, config, carry_optimizer)
-        machine.say(run.describe_weights(taken, init_from, objective, carry_optimizer))
+        machine.say(run.describe_weights(taken, model, init_from, objective, carry_optimizer))
     elif init_table == "cooccurrence" and machine.is_main:
         # only here: Distributed copies the weights of this process to the others
         machine.say("token table: counting which tokens occur near each other, up to a minute; "
@@ -369,8 +371,9 @@ machine.say(
     f"{run.describe_start(resumed, config, defaults)}")
 trackers = {}  # wandb and tensorboard, if asked for
 if is_finished:
+    more = "" if stopped == "overfit" else f"A larger --{stopped} trains on; "
     machine.say(f"{out_dir} is finished ({stopped}): {step:,} steps, best validation loss "
-                f"{best_loss:.4f}. A larger --max_steps trains on; another --out_dir starts anew")
+                f"{best_loss:.4f}. {more}another --out_dir starts anew")
 elif machine.is_main and not lr_find:
     run.rewind_log(out_dir, step if resumed else -1)
     run.write_config(out_dir, config, git, tok)
@@ -467,11 +470,11 @@ def update(lr):
 
 def validate():
     """Loss of packed validation rows, fixed masks (single tokens, 15 %) or, of a decoder, all
-    tokens. -> whether it is the best.
+    tokens. -> whether it is the best. When patience has run out, `stopped` says so.
 
     The same rows and masks whatever this run trains on, so losses of different runs compare.
     """
-    global best_loss, bad_evals, evaluated_at
+    global best_loss, bad_evals, evaluated_at, stopped
     concepts, scores, first = {}, {}, val_sets[data.names[0]]
     with run.user_mistakes(), distributed.whole_model() as whole:
         result, losses = run.evaluate_all(whole, val_sets, data.shares, tok, machine, dtype,
@@ -489,6 +492,8 @@ def validate():
         best_loss, bad_evals = result["loss"], 0
     elif has_learned:
         bad_evals += 1
+        if patience and bad_evals >= patience:
+            stopped = stopped or "patience"
     machine.say(f"step {step}: validation loss {result['loss']:.4f} nats (unigram entropy "
                 f"{unigram_entropy:.3f}), accuracy {result['accuracy']:.1%}"
                 f"{', best so far' if is_best and result['loss'] < unigram_entropy else ''}")
@@ -659,8 +664,6 @@ while not stopped:
     if not is_preempted and (step % eval_interval == 0 or stopped):
         pause = time.monotonic()
         is_best = validate()
-        if patience and bad_evals >= patience and not stopped:
-            stopped = "patience"
         save(is_best)
         # These take a third of a second: not after every step where evaluations are frequent.
         if machine.is_main and (stopped or time.monotonic() - last_drawn > 10):

@@ -3,8 +3,8 @@
     python train.py config/mini_long.py --data_dir=data/mine
     python train.py config/mini_long.py --data_dir=data/mine --block_size=131072
 
-The first trains on rows of 8,192 tokens, each with its positions shifted by a random offset, so
-that all positions up to max_length are learned. The second trains on whole rows.
+The first trains on rows of 8,192 tokens, whose positions are shifted by a random offset, so that
+all positions up to max_length are learned. The second trains on whole rows.
 """
 out_dir = "out/mini_long"
 data_dir = "data/mine"

@@ -479,7 +479,7 @@ class Transformer(nn.Module):
     def forward(self, ids, positions, targets, weights, total_weight=None, attention_mask=None,
                 with_nats=False):
         """The loss, as ConceptEncoder.forward."""
-        documents = self.documents(ids)
+        documents = self.documents(ids, attention_mask)
         registers, tokens = self.encode(ids, attention_mask)
         states, *copies = self.read_tokens(registers, tokens, positions, documents, attention_mask)
         states, table = self.before_logits(states)
@@ -497,7 +497,7 @@ class Transformer(nn.Module):
         """
         check_length(ids, self.cfg)
         B, T = ids.shape
-        R, documents_BT = self.cfg.n_register, self.documents(ids)
+        R, documents_BT = self.cfg.n_register, self.documents(ids, attention_mask)
         real_BT = None if attention_mask is None else attention_mask.bool()
         x_BTd = F.embedding(ids, self.wte) if vectors_BTd is None else vectors_BTd
         if self.time is not None:
@@ -532,7 +532,8 @@ class Transformer(nn.Module):
         if self.cfg.causal:
             return (gather_rows(tokens, positions),)
         if self.cfg.isolate_documents and documents is None:
-            raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids)")
+            raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids, "
+                             "attention_mask)")
         if self.cfg.mntp:  # the state before a masked token predicts it
             positions = (positions - 1).clamp(min=0)
         R = self.cfg.n_register
@@ -571,11 +572,12 @@ class Transformer(nn.Module):
         (row_logits_RV, gate), row = kernels.lexicon_of(states)
         return kernels.one_by_one(*self.before_logits(states), row_logits_RV, gate, row)
 
-    def documents(self, ids):
+    def documents(self, ids, attention_mask=None):
         """Number of each token's document (B,T), or None unless isolate_documents."""
         if not self.cfg.isolate_documents:
             return None
-        return number_documents(ids, self.cfg.eot_id)
+        real_BT = None if attention_mask is None else attention_mask.bool()
+        return number_documents(ids, self.cfg.eot_id, real_BT)
 
     # ---- generation by a decoder -----------------------------------------------------
 

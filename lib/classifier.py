@@ -28,9 +28,10 @@ from model import gather_rows
 
 
 class Classifier(nn.Module):
-    """An encoder (any MaskedEncoder) with a head: n_out numbers a row of n_texts (1 or 2) texts.
+    """An encoder with a head: n_out numbers a row of n_texts (1 or 2) texts.
 
-    n_out is the number of labels, or 1 for a score.
+    The encoder is one of model.py or lib/baselines.py. n_out is the number of labels, or 1 for a
+    score.
     """
     def __init__(self, encoder, n_out, n_texts, dropout=0.1):
         super().__init__()
@@ -66,7 +67,7 @@ class Classifier(nn.Module):
         place_B1 = torch.zeros(ids.shape[0], 1, dtype=torch.int64, device=ids.device)
         if getattr(self.encoder.cfg, "causal", False):  # only the last token has seen the row
             place_B1 = (real.sum(1, keepdim=True) - 1).clamp(min=0)
-        documents = self.encoder.documents(ids)
+        documents = self.encoder.documents(ids, real)
         states_B1D = self.encoder.decode(concepts, tokens, place_B1, documents, real)
         features_BF = states_B1D[:, 0].float()
         if self.compare is not None:
@@ -111,8 +112,6 @@ class Classifier(nn.Module):
         ids = ids.gather(1, place_BT)
         if vectors_BTd is not None:
             vectors_BTd = gather_rows(vectors_BTd, place_BT)
-        if self.encoder.cfg.isolate_documents:  # what follows must not count as further documents
-            ids = ids.masked_fill(~real, self.encoder.cfg.eot_id)
         concepts, tokens = self.encoder.encode(ids, real, vectors_BTd=vectors_BTd)
         if self.encoder.arch == "concept":
             standing_BC1 = self.encoder.standing(ids, real)[..., None]

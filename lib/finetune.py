@@ -217,9 +217,12 @@ def make_classifier(model, tok, task, recipe, seed, fresh=False):
     """A pretrained encoder on the CPU, which is copied -> Classifier with its weights at the start.
 
     fresh: with new weights in the encoder, too. Sets torch's random generators, for them and for
-    dropout later. Raises ValueError if the tokenizer cannot encode text.
+    dropout later. Raises ValueError if the tokenizer cannot encode text, or padding would count.
     """
     tok.encode([])  # raises for a run whose data came as token ids
+    if getattr(model.cfg, "mixer", "") == "fnet":
+        raise ValueError("mixer=fnet reads padding as if it were text, and fine-tuning fills rows "
+                         "up with it; train one with mixer=resonance")
     # A sentence has fewer words than the model has concepts: a part of them is enough for pairs.
     settings, weights = keep_concepts(settings_of(model), model.state_dict(), recipe.n_concept)
     torch.manual_seed(seed)

@@ -85,7 +85,8 @@ def range_test(step):
 def suggest(rates, losses, smooth):
     """Where the smoothed loss falls fastest, and a tenth of where it is lowest."""
     slope = np.gradient(smooth, np.log(rates))
-    at, lowest = int(slope.argmin()), int(np.argmin(smooth))
+    # The mean of the first few losses moves with each of them.
+    at, lowest = LEAST + int(slope[LEAST:].argmin()), int(np.argmin(smooth))
     why = (f"the loss falls fastest at {rates[at]:.1e} and is lowest at {rates[lowest]:.1e}, a "
            f"tenth of which is {rates[lowest] / 10:.1e}: the peak belongs between the two")
     if slope[at] >= 0:

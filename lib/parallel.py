@@ -302,17 +302,14 @@ class Distributed:
                 shutil.rmtree(folder + ".tmp", ignore_errors=True)
             raise OSError(problem)
         if self.machine.is_main:
-            write_json(os.path.join(folder + ".tmp", "manifest.json"), hashes)
-            # of a step that is saved again, after an evaluation, the old one goes last
-            if os.path.exists(folder):
-                os.rename(folder, folder + ".old")
-            os.rename(folder + ".tmp", folder)
-            out_dir = os.path.dirname(folder)
-            sync_folder(out_dir)
-            shutil.rmtree(folder + ".old", ignore_errors=True)
-            for old in folders(out_dir)[KEEP:]:
-                shutil.rmtree(old)
-        dist.barrier(group=self.group)
+            try:
+                put_in_place(folder, hashes)
+            except OSError as error:
+                problem = f"{os.path.basename(folder)} was not written ({error})"
+        # The others wait for the folder, and know if it failed.
+        dist.all_gather_object(of_all, problem, group=self.group)
+        if any(of_all):
+            raise OSError("".join(of_all))
 
     def close(self):
         """Waits for the latest checkpoint, and lets go of the process group. -> whether it is
@@ -363,6 +360,20 @@ def folders(out_dir):
     names = os.listdir(out_dir) if os.path.isdir(out_dir) else []
     steps = {path: step_of(path) for path in (os.path.join(out_dir, name) for name in names)}
     return sorted((path for path in steps if steps[path] is not None), key=steps.get, reverse=True)
+
+
+def put_in_place(folder, hashes):
+    """Makes folder.tmp, whose files are written, the run's newest checkpoint. Raises OSError."""
+    write_json(os.path.join(folder + ".tmp", "manifest.json"), hashes)
+    # of a step that is saved again, after an evaluation, the old one goes last
+    if os.path.exists(folder):
+        os.rename(folder, folder + ".old")
+    os.rename(folder + ".tmp", folder)
+    out_dir = os.path.dirname(folder)
+    sync_folder(out_dir)
+    shutil.rmtree(folder + ".old", ignore_errors=True)
+    for old in folders(out_dir)[KEEP:]:
+        shutil.rmtree(old)
 
 
 def read_folder(folder, load=True):

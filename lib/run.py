@@ -92,9 +92,6 @@ def check_settings(config, defaults, world_size):
                          for n, _ in sizes if n % world_size]
         except ValueError as error:
             problems.append(str(error))
-    if config["arch"] == "resonance" and config["mixer"] == "fnet" and config["rows"] != "block":
-        problems.append("mixer=fnet reads padding as if it were text; rows=block, or "
-                        "mixer=resonance")
     if config["parallel"] == "fsdp" and world_size == 1:
         problems.append("parallel=fsdp gives each process a part of the model, and there is one "
                         "process; start several by torchrun --nproc_per_node=N, or --parallel=ddp")
@@ -106,6 +103,17 @@ def check_settings(config, defaults, world_size):
                         f"--micro_batch={fits[-1]} does")
     if problems:
         raise ValueError("\n       ".join(problems))
+
+
+def check_with_data(config, is_padded, dtype):
+    """As check_settings, for what only data and machine tell: rows with padding, the dtype chosen.
+    """
+    if is_padded and config["arch"] == "resonance" and config["mixer"] == "fnet":
+        raise ValueError("mixer=fnet reads padding as if it were text; data without padding and "
+                         "rows=block, or mixer=resonance")
+    if config["parallel"] == "fsdp" and dtype == "fp16":
+        raise ValueError("parallel=fsdp with dtype=fp16: losses are not scaled there; "
+                         "--dtype=bf16, --dtype=fp32 or --parallel=ddp")
 
 
 def bad_values(config):
@@ -123,9 +131,6 @@ def bad_values(config):
     except ValueError as error:
         problems.append(str(error))
     one_of("parallel", "ddp", "fsdp")
-    if config["parallel"] == "fsdp" and config["dtype"] in ("fp16", "float16"):
-        problems.append("parallel=fsdp with dtype=fp16: losses are not scaled there; --dtype=bf16, "
-                        "--dtype=fp32 or --parallel=ddp")
     one_of("arch", *ARCHS)
     one_of("objective", *OBJECTIVES)
     if config["arch"] == "concept" and config["objective"] != "mlm":
@@ -174,6 +179,8 @@ def bad_values(config):
                         f"{config['learning_rate']}, and the schedule goes down from one to the "
                         f"other; --min_lr={config['learning_rate'] / 100:g} does")
     # A zero too many ends here and not where memory or 64 bits do.
+    if config["hang_minutes"] > 1e6:
+        problems.append(f"hang_minutes={config['hang_minutes']}: expected at most 1,000,000")
     if config["max_steps"] > 2**31:
         problems.append(f"max_steps={config['max_steps']}: expected at most {2**31:,}")
     for name in ("batch_size", "micro_batch", "n_layer", "n_head", "n_concept", "concept_dim",
@@ -207,8 +214,15 @@ def settings_without_effect(config, defaults):
         unread += ["importance", "importance_weights", "curriculum"]
     if config["masking_type"] != "importance" or config["curriculum"] == "off":
         unread += ["stage_1_end", "stage_2_end"]
-    # strict has no local path beside the concepts; a transformer may be given the settings of a
-    # concept model, so that one command line compares the two
+    # A transformer may be given the settings of a concept model, so that one command line compares
+    # the two.
+    if config["arch"] in ARCHS:
+        unread += sorted(settings_of_others(config, but=("concept",)))
+    if config["init_from"] not in ("auto", "scratch", "resume"):
+        unread += ["init_table"]  # it comes with the weights
+    if not config["n_mixer"]:
+        unread += ["mixer_kernel", "resonant_mixers"]
+    # strict has no local path beside the concepts
     if config["arch"] == "concept" and config["bottleneck"] != "open":
         unread += ["n_mixer", "mixer_kernel", "n_decoder", "self_attention", "lexicon",
                    "resonant_mixers"]
@@ -231,8 +245,16 @@ def settings_without_effect(config, defaults):
             for name in unread if config[name] != defaults[name]]
 
 
+def settings_of_others(config, but=()):
+    """Names of settings that only other architectures have. but: not counting these."""
+    names = set().union(*(fields_of(arch) for arch in ARCHS)) & set(config)
+    return names - fields_of(config["arch"]) - set().union(*map(fields_of, but))
+
+
 def rows_to_overfit(n, T):
     """Rows of T tokens of a run on n tokens. Raises ValueError unless these are whole rows."""
+    if T < 1:
+        raise ValueError(f"block_size={T}: expected more than 0")
     if n < T or n % T:
         near = max(T, round(n / T) * T)
         raise ValueError(f"overfit_tokens={n}: expected whole rows of block_size={T} tokens; "
@@ -317,10 +339,10 @@ def model_settings(arch, config, tok):
 def describe_settings(config, defaults):
     """Lines of text: which settings differ from the defaults, which ones have no effect."""
     changed = [f"{name}={value}" for name, value in config.items() if value != defaults[name]]
-    of_any_arch = set().union(*map(fields_of, ARCHS))
-    unused = sorted((of_any_arch & set(config)) - fields_of(config["arch"]))
-    lines = [f"settings that differ from the defaults: {', '.join(changed) or 'none'}",
-             f"arch {config['arch']}, which does not use {', '.join(unused)}"]
+    lines = [f"settings that differ from the defaults: {', '.join(changed) or 'none'}"]
+    unused = sorted(name for name in settings_of_others(config) if config[name] != defaults[name])
+    if unused:
+        lines.append(f"arch {config['arch']}, which does not use {', '.join(unused)}")
     if config["masking_type"] == "diffusion" and config["mlm_probability"] < 1:
         lines.append(f"diffusion hides from one token to {config['mlm_probability']:.0%} of a row; "
                      "a likelihood needs --mlm_probability=1")
@@ -404,7 +426,7 @@ def checkpoint_paths(out_dir, checkpoint="auto"):
     reason: "" or why "auto" took the last one, to be printed. Raises FileNotFoundError.
     """
     if is_checkpoint(out_dir) and checkpoint == "auto":
-        out_dir, checkpoint = os.path.dirname(out_dir) or ".", out_dir
+        out_dir, checkpoint = run_folder(out_dir), out_dir
     best, all_last = os.path.join(out_dir, "best.pt"), resumable(out_dir)
     paths, reason = [best, *all_last], ""
     if checkpoint == "best":
@@ -439,6 +461,12 @@ def is_checkpoint(path):
     return os.path.isfile(path) or step_of(path) is not None
 
 
+def run_folder(out_dir):
+    """The folder of a run, for its path or that of one of its checkpoints."""
+    is_one = is_checkpoint(out_dir)
+    return os.path.dirname(os.path.normpath(out_dir)) or "." if is_one else out_dir
+
+
 def latest_steps(path, unknown=(0, 0)):
     """(step, step of the latest evaluation) of a ckpt.pt or a folder, without reading its tensors.
     """
@@ -467,10 +495,11 @@ def take_weights(model, out_dir, tok, config, carry_optimizer=False):
     carry_optimizer: its optimizer state is wanted, too, which only ckpt.pt holds. ValueError,
     naming all that differs, if weights, tokenizer or optimizer do not fit.
     """
-    if carry_optimizer and not resumable(out_dir):
+    if carry_optimizer and not is_checkpoint(out_dir) and not resumable(out_dir):
         raise ValueError(f"carry_optimizer: {out_dir} holds no ckpt.pt, and only that has the "
                          "optimizer state; leave carry_optimizer out, and the state begins fresh")
-    other, other_tok, taken = load_run(out_dir, "cpu", "last" if carry_optimizer else "auto")
+    last = carry_optimizer and not is_checkpoint(out_dir)
+    other, other_tok, taken = load_run(out_dir, "cpu", "last" if last else "auto")
     if other_tok.fingerprint != tok.fingerprint:
         raise ValueError(f"{out_dir} was trained with another tokenizer than that of "
                          f"{config['data_dir']}; prepare the data with "
@@ -496,13 +525,17 @@ def take_weights(model, out_dir, tok, config, carry_optimizer=False):
     return taken
 
 
-def describe_weights(taken, out_dir, objective, carry_optimizer):
-    """One line on what `take_weights` has taken."""
+def describe_weights(taken, model, out_dir, objective, carry_optimizer):
+    """One line on what `take_weights` has taken, and how this model is not the one they are of."""
     before = taken["settings"].get("objective", "mlm")
+    there, here = taken["model_settings"], settings_of(model)
+    differ = [f"{name} {there[name]} there, {here[name]} here" for name in sorted(here)
+              if name in there and there[name] != here[name]]
     turn = f", trained as {before}, now {objective}" if before != objective else ""
     state = "with its optimizer state and token count" if carry_optimizer else (
         "the optimizer state is fresh, tokens count from 0")
-    return f"weights of {out_dir} after {taken['tokens']:,} tokens{turn}; {state}"
+    return "; ".join([f"weights of {out_dir} after {taken['tokens']:,} tokens{turn}", state,
+                      *differ])
 
 
 def is_causal(model):
@@ -795,7 +828,8 @@ def check_finished(checkpoint, n_steps, config, defaults):
     if found:
         raise ValueError("\n       ".join([
             f"{out_dir} is finished, after {step:,} steps, with other settings:", *found,
-            "choose another --out_dir, or train on with a larger --max_steps"]))
+            "choose another --out_dir, or train on with a larger --max_steps (--max_minutes, "
+            "--patience), whichever ended it"]))
 
 
 # ---- evaluation ---------------------------------------------------------------------------------
@@ -866,7 +900,7 @@ def predict(model, inputs, positions, targets, is_real, vocab_size):
     A few positions at a time, so that no more than MOST_LOGITS logits are in memory.
     """
     concepts, tokens = model.encode(inputs, is_real)
-    documents = model.documents(inputs)
+    documents = model.documents(inputs, is_real)
     at_once = max(1, MOST_LOGITS // (len(inputs) * vocab_size))
     # Logits are (B, positions, V): with large vocabularies more than everything else together.
     nats, hits = [], []

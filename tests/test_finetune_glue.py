@@ -21,7 +21,7 @@ from conftest import ROOT, SHARED, Fork, call, fork, refused, result
 from data.tokenizer import Tokenizer
 from lib import glue
 from lib.classifier import alike
-from lib.files import FolderLock
+from lib.files import FolderLock, file_hash
 from lib.finetune import Recipe, make_classifier, take_task_weights
 from lib.heads import (
     Classifier,
@@ -523,6 +523,22 @@ def test_a_killed_run_goes_on_and_nothing_finished_is_run_again(tuned, monkeypat
     assert again["mood"]["median"] == before["mood"]["median"] and kept.stat().st_mtime == time
     fresh, old = json.loads(lost.read_text()), json.loads(content)
     assert fresh["history"] == old["history"], "the same seed gives the same run"
+
+
+def test_the_weights_that_are_kept_are_those_of_the_best_run_of_the_table(
+        trained, own_task, tmp_path):
+    out, model = tmp_path / "run", tmp_path / "run/glue/mood/model.pt"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
+    args = ["--seeds=1", "--epochs=1"]
+    finetune(out, own_task / "mood", *args, "--lrs=1e-3")
+    first = file_hash(model)
+    finetune(out, own_task / "mood", *args, "--lrs=3e-3")
+    assert file_hash(model) != first
+    finetune(out, own_task / "mood", *args, "--lrs=1e-3")
+    assert file_hash(model) == first, "made again: those of another rate had replaced them"
+    model.unlink()
+    finetune(out, own_task / "mood", *args, "--lrs=1e-3")
+    assert file_hash(model) == first
 
 
 def test_a_full_disk_is_one_message_and_the_same_command_goes_on(trained, own_task, tmp_path):

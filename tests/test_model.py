@@ -270,9 +270,8 @@ def test_impossible_anchors_are_refused(wrong, word):
 
 def logits(model, ids, positions, attention_mask=None):
     concepts, tokens = model.encode(ids, attention_mask)
-    return model.logits(
-        model.decode(concepts, tokens, positions, model.documents(ids), attention_mask)
-    )
+    documents = model.documents(ids, attention_mask)
+    return model.logits(model.decode(concepts, tokens, positions, documents, attention_mask))
 
 
 @variants
@@ -344,6 +343,16 @@ def test_padding_changes_nothing(variant):
     hidden = logits(model, ids, positions)
     assert torch.allclose(hidden, logits(model, padded, positions, real), atol=1e-5), (
         "nor where all else is hidden"
+    )
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "isolate_documents" in v], ids=str)
+def test_padding_behind_the_end_of_a_document_is_no_document(variant):
+    model, (ids, positions, _, _) = small(**variant), batch(T=16)
+    ids[:, -1] = EOT
+    padded, real = F.pad(ids, (0, 9), value=7), torch.arange(25).expand(3, -1) < 16
+    assert torch.allclose(
+        logits(model, ids, positions), logits(model, padded, positions, real), atol=1e-5
     )
 
 

@@ -172,6 +172,17 @@ def test_a_run_stopped_at_its_last_step_is_evaluated_when_it_is_started_again(da
     assert [record["step"] for record in evaluations(tmp_path)] == [0, 10, 15]
 
 
+def test_patience_runs_out_at_the_same_step_after_a_pre_emption(data_dir, tmp_path):
+    args = ["--patience=2", "--eval_interval=2", "--learning_rate=.5"]
+    whole = result(train(data_dir, tmp_path / "whole", *args))
+    assert whole["stopped"] == "patience"
+    train(data_dir, tmp_path / "cut", *args, f"--stop_at_step={whole['step']}")
+    again = result(train(data_dir, tmp_path / "cut", *args))
+    assert (again["stopped"], again["step"]) == ("patience", whole["step"])
+    said = train(data_dir, tmp_path / "cut", *args).stdout
+    assert "A larger --patience trains on" in said
+
+
 def test_a_stopped_run_says_what_is_saved_and_how_to_go_on(data_dir, tmp_path):
     done = train(data_dir, tmp_path, "--stop_at_step=3")
     assert (f"stopped by stop_at_step at step 3: {tmp_path}/ckpt.pt is saved, and the same command "

@@ -52,6 +52,7 @@ from lib.run import (
     load_run,
     read_checkpoint,
     read_log,
+    run_folder,
     settings_of,
     user_mistakes,
 )
@@ -345,7 +346,7 @@ def answers(model, encoder, row, kind):
         return dict(logits=model(ids, kinds, real)[0])
     concepts, tokens = encoder.encode(ids, real)
     positions = torch.arange(ids.shape[1])[None]
-    states = encoder.decode(concepts, tokens, positions, encoder.documents(ids), real)
+    states = encoder.decode(concepts, tokens, positions, encoder.documents(ids, real), real)
     if encoder.arch == "concept":
         embedding = encoder.largest(concepts, ids)
     else:
@@ -411,8 +412,7 @@ def file_of_run(name, remedy):
 
     Whatever goes wrong with its content becomes a ValueError that names the file and the remedy.
     """
-    folder = out_dir if os.path.isdir(out_dir) else os.path.dirname(out_dir)
-    path = os.path.join(folder, name)
+    path = os.path.join(run_folder(out_dir), name)
     try:
         found = {}
         if os.path.exists(path):
@@ -431,8 +431,7 @@ def facts(model, encoder, checkpoint, tok):
     """Where the model comes from, as rows of a table: {title: text}."""
     with file_of_run("config.json", "; the model card then does not name the code") as made_by:
         code = f"git {made_by.get('git') or 'unknown'}, torch {made_by.get('torch') or 'unknown'}"
-    folder = out_dir if os.path.isdir(out_dir) else os.path.dirname(out_dir)
-    entropies = [record["unigram_entropy"] for record in read_log(folder)
+    entropies = [record["unigram_entropy"] for record in read_log(run_folder(out_dir))
                  if isinstance(record, dict) and record.get("unigram_entropy")]
     entropy = "unknown"
     if entropies:

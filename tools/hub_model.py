@@ -406,7 +406,7 @@ class EncoderPreTrainedModel(PreTrainedModel):
         concepts, tokens = self.read(batch, extras)
         places_BT = torch.arange(batch.ids.shape[1], device=batch.ids.device)
         places_BT = places_BT.expand(batch.ids.shape)
-        documents = self.encoder.documents(batch.ids)
+        documents = self.encoder.documents(batch.ids, batch.real)
         # The decoder of a Transformer is its last layer, unless that has run in `read`.
         has_last = hasattr(self.encoder, "last") and not self.config.is_decoder
         last = [self.encoder.last] if has_last else []

@@ -15,7 +15,15 @@ from test_train import evaluations, losses, tiny, train
 from lib import parallel
 from lib.machine import Machine
 from lib.parallel import Distributed, check_same_everywhere, folders, read_folder, recompute
-from lib.run import ARCHS, build_model, first_readable, read_checkpoint, resumable, save_checkpoint
+from lib.run import (
+    ARCHS,
+    build_model,
+    check_with_data,
+    first_readable,
+    read_checkpoint,
+    resumable,
+    save_checkpoint,
+)
 
 pytestmark = pytest.mark.long
 
@@ -225,12 +233,17 @@ def test_two_damaged_sharded_checkpoints_are_refused(runs, data_dir, tmp_path):
 @pytest.mark.parametrize("args, parts", [
     (["--parallel=fsdp"], ["parallel=fsdp", "there is one process", "--parallel=ddp"]),
     (["--parallel=zero3"], ["parallel='zero3'", "expected ddp, fsdp"]),
-    (["--parallel=fsdp", "--dtype=fp16"], ["parallel=fsdp with dtype=fp16"]),
     (["--checkpoint_every=-1"], ["checkpoint_every=-1", "0 or more"]),
     (["--checkpoint_every=4"], ["checkpoint_every=4: this model has 3 blocks"]),
 ])
 def test_what_cannot_be_shared_out_is_refused(args, parts, data_dir, tmp_path):
     refused(train(data_dir, tmp_path / "run", *args, ok=False), *parts)
+
+
+def test_shards_have_no_loss_scaling():
+    """Only a GPU computes fp16, and one without bf16 is given it by dtype=auto."""
+    with pytest.raises(ValueError, match="parallel=fsdp with dtype=fp16"):
+        check_with_data(dict(parallel="fsdp", arch="concept"), False, "fp16")
 
 
 def test_processes_that_differ_are_refused_with_what_differs(monkeypatch):
@@ -359,7 +372,9 @@ def test_a_process_that_dies_while_saving_leaves_a_checkpoint(moment, alone, tmp
     assert len(os.listdir(tmp_path)) == parallel.KEEP, "nothing else is left behind"
 
 
-def test_a_full_disk_ends_the_first_checkpoint_and_is_a_warning_later(alone, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["file_hash", "write_json"])
+def test_a_full_disk_ends_the_first_checkpoint_and_is_a_warning_later(
+        place, alone, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
     distributed, opt = sharded(small_model())
@@ -367,17 +382,23 @@ def test_a_full_disk_ends_the_first_checkpoint_and_is_a_warning_later(alone, tmp
     said = []
     monkeypatch.setattr(Machine, "say", lambda _, *words: said.append(" ".join(words)))
     with monkeypatch.context() as patch:
-        patch.setattr(parallel, "file_hash", full)
+        patch.setattr(parallel, place, full)
         with pytest.raises(OSError, match="step-000000001 was not written .*No space left"):
             distributed.save(tmp_path, content(distributed, opt, 1), "step-000000001")
     distributed.save(tmp_path, content(distributed, opt, 2), "step-000000002")
+    gathered, gather = [], dist.all_gather_object
     with monkeypatch.context() as patch:
-        patch.setattr(parallel, "file_hash", full)
+        patch.setattr(parallel, place, full)
+        patch.setattr(dist, "all_gather_object", lambda of_all, mine, **how: (
+            gathered.append(mine), gather(of_all, mine, **how)))
         distributed.save(tmp_path, content(distributed, opt, 3), "step-000000003")
         distributed.save(tmp_path, content(distributed, opt, 4), "step-000000004")
         distributed.close()
     assert len(said) == 2 and all("No space left" in line for line in said)
     assert [os.path.basename(path) for path in folders(tmp_path)] == ["step-000000002"]
+    where = "in the second" if place == "write_json" else "in the first"
+    assert len(gathered) == 2 * (1 + (place == "write_json")), (
+        f"the processes that wait {where} exchange hear of it")
 
 
 def test_what_is_saved_is_the_moment_of_the_call(alone, tmp_path):
