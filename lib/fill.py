@@ -57,8 +57,10 @@ def fill_texts(model, tok, texts, top, batch_tokens, device):
 
     masks: for each mask the `top` likeliest tokens, as a list of dict(token, p). All masks of a
     text are filled from one forward pass, independently of each other. Raises ValueError as
-    encode_masked does.
+    encode_masked does, and for a `top` below 1.
     """
+    if top < 1:
+        raise ValueError(f"top={top}: expected 1 or more")
     rows = [np.array(encode_masked(text, tok, model.cfg.longest)) for text in texts]
     results = [None] * len(texts)
     for index in batches(model, rows, batch_tokens):

@@ -80,6 +80,8 @@ def generate(model, tok, text="", n_samples=1, length=0, sampling=None, batch_to
     ValueError where a text does not fit into the model's row, and where the weights are broken.
     """
     sampling = sampling or Sampling()
+    if n_samples < 1:
+        raise ValueError(f"n_samples={n_samples}: expected 1 or more")
     if is_causal(model):
         yield from continue_texts(model, tok, [text], n_samples, length, sampling, batch_tokens,
                                   device, watch)

@@ -84,6 +84,8 @@ def embed(run, texts, pooling="auto"):
     if isinstance(texts, str):
         raise ValueError("embed takes a list of texts, found one string; put it into brackets")
     _, name = choose_pooling(pooling, run.model.arch)
+    if not len(texts):
+        raise ValueError("embed takes a list of texts, found an empty one")
     rows, _ = rows_of(list(texts), run.tok, run.model.cfg.longest)
     with autocast(run.machine.device, run.dtype):
         found = embed_rows(run.model, rows, [name], BATCH_TOKENS, run.machine.device)
@@ -96,8 +98,10 @@ def evaluate(run, data_dir, masking_type="token", mlm_probability=0.15, rows=256
     Keys: loss (nats a predicted token), accuracy, perplexity, bits_per_byte, predicted (tokens),
     splits. Raises ValueError for data of another tokenizer.
     """
-    data = TokenData(os.path.expanduser(data_dir), split, run.model.cfg.block_size)
+    folder, T = os.path.expanduser(data_dir), run.model.cfg.block_size
+    data = TokenData(folder, split, T)
     if data.meta["fingerprint"] != run.tok.fingerprint:
         raise ValueError(f"{data_dir} was prepared with another tokenizer than the run's")
+    frequency = token_frequency(TokenData(folder, "train", T), run.tok)
     return evaluate_model(run.model, data, run.tok, run.machine, run.dtype, masking_type,
-                          mlm_probability, rows=rows, frequency=token_frequency(data, run.tok))
+                          mlm_probability, rows=rows, frequency=frequency)

@@ -129,15 +129,21 @@ def read_ranges(text, trials):
 
 def draws(axes, trials):
     """`trials` random arms of what read_ranges gives -> [(name, arguments)], always the same."""
-    random, found = np.random.default_rng(0), []
-    for _ in range(trials):
+    random, found = np.random.default_rng(0), {}
+    for _ in range(100 * trials):
+        if len(found) == trials:
+            break
         values = {}
         for name, (low, high, is_log) in axes.items():
             spot = random.random()
             value = low * (high / low) ** spot if is_log else low + (high - low) * spot
             values[name] = as_text(name, value)
-        found.append(arm_of(values))
-    return found
+        name, arguments = arm_of(values)
+        found[name] = arguments  # a setting that is a whole number may be drawn twice
+    if len(found) < trials:
+        raise ValueError(f"trials={trials}: the ranges hold {len(found)} different arms, as far as "
+                         f"{100 * trials} draws show; --trials={len(found)}")
+    return list(found.items())
 
 
 def load_optuna():

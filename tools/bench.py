@@ -78,7 +78,7 @@ from lib.machine import (
     resident_gib,
 )
 from lib.run import user_mistakes
-from masking import slots
+from masking import check_masking, slots
 from tools import estimate as estimates
 from tools import race as races
 from tools.peers import (
@@ -451,6 +451,7 @@ def chosen_models():
         raise ValueError(f"lengths={lengths!r}, tokens={tokens}, repeats={repeats}: expected "
                          "numbers above 0, lengths with commas between, such as "
                          "--lengths=128,512")
+    check_masking("token", mlm_probability)
     names = list(LONG) if length else [*OURS, *PEERS] if peers else list(OURS)
     if race:
         names = [*races.OURS, *races.TRAINER]
@@ -531,6 +532,7 @@ def main():
             worker = Worker(name, int(lengths.split(",")[0]))
             say(f"{name}\n{worker.ask('profiled')}")
             worker.stop()
+        print_result(dict(profiled=names, length=int(lengths.split(",")[0])))
         return
     report = bench_lengths(names, machine, dtype_name, peak)
     if length:

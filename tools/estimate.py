@@ -14,7 +14,7 @@ bytes. The shares are assumptions for GPUs and were fitted on a CPU (records/sca
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from data.reader import parse_batch_schedule
 from data.tokenizer import Tokenizer
 from lib import kernels
 from lib.files import say
@@ -286,9 +287,19 @@ def tokenizer_of(settings):
 
 
 def tokens_of(settings):
-    """Input tokens of the whole run."""
-    tokens = settings["max_steps"] * settings["batch_size"] * settings["block_size"]
+    """Input tokens of the whole run, if max_minutes does not end it earlier."""
+    rows = settings["batch_size"]
+    if settings["batch_schedule"]:
+        rows = float(sum(n * share for n, share in parse_batch_schedule(
+            settings["batch_schedule"], rows)))
+    tokens = round(settings["max_steps"] * rows * settings["block_size"])
     return min(tokens, settings["max_tokens"] or tokens)
+
+
+def hours_at(tokens_per_s, settings):
+    """How long the run takes at this rate."""
+    hours = tokens_of(settings) / tokens_per_s / 3600
+    return min(hours, settings["max_minutes"] / 60) if settings["max_minutes"] else hours
 
 
 def run_on(forecast, gpu, n_gpu, usd_per_hour=0.0):
@@ -315,7 +326,7 @@ def run_on(forecast, gpu, n_gpu, usd_per_hour=0.0):
     # the optimizer reads and writes weights, gradients and two moments
     seconds += 28 * forecast.params / n_shards / (BYTE_SHARE[kind] * gpu.bandwidth * 1e9)
     rate = settings["batch_size"] * settings["block_size"] / seconds
-    hours = tokens_of(settings) / rate / 3600
+    hours = hours_at(rate, settings)
     return dict(micro_batch=micro, memory_gib=round(forecast.total(micro, n_shards), 2),
                 tokens_per_s=round(rate), hours=round(hours, 2),
                 usd=round(hours * n_gpu * (usd_per_hour or gpu.usd), 2))
@@ -386,6 +397,8 @@ def estimate(settings, defaults, gpu, n_gpu, usd_per_hour, measure, device):
     say("following one step on tensors without contents: some 20 seconds")
     forecast = Forecast(settings, tok, kind, n_micro)
     cards = {"cpu": this_cpu(dtype)} if kind == "cpu" else GPUS
+    if kind == "cuda" and dtype in ("fp32", "float32"):  # TF32, at half the rate of bf16
+        cards = {name: replace(card, tflops=card.tflops / 2) for name, card in GPUS.items()}
     found = {name: run_on(forecast, card, n_gpu, usd_per_hour if name == gpu else 0.0)
              for name, card in cards.items()}
     chosen = found[gpu] | dict(params=forecast.params,
@@ -395,7 +408,9 @@ def estimate(settings, defaults, gpu, n_gpu, usd_per_hour, measure, device):
     T = settings["block_size"]
     say(f"{forecast.params:,} parameters ({which}), "
         f"{forecast.flops_per_token(T, forecast.K, 1) / 1e6:,.1f} MFLOP a token, "
-        f"{tokens_of(settings):,} tokens in rows of {T:,}, {dtype}\n")
+        f"{tokens_of(settings):,} tokens in rows of {T:,}, {dtype}"
+        + (f", ended after {settings['max_minutes']:g} minutes" if settings["max_minutes"] else "")
+        + "\n")
     say(f"| {n_gpu} x | GiB of each | of these needed | micro-batch | tokens/s | hours | USD |\n"
         "|---|---:|---:|---:|---:|---:|---:|")
     for name, card in cards.items():
@@ -420,7 +435,7 @@ def estimate(settings, defaults, gpu, n_gpu, usd_per_hour, measure, device):
             f"{real['memory_gib']:.2f} GiB")
         result |= dict(measured=real | dict(micro_batch=rows, device=str(device)))
         if device.type == kind:
-            hours = tokens_of(settings) / (n_gpu * real["tokens_per_s"]) / 3600
+            hours = hours_at(n_gpu * real["tokens_per_s"], settings)
             price = usd_per_hour or cards[gpu].usd
             result |= dict(tokens_per_s=n_gpu * real["tokens_per_s"], hours=round(hours, 2),
                            usd=round(hours * n_gpu * price, 2))

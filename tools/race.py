@@ -45,12 +45,14 @@ TRAINER = {  # settings of train_peer
 def race(data_dir, out_dir, minutes, names, device, dtype):
     """Runs all of `names` -> {name: {"params", "tokens", "curve": [(seconds, loss)]}}.
 
-    Raises ValueError with the last line of one that fails.
+    Raises ValueError with the last line of one that fails, and for a folder that holds a race.
     """
-    found = {}
-    for name in names:
-        folder = os.path.join(out_dir, name)
-        os.makedirs(folder, exist_ok=True)
+    found, folders = {}, {name: os.path.join(out_dir, name) for name in names}
+    if held := list(filter(os.path.exists, folders.values())):
+        raise ValueError(f"{held[0]} is of an earlier race, and a run there would go on where that "
+                         f"one ended: rm -r {' '.join(held)}, or another --out_dir")
+    for name, folder in folders.items():
+        os.makedirs(folder)
         if name in OURS:
             found[name] = race_ours(name, data_dir, folder, minutes, device, dtype)
         else:
@@ -163,7 +165,7 @@ class Interface(nn.Module):
     def encode(self, ids, real):
         return None, self.model(input_ids=ids.long()).logits
 
-    def documents(self, ids):
+    def documents(self, ids, real):
         return None
 
     def decode(self, concepts, logits_BTV, positions, documents, real):

@@ -11,7 +11,7 @@ from data.reader import folders
 from data.tokenizer import Tokenizer
 from lib import allocation
 from lib.files import print_result, say
-from lib.run import model_settings
+from lib.run import ARCHS, model_settings
 from tools.arms import SOLVED, resolve, split, train_defaults
 
 CHOSEN = ("ffn_dim", "n_head", "n_layer", "token_dim")  # by the solver, whatever they are set to
@@ -65,13 +65,20 @@ def print_shape(arch, base, vocab_size, budget, embed_share, glu):
 
     base: further settings of train.py, as arguments.
     """
-    defaults, given = train_defaults(), resolve([f"--arch={arch}", *split("base", base)])
+    if arch not in ARCHS or vocab_size < 2:
+        raise ValueError(f"arch={arch!r}, vocab_size={vocab_size}: expected {', '.join(ARCHS)}, "
+                         "and 2 or more")
+    words = split("base", base)
+    # A plain Transformer, without the local mixers of this repository, unless base has any.
+    plain = [] if arch == "concept" else ["--n_mixer=0"]
+    defaults, given = train_defaults(), resolve([f"--arch={arch}", *plain, *words])
     fixed = [f"--{name}={given[name]}" for name in CHOSEN if given[name] != defaults[name]]
     if fixed:
         raise ValueError(f"base: {', '.join(fixed)}: the solver finds these; leave them out")
-    # A plain Transformer, without the local mixers of this repository, unless base has any.
-    if arch != "concept" and given["n_mixer"] == defaults["n_mixer"]:
-        given["n_mixer"] = 0
+    for name, own in (("arch", arch), ("vocab_size", defaults["vocab_size"])):
+        if given[name] != own:
+            raise ValueError(f"base: {name}={given[name]}: give it to this command, "
+                             f"--{name}={given[name]}")
     tok = SimpleNamespace(vocab_size=vocab_size, n_vocab=vocab_size, mask_id=0, eot_id=1)
     shape, found = shape_for(given, tok, budget, embed_share, glu)
     lines = {"arch": arch} | {name: value for name, value in given.items() if name != "arch"

@@ -78,6 +78,7 @@ is_report = sys.argv[1:2] == ["report"]
 config = configure(globals(), sys.argv[2:] if is_report else None)
 
 import contextlib
+import re
 import signal
 import statistics
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -85,7 +86,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from lib.files import check_outputs, print_result, say
 from lib.jobs import stop_all
 from lib.run import lock_folder, read_log, user_mistakes
-from tools.arms import all_arms, chosen_by_tpe, load_optuna, read_ranges, split
+from tools.arms import SOLVED, all_arms, chosen_by_tpe, load_optuna, read_ranges, split
 from tools.live import live_table
 from tools.ranking import curve_of, is_hopeless, promoted
 from tools.shapes import print_shape
@@ -137,11 +138,16 @@ def check_choices():
     defaults = {name: default for name, (default, _) in read_settings(__file__).items()}
     for owner, names in (("rungs", ["promote"]),
                          ("kill_margin", ["kill_unit", "kill_window", "reference"]),
-                         ("ranges", ["trials", "search"])):
+                         ("ranges", ["trials", "search"]),
+                         *([] if has_solved_axes() else [
+                             ("solve", ["budget", "embed_share", "glu"])]),
+                         ("solve", ["arch", "vocab_size"]), ("report", ["dir"])):
         unread = [name for name in names if config[name] != defaults[name]]
-        if unread and not config[owner]:
+        if unread and not config.get(owner):
             found = ", ".join(f"{name}={config[name]}" for name in unread)
             off = " ".join(f"--{name}={defaults[name]}" for name in unread)
+            if "arch" in unread:
+                off += f'; for all arms of the sweep, --base="{base} --arch={arch}"'
             raise ValueError(f"{found}: of {owner} only; give {owner} too, or {off}")
     if search not in ("random", "tpe"):
         raise ValueError(f"search={search!r}: expected random or tpe")
@@ -151,6 +157,12 @@ def check_choices():
                              "and budgets")
         load_optuna()
         read_ranges(ranges, trials)
+
+
+def has_solved_axes():
+    """Whether an arm leaves its shape to the solver."""
+    return any(re.search(rf"\b{name}\b", text) for name in SOLVED
+               for text in (arms, grid, ranges, base))
 
 
 def plan_of(name, arm, arguments, amount, generated):
@@ -307,9 +319,9 @@ def sweep():
                  "the same command again goes on")
     if not results:
         sys.exit("error: every run failed; the reasons are above")
-    killed = sum(status_of(folder_of(out_dir, name, seed, plans[name])) == "killed"
-                 for name, seed in asked)
-    failed = len(asked) - len(results) - killed
+    # A run that failed or was given up behind a rung still has the result of that rung.
+    statuses = [status_of(folder_of(out_dir, name, seed, plans[name])) for name, seed in asked]
+    failed, killed = statuses.count("failed"), statuses.count("killed")
     print_result(dict(out_dir=out_dir, runs=len(results), failed=failed, killed=killed,
                       loss=losses_of(by_arm)))
     lock.close()

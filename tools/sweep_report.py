@@ -39,7 +39,8 @@ COSTS = {"params": "parameters", "flops": "training FLOPs",
 BENCH = [f"smallbench_{name}_acc" for name in (*SMALLBENCH, "avg")]
 # Settings that say where and how a run was made, and nothing of what it has learned.
 UNTOLD = ("out_dir", "device", "compile", "log_interval", "save_minutes", "stop_at_step", "wandb",
-          "log_to", "git", "torch", "init_from", "data_dir")
+          "log_to", "git", "torch", "data_dir")
+ALIKE = ("auto", "scratch", "resume")  # values of init_from with which a run begins by itself
 
 
 # ---- the runs ---------------------------------------------------------------------
@@ -115,7 +116,8 @@ def arms_of(runs):
     groups = {}
     for run in runs:
         told = {name: value for name, value in run["settings"].items()
-                if name not in UNTOLD and name != "seed"}
+                if name not in UNTOLD and name != "seed"
+                and not (name == "init_from" and value in ALIKE)}
         groups.setdefault(json.dumps([told, run["data"]], sort_keys=True), []).append(run)
     return sorted(groups.values(), key=lambda arm: median(arm, "loss"))
 
@@ -132,8 +134,12 @@ def median(arm, name):
 def varied(runs):
     """Settings in which the runs differ, but for the seed."""
     names = dict.fromkeys(name for run in runs for name in run["settings"])
+    def value_of(run, name):
+        value = str(run["settings"].get(name))
+        return "" if name == "init_from" and value in ALIKE else value
+
     return [name for name in names if name not in (*UNTOLD, "seed")
-            and len({str(run["settings"].get(name)) for run in runs}) > 1]
+            and len({value_of(run, name) for run in runs}) > 1]
 
 
 def name_of(arm):

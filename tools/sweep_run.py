@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 
@@ -40,14 +41,15 @@ def run(name, seed, arm, folder, slot, until=0, watch=None, evaluate=False):
 
     arm: its plan (tools/sweep_plan.py). until: the step of a rung, behind which it stops; 0: to the
     end. watch: a function that gives the reason why the run is hopeless, or "". evaluate: add
-    losses under every masking.
+    losses under every masking, at the end.
     """
     minutes = 0.0
     if jobs.stopping:
         return None, minutes
     path = os.path.join(folder, "result.json")
     try:
-        found = read_result(folder)
+        # Behind a rung a run is not finished, whatever an earlier version has left there.
+        found = None if status_of(folder) == "ranked" else read_result(folder)
         if status_of(folder) == "killed":
             say(f"{name} seed {seed} was given up earlier")
             return None, minutes
@@ -63,7 +65,7 @@ def run(name, seed, arm, folder, slot, until=0, watch=None, evaluate=False):
             set_status(folder, "ranked" if until else "done", name, seed, loss=found["loss"],
                        tokens=found["tokens"])
             minutes = (time.monotonic() - start) / 60
-        if evaluate and not found["maskings"]:
+        if evaluate and not until and not found["maskings"]:
             found["maskings"] = losses_by_masking(folder, slot)
             write_json(path, found)
     except GivenUp as reason:
@@ -156,8 +158,9 @@ def outcome(folder, seed, arm, until=0):
 
 def losses_by_masking(folder, slot):
     """eval.py -> {masking: loss}."""
-    summary = finish([EVAL, f"--out_dir={os.path.abspath(folder)}", "--health_rows=0"], folder,
-                     slot)
+    # Of the last step, as the loss beside them is.
+    summary = finish([EVAL, f"--out_dir={os.path.abspath(folder)}", "--checkpoint=last",
+                      "--health_rows=0"], folder, slot)
     [losses, *_] = summary["data"].values()
     return {key: r["loss"] for key, r in losses.items() if key in MASKING_TYPES}
 
@@ -179,5 +182,7 @@ def finish(command, folder, slot, watch=None):
         found = None
     if code or found is None:
         said = jobs.last_line(path) if code else f"it has printed no result, see {path}"
+        if code < 0:  # kill -9, or the system had no memory left
+            said = f"ended by {signal.Signals(-code).name}; the last line of {path}: {said}"
         raise ValueError(f"{said}\n    {shlex.join([sys.executable, *command])}")
     return found

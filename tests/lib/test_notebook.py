@@ -32,6 +32,8 @@ def test_fill_answers_as_the_command_does(out, run):
     assert [a["text"] for a in fill(run, [text, "a [MASK]"])] == [text, "a [MASK]"]
     with pytest.raises(ValueError, match="mark what to fill in"):
         fill(run, "no mask")
+    with pytest.raises(ValueError, match="top=0: expected 1 or more"):
+        fill(run, text, top=0)
 
 
 def test_generate_gives_the_texts_of_the_command(out, run):
@@ -39,6 +41,8 @@ def test_generate_gives_the_texts_of_the_command(out, run):
                           "--n_samples=2", "--length=9", "--seed=5", "--dtype=fp32"))
     sampling = Sampling(seed=5)
     assert generate(run, "The c", 2, 9, sampling) == command["texts"]
+    with pytest.raises(ValueError, match="n_samples=0: expected 1 or more"):
+        generate(run, n_samples=0)
 
 
 def test_embed_gives_the_rows_of_the_command(out, run, tmp_path):
@@ -47,8 +51,9 @@ def test_embed_gives_the_rows_of_the_command(out, run, tmp_path):
     call("tools/sample.py", f"--out_dir={out}", f"--embed={tmp_path}/texts.txt",
          f"--to={tmp_path}/e.npy", "--dtype=fp32")
     assert np.allclose(embed(run, texts), np.load(tmp_path / "e.npy"), atol=1e-5)
-    with pytest.raises(ValueError, match="a list of texts"):
-        embed(run, "one text")
+    for wrong in ("one text", []):
+        with pytest.raises(ValueError, match="a list of texts"):
+            embed(run, wrong)
 
 
 def test_evaluate_gives_the_losses_of_the_command(out, run, data_dir):
@@ -57,6 +62,10 @@ def test_evaluate_gives_the_losses_of_the_command(out, run, data_dir):
     for masking_type in ("token", "span"):
         found = evaluate(run, str(data_dir), masking_type, rows=16)
         assert found["loss"] == pytest.approx(command[masking_type]["loss"], abs=1e-5)
+    saved = json.loads((out / "eval.json").read_text())["data"][str(data_dir)]["token"]["splits"]
+    assert {name: split["share"] for name, split in saved.items()} == {
+        name: split["share"] for name, split in evaluate(run, str(data_dir), rows=16)[
+            "splits"].items()}
 
 
 def test_finetune_takes_a_loaded_run(run):

@@ -5,7 +5,17 @@ import torch
 from conftest import ROOT, call, refused, result
 
 from configurator import configure
-from tools.estimate import GPUS, Forecast, Step, followed, run_on, tokenizer_of, watched
+from tools.estimate import (
+    GPUS,
+    Forecast,
+    Step,
+    followed,
+    hours_at,
+    run_on,
+    tokenizer_of,
+    tokens_of,
+    watched,
+)
 
 TINY = ["config/mini.py", "--data_dir=nowhere", "--vocab_size=500", "--block_size=32",
         "--token_dim=16", "--concept_dim=16", "--n_concept=4", "--n_head=2", "--ffn_dim=32"]
@@ -86,6 +96,15 @@ def test_more_cards_are_faster_and_a_model_that_does_not_fit_says_so(forecast):
     assert one["hours"] * card.usd == pytest.approx(one["usd"], abs=0.02)
     too_small = run_on(forecast, type(card)("tiny", 0.5, 1, 1, 1, 1), 1)
     assert too_small["micro_batch"] == 0 and too_small["usd"] is None
+
+
+def test_schedules_and_a_time_limit_decide_how_long_a_run_is():
+    settings = dict(batch_size=16, block_size=128, max_steps=500, max_tokens=0, max_minutes=0,
+                    batch_schedule="4:0.5,16:0.5")
+    assert tokens_of(settings) == 500 * 10 * 128
+    assert tokens_of(settings | dict(max_tokens=1000)) == 1000
+    assert hours_at(128, settings) == 500 * 10 / 3600
+    assert hours_at(128, settings | dict(max_minutes=3)) == 0.05
 
 
 def test_the_command_prints_a_table_and_one_json_line():

@@ -25,6 +25,9 @@ def test_a_race_ends_with_losses_on_the_same_masks(data_dir, tmp_path):
         assert found[name]["tokens"] > 0 and 0 < found[name]["curve"][-1][1] < 12
     assert result(done)["loss"]["hf_bert"] == found["hf_bert"]["curve"][-1][1]
     assert (tmp_path / "race.png").stat().st_size > 10_000
+    again = call("tools/bench.py", "--race=1", "--models=open", f"--data_dir={data_dir}",
+                 f"--out_dir={tmp_path}", ok=False)
+    refused(again, f"{tmp_path}/open is of an earlier race", "rm -r")
 
 
 def test_a_peer_is_evaluated_as_a_loop_written_out_would(data_dir):

@@ -515,6 +515,12 @@ def test_random_arms_are_the_same_at_each_call(sweep, tmp_path):
     assert result(sweep(*args))["loss"] == losses and not trained()
 
 
+def test_random_arms_of_a_whole_number_are_drawn_until_they_differ(sweep, tmp_path):
+    args = [f"--out_dir={tmp_path}", "--arms=", "--ranges=n_concept 2 4"]
+    assert len(result(sweep(*args, "--trials=3"))["loss"]) == 3
+    refused(sweep(*args, "--trials=4", ok=False), "the ranges hold 3 different arms")
+
+
 def test_shares_of_a_budget_are_axes_whose_shapes_the_solver_finds(sweep, data_dir, tmp_path):
     base = ("--arch=transformer --n_mixer=0 --dtype=fp32 --block_size=32 --batch_size=4 "
             "--max_steps=3 --eval_rows=8 --init_table=random")
@@ -573,6 +579,12 @@ def test_a_shape_is_printed_as_a_config_and_as_json(tmp_path):
     assert settings["ffn_dim"] == shape["ffn_dim"] and settings["n_mixer"] == 0
     refused(call(SWEEP, "--solve=1", "--base=--ffn_dim=100", ok=False), "the solver finds these")
     refused(call(SWEEP, "--solve=1", "--budget=60000", ok=False), "below the smallest token table")
+    for args, message in ((["--base=--arch=concept"], "arch=concept: give it to this command"),
+                          (["--base=--vocab_size=8000"], "give it to this command, --vocab_size"),
+                          (["--arch=foo"], "arch='foo'"), (["--vocab_size=0"], "vocab_size=0")):
+        refused(call(SWEEP, "--solve=1", *args, ok=False), message)
+    mixed = call(SWEEP, "--solve=1", "--base=--n_mixer=2").stdout
+    assert "n_mixer = 0" not in mixed, "what is asked for is kept, be it the default"
 
 
 # ---- rungs -------------------------------------------------------------------------
@@ -614,6 +626,32 @@ def test_only_the_best_arms_train_on_and_they_do_not_begin_again(ranked, tmp_pat
     Fork.started.clear()
     again = ranked("--rungs=2560,7680", "--promote=1")
     assert not trained() and result(again)["loss"] == result(done)["loss"]
+
+
+def test_a_promoted_run_is_trained_on_and_evaluated_at_its_end(ranked, tmp_path):
+    done = ranked("--rungs=2560,5120", "--promote=1", "--evaluate=1")
+    found = {name: json.loads((tmp_path / f"{name}_s1/result.json").read_text())
+             for name in ("good",)}
+    assert found["good"]["tokens"] == 5120 and found["good"]["maskings"]["token"] > 0
+    assert not (tmp_path / "bad_s1/result.json").exists() and result(done)["failed"] == 0
+
+
+def test_a_run_that_fails_behind_a_rung_is_counted(ranked, monkeypatch):
+    real = sweep_run.train
+
+    def train(folder, seed, arm, slot, until=0, watch=None):
+        if not until:
+            raise ValueError("ended by SIGKILL")
+        return real(folder, seed, arm, slot, until, watch)
+    monkeypatch.setattr(sweep_run, "train", train)
+    done = ranked("--rungs=2560,5120", "--promote=1", ok=False)
+    assert done.returncode == 1 and result(done)["failed"] == 1 and result(done)["runs"] == 2
+
+
+def test_a_run_that_was_killed_says_so(tmp_path):
+    with pytest.raises(ValueError, match="ended by SIGKILL; the last line of .*: busy"):
+        sweep_run.finish(["-c", "import os; print('busy', flush=True); os.kill(os.getpid(), 9)"],
+                         str(tmp_path), (0, 1))
 
 
 def test_a_promoted_run_is_the_run_that_was_never_stopped(ranked, sweep, data_dir, tmp_path):
@@ -671,6 +709,10 @@ def test_what_does_not_fit_into_memory_runs_again_with_smaller_micro_batches(
     (["--kill_margin=0.1", "--reference=other"], "reference='other' is no arm"),
     (["--kill_margin=0.1", "--kill_unit=bits"], "expected nats or ppl"),
     (["--kill_margin=-1"], "expected 0 or more"),
+    (["--arch=concept"], "arch=concept: of solve only"),
+    (["--vocab_size=8000"], "vocab_size=8000: of solve only"),
+    (["--budget=5e6"], "of solve only"),
+    (["--dir=out"], "dir=out: of report only"),
 ])
 def test_settings_of_rungs_that_make_no_sense_are_refused(args, message, ranked, data_dir):
     if "--base=" in args:

@@ -19,6 +19,7 @@ from tools.sweep_report import (
     front,
     iso_flop,
     name_of,
+    varied,
     write_report,
 )
 
@@ -56,6 +57,12 @@ def test_every_run_is_in_the_table_and_seeds_are_one_arm(folder):
     assert f"Seeds of one arm differ by up to {losses[1] - losses[0]:.3f} nats" in text
     assert "half_s1 is left out here, but in report.csv: stop_at_step at" in text
     assert (folder / "report_params.png").stat().st_size > 5000
+
+
+def test_other_starting_weights_are_another_arm():
+    runs = [dict(settings=dict(init_from=start, seed=1), data=[], loss=1.0)
+            for start in ("auto", "scratch", "out/other")]
+    assert sorted(map(len, arms_of(runs))) == [1, 2] and varied(runs) == ["init_from"]
 
 
 def test_the_page_holds_everything_and_escapes_text(folder):
