@@ -20,7 +20,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from lib.kernels import softmax_weights
+from lib import kernels
 from lib.machine import autocast
 from lib.run import EVAL_SEED
 from masking import mask_batch
@@ -294,17 +294,8 @@ def attention_weights(module, x_BQD, y_BNE, mask=None, words=None, owner_BN=None
     else:
         q, k, gain = module.q(x_BQD), module.kv(y_BNE).chunk(2, dim=-1)[0], module.gain
     q, k = split_heads(q, k, module.n_head, None, gain)
-    scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
-    free = softmax_weights(scores, mask)
-    if owner_BN is None:
-        return free
-    query_Q1 = torch.arange(q.shape[2], device=owner_BN.device)[:, None]
-    may_read = owner_BN[:, None, None] == query_Q1
-    if visible is not None:
-        may_read = may_read & visible
-    owned = scores.masked_fill(~may_read, -math.inf).softmax(-1).nan_to_num()
-    n_free = module.n_head - module.n_owned_head
-    return torch.cat((free[:, :n_free], owned[:, n_free:]), dim=1)
+    n_owned = 0 if owner_BN is None else module.n_owned_head
+    return kernels.attention_weights(q, k, mask, n_owned, owner_BN, visible)
 
 
 def attention_use(read, decode):

@@ -72,6 +72,24 @@ def softmax_weights(scores_BHQN, mask=None):
     return masked(scores_BHQN, bias_BHQN).softmax(-1) * reads_BHQ1
 
 
+def attention_weights(q_BHQe, k_BHNe, mask=None, n_owned=0, owner_BN=None, visible=None):
+    """The weights of attention, which a fused kernel does not return. -> (B,H,Q,N) float32.
+
+    mask as in `attention`. In the last n_owned heads, those of a model.OwnedAttention, token n is
+    read by query owner[n] alone, if visible; a query that owns nothing has weights of 0 there.
+    """
+    scores = q_BHQe.float() @ k_BHNe.float().mT * q_BHQe.shape[-1] ** -0.5
+    weights = softmax_weights(scores, mask)
+    if not n_owned:
+        return weights
+    number_Q1 = torch.arange(scores.shape[2], device=scores.device)[:, None]
+    owns = owner_BN[:, None, None] == number_Q1
+    if visible is not None:
+        owns = owns & visible
+    owned = scores.masked_fill(~owns, torch.finfo(scores.dtype).min).softmax(-1) * owns
+    return torch.cat((weights[:, :-n_owned], owned[:, -n_owned:]), dim=1)
+
+
 # ---- attention in one direction, within a window, within a document ------------------
 
 

@@ -36,8 +36,8 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+from lib import kernels
 from lib.classifier import Classifier
-from lib.kernels import softmax_weights
 
 # In an exported folder these two names stand for the classes of the architecture it was made from.
 from model import ConceptConfig as Config
@@ -271,17 +271,8 @@ def attention_weights(read, x_BQD, y_BND, mask=None, *others):
     rotary = others[0] if others and not n_owned else None
     k_BND = read.kv(y_BND).chunk(2, dim=-1)[0]
     q, k = split_heads(read.q(x_BQD), k_BND, read.n_head, rotary, read.gain, read.qk_norm)
-    scores = (q.float() @ k.float().mT) * q.shape[-1] ** -0.5
-    weights = softmax_weights(scores, mask)
-    if n_owned:
-        _, owner_BN, visible = others
-        number_Q1 = torch.arange(scores.shape[2], device=scores.device)[:, None]
-        owns = owner_BN[:, None, None] == number_Q1
-        if visible is not None:
-            owns = owns & visible
-        owned = scores.masked_fill(~owns, torch.finfo(scores.dtype).min).softmax(-1) * owns
-        weights = torch.cat((weights[:, :-n_owned], owned[:, -n_owned:]), dim=1)
-    return weights.to(y_BND.dtype)
+    owned = (n_owned, *others[1:]) if n_owned else ()
+    return kernels.attention_weights(q, k, mask, *owned).to(y_BND.dtype)
 
 
 # ---- what the classes share ------------------------------------------------------------
