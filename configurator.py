@@ -397,7 +397,11 @@ def configure(script_globals, argv=None):
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "-h" in arguments or "--help" in arguments:
-        print_help(script, known)
+        try:
+            print_help(script, known)
+            sys.stdout.flush()
+        except BrokenPipeError:  # of --help | head, which has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     # In the order given, so that what comes later wins: a preset first, then what differs from it.
     # A later file can also build on an earlier one.

@@ -8,10 +8,10 @@ The file reads from top to bottom in the order in which things happen: settings,
 optimizer, the parts of a step, and last the loop.
 
 Writes out_dir/{ckpt.pt, ckpt_prev.pt, best.pt, config.json, log.jsonl, curves.png, tokenizer/}, or
-step-N/ for the first two with parallel=fsdp. The same command again resumes the run, bit for bit on
-the same machine: the batch, the masks, dropout and the learning rate depend on the step and the
-seed alone. SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 save a checkpoint and stop. The last line
-on stdout is a JSON summary.
+step-N/ for the first two with parallel=fsdp. The same command again resumes the run, on a CPU bit
+for bit: the batch, the masks, dropout and, without max_minutes, the learning rate depend on the
+step and the seed alone. SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 save a checkpoint and stop.
+The last line on stdout is a JSON summary.
 """
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -508,6 +508,9 @@ def validate():
     log(dict(step=step, val_loss=result["loss"], val_accuracy=result["accuracy"],
              unigram_entropy=unigram_entropy, val_bits_per_byte=result["bits_per_byte"],
              tokens=tokens_seen(), val_losses=losses) | concepts | scores)
+    if not math.isfinite(result["loss"]):  # not saved: a resumed run could not go on from here
+        sys.exit(f"error: the validation loss is not finite after {step} steps; "
+                 f"{run.where_to_go_on(out_dir)}")
     return is_best
 
 
@@ -584,8 +587,8 @@ def stop_if_diverged():
         machine.say(f"step {step}: the gradient is not finite, update skipped "
                     f"({in_a_row} in a row)")
     if in_a_row >= MAX_SKIPPED:
-        sys.exit(f"error: {in_a_row} updates in a row had a non-finite gradient; the last good "
-                 f"checkpoint is in {out_dir}; resume it with a lower --learning_rate")
+        sys.exit(f"error: {in_a_row} updates in a row had a non-finite gradient; "
+                 f"{run.where_to_go_on(out_dir)}")
 
 
 if lr_find:

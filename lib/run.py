@@ -281,6 +281,13 @@ def describe_first_loss(loss, vocab_size):
             "likely, so something is scaled wrongly")
 
 
+def where_to_go_on(out_dir):
+    """What to do with a run whose numbers are not finite any more."""
+    if not resumable(out_dir):
+        return "nothing was saved before; lower --learning_rate"
+    return f"the last good checkpoint is in {out_dir}; resume it with a lower --learning_rate"
+
+
 def why_not_overfit(loss, step, vocab_size, unigram_entropy):
     """The message of a run that did not learn one batch by heart."""
     if not math.isfinite(loss):

@@ -87,12 +87,16 @@ def shorten_train():
 
 
 def forked(cwd, args, output, errors, env=()):
-    """Runs `python args...` in a new fork of SERVER. output, errors: paths, or ends of a Pipe."""
+    """Runs `python args...` in a new fork of SERVER. output, errors: paths, or ends of a Pipe.
+
+    STDIN in env: the path of what it reads.
+    """
     gc.freeze()  # collecting would copy the pages of torch that forks share
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
     os.fsync = lambda descriptor: None
     os.environ.update(env)
-    for number, place in ((0, os.devnull), (1, output), (2, errors)):
+    stdin = dict(env).get("STDIN", os.devnull)
+    for number, place in ((0, stdin), (1, output), (2, errors)):
         is_pipe = hasattr(place, "fileno")
         os.dup2(place.fileno() if is_pipe else os.open(place, os.O_RDWR | os.O_APPEND), number)
     sys.stdin = open(0, buffering=1, closefd=False)

@@ -11,7 +11,7 @@ from runpy import run_path
 
 import pytest
 import torch
-from conftest import ROOT, Fork, call, run_script
+from conftest import ROOT, Fork, call, result, run_script
 
 from lib import jobs
 from lib.run import ARCHS
@@ -102,7 +102,8 @@ def test_every_command_of_the_readme_runs(clone, monkeypatch):
         command, _, _ = command.partition("  #")
         # a loop around a command that ends well runs it once
         command = command.removeprefix("until ").removesuffix("; do sleep 5; done")
-        words = shlex.split(command)
+        command, _, stdin = command.partition(" < ")
+        words, env = shlex.split(command), {"STDIN": str(clone / stdin.strip())} if stdin else {}
         if words[0] == "make":
             done = subprocess.run(["make", "-n", *words[1:]], cwd=clone, capture_output=True,
                                   text=True)
@@ -117,7 +118,7 @@ def test_every_command_of_the_readme_runs(clone, monkeypatch):
                 done = call(*words[1:], cwd=clone, ok=False)
         else:
             assert words[0] == "python", command
-            done = run_script(words[1:], cwd=clone)
+            done = run_script(words[1:], cwd=clone, env=env)
         done_before.append(words)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
@@ -137,9 +138,10 @@ def test_every_snippet_of_the_readme_runs(clone, tmp_path, snippet):
 
 def test_make_demo_runs_what_the_readme_explains(clone):
     lines = subprocess.run(["make", "-n", "demo"], cwd=clone, capture_output=True, text=True).stdout
-    for part in ("data/pydocs/prepare.py", "train.py config/demo.py", "tools/eval.py",
-                 "tools/sample.py"):
-        assert part in lines
+    found = re.findall(r"^\.venv/bin/python ((?!-m pip).*)$", lines, re.M)
+    block = re.search(r"```sh\n(python data/pydocs.*?)```", README, re.S)[1]
+    wanted = [re.sub(r"\s+#.*", "", line).removeprefix("python ") for line in block.splitlines()]
+    assert found == wanted
 
 
 @pytest.mark.parametrize("readme", [*READMES, "records/README.md"])
@@ -219,11 +221,45 @@ def messages():
     return found
 
 
+def test_the_table_of_costs_is_what_the_command_prints():
+    row = re.search(r"^\| `micro_balanced` \|(.*)\|$", README, re.M)[1]
+    done = call("tools/bench.py", "--estimate=1", "config/micro_balanced.py", "--n_gpu=4")
+    gpus = result(done)["gpus"]
+    cells = [cell.strip() for cell in row.split("|")][2:]
+    for cell, name in zip(cells, ("rtx3090", "rtx4090", "a100", "h100"), strict=True):
+        assert cell == f"{gpus[name]['hours']:.1f} h, ${gpus[name]['usd']:.2f}"
+    assert "42.9 MFLOP a token" in done.stdout, "as the preset's head says"
+
+
+def test_the_presets_have_the_parameters_of_the_table():
+    table = (ROOT / "config/README.md").read_text().split("## Presets")[1].split("\n\n`decoder")[0]
+    checked = 0
+    for names, counts in re.findall(r"^\| (.*?) \| ([\d,; ]+)(?: \(.*?\))? \|", table, re.M):
+        stems = re.findall(r"`(\w+)\.py`", names)
+        found = counts.split("; ") if "; " in counts else [counts] * len(stems)
+        for stem, count in zip(stems, found, strict=True):
+            assert count.strip() in run_path(ROOT / f"config/{stem}.py")["__doc__"], stem
+            checked += 1
+    assert checked > 10
+
+
+def fixed_parts(message):
+    """The runs of plain words in an example of a message: something else is filled in between."""
+    found = re.findall(r"(?<!\S)[A-Za-z]+(?: [A-Za-z]+)*(?!\S)", message)
+    return [words for words in found if " " in words]
+
+
 def test_the_messages_that_the_page_explains_exist():
     section = (ROOT / "tools/README.md").read_text().split("## When things go wrong")[1]
     quoted = re.findall(r"^\| `([^`]+)` \|", section, re.M)
     assert len(quoted) > 25
     sources = messages()
+    for page in ("config/README.md", "data/README.md"):  # with examples for what is filled in
+        section = (ROOT / page).read_text().split("## When something is refused")[1]
+        parts = re.findall(r"^\| `([^`]+)` \|", section.split("\n## ")[0], re.M)
+        assert len(parts) > 3, page
+        for message in parts:
+            assert any(part in text for text in sources for part in fixed_parts(message)), message
     for message in quoted:
         pattern = ".*".join(map(re.escape, message.split("...")))
         assert any(re.search(pattern, text, re.S) for text in sources), message

@@ -56,6 +56,9 @@ def called(node):
 @pytest.mark.parametrize("name", CODE)
 def test_nothing_that_is_read_can_run(name):
     for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        if isinstance(node, ast.ImportFrom):  # they are called by their full names only
+            hidden = {f"{node.module}.{alias.name}" for alias in node.names} & RUNS_CODE
+            assert not hidden, f"{name}:{node.lineno}: {hidden}"
         if not isinstance(node, ast.Call):
             continue
         names = called(node)

@@ -12,6 +12,7 @@ bytes. The shares are assumptions for GPUs and were fitted on a CPU (records/sca
 """
 
 import contextlib
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -406,8 +407,10 @@ def estimate(settings, defaults, gpu, n_gpu, usd_per_hour, measure, device):
     n_shards = n_gpu if settings["parallel"] == "fsdp" else 1
     parts = forecast.memory(max(1, chosen["micro_batch"]), n_shards)
     T = settings["block_size"]
+    share = predicted_share(*(settings[name] for name in (
+        "masking_type", "mlm_probability", "objective")))
     say(f"{forecast.params:,} parameters ({which}), "
-        f"{forecast.flops_per_token(T, forecast.K, 1) / 1e6:,.1f} MFLOP a token, "
+        f"{forecast.flops_per_token(T, math.ceil(share * T), 1) / 1e6:,.1f} MFLOP a token, "
         f"{tokens_of(settings):,} tokens in rows of {T:,}, {dtype}"
         + (f", ended after {settings['max_minutes']:g} minutes" if settings["max_minutes"] else "")
         + "\n")

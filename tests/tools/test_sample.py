@@ -138,7 +138,7 @@ def test_without_a_terminal_three_moments_are_printed(runs):
     lines = generated(runs["concept"], "--show=1", "--length=8", "--n_samples=2").stdout
     left = [line for line in lines.splitlines() if " masked: " in line]
     assert [int(line.split()[0]) for line in left] == [6, 4, 2] * 2
-    assert [line.count("_") >= n for line, n in zip(left, [6, 4, 2] * 2)]
+    assert all(line.count("_") >= n for line, n in zip(left, [6, 4, 2] * 2))
     assert "\x1b" not in lines
 
 
