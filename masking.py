@@ -386,8 +386,12 @@ def chances(score_BG, length_BG, rate, band):
         deviation_B1 = (away_BG.square().sum(1, keepdim=True) / n_B1).sqrt()
         tilt_BG = (away_BG / deviation_B1.clamp(min=1e-12)).clamp(-4, 4).exp()
     else:
-        rank_BG = score_BG.masked_fill(length_BG == 0, math.inf).argsort(1).argsort(1)
-        tilt_BG = torch.exp(-0.5 * (((rank_BG + 0.5) / n_B1 - band) / BAND_WIDTH).square())
+        # Equal scores share their mean rank: an order among them would depend on the batch.
+        score_BG = score_BG.masked_fill(length_BG == 0, math.inf).contiguous()
+        sorted_BG = score_BG.sort(1).values
+        rank_BG = (torch.searchsorted(sorted_BG, score_BG)
+                   + torch.searchsorted(sorted_BG, score_BG, right=True)) / 2
+        tilt_BG = torch.exp(-0.5 * ((rank_BG / n_B1 - band) / BAND_WIDTH).square())
     tilt_BG = tilt_BG * exists_BG
     tilt_BG = tilt_BG / (tilt_BG.sum(1, keepdim=True) / n_B1).clamp(min=1e-12)
     chance_BG = rate * (UNIFORM_SHARE + (1 - UNIFORM_SHARE) * tilt_BG)

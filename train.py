@@ -93,6 +93,7 @@ min_lr = 1e-5  # learning rate at the end of the schedule
 warmup_steps = 500  # steps from 0 to the peak
 lr_schedule = "cosine"  # cosine | linear | wsd (constant, then 1-sqrt at the end) | constant
 decay_fraction = 0.2  # share of the steps that decays (wsd)
+lr_restarts = 0  # times that the rate goes back to its peak (cosine; SGDR, 1608.03983)
 weight_decay = 0.05  # decoupled, on matrices only
 beta1 = 0.9  # AdamW
 beta2 = 0.98  # AdamW
@@ -264,6 +265,7 @@ def learning_rate_at(step, progress):
         start = warmup_steps / max(n_steps, warmup_steps + 1)
     x = min(1.0, max(0.0, (progress - start) / max(1 - start, 1e-9)))
     if lr_schedule == "cosine":
+        x = 1.0 if x == 1 else x * (lr_restarts + 1) % 1.0
         share = 0.5 * (1 + math.cos(math.pi * x))
     elif lr_schedule == "linear":
         share = 1 - x
@@ -339,10 +341,13 @@ if resumed:
         stopped = "patience"
     elif overfit_batch and resumed.get("stopped") == "overfit":
         stopped = "overfit"
-elif takes_weights and carry_optimizer:
-    for opt, state in zip(optimizers, distributed.take(taken, optimizers)["optimizers"]):
-        load_optimizer(opt, state)
-    tokens_before = taken["tokens"]
+elif takes_weights:
+    if carry_optimizer:
+        for opt, state in zip(optimizers, distributed.take(taken, optimizers)["optimizers"]):
+            load_optimizer(opt, state)
+        tokens_before = taken["tokens"]
+    if scorer:
+        machine.say(scorer.begin_with(taken.get("importance")))
 is_finished = stopped and evaluated_at == step  # nothing to train, nothing to evaluate
 with run.user_mistakes():
     if stopped:
@@ -404,7 +409,8 @@ def masked_batch(step):
                            span_length_distribution=span_length_distribution,
                            diffusion_schedule=diffusion_schedule,
                            scores=scorer.scores(ids) if scorer else None,
-                           shuffle_scores=importance == "shuffled", band=band(step),
+                           shuffle_scores=importance == "shuffled",
+                           band=band(0 if overfit_batch else step),
                            importance_weights=importance_weights)
     batch = MaskedBatch(*machine.take(batch))
     total_weight = batch.weights.sum()

@@ -10,4 +10,4 @@ rope_theta = 10_000.0
 mlm_probability = 0.3
 lr_schedule = "constant"
 batch_schedule = "0.125:0.03,0.5:0.04,1.0:0.93"
-max_steps = 360_000  # 1.7 T tokens in batches of 4,608 rows
+max_steps = 360_000  # 1.6 T tokens in batches of 4,608 rows

@@ -535,7 +535,11 @@ class Transformer(nn.Module):
             raise ValueError("isolate_documents=True: decode needs documents=model.documents(ids, "
                              "attention_mask)")
         if self.cfg.mntp:  # the state before a masked token predicts it
-            positions = (positions - 1).clamp(min=0)
+            before = (positions - 1).clamp(min=0)
+            if documents is not None:  # that of another document knows nothing of this one
+                same = documents.gather(1, before) == documents.gather(1, positions)
+                before = torch.where(same, before, positions)
+            positions = before
         R = self.cfg.n_register
         registers, remembered = registers[:, :R], registers[:, R:]
         real_BT = None if attention_mask is None else attention_mask.bool()

@@ -150,6 +150,15 @@ class Importance:
             self.estimator.load_state_dict(state["estimator"])
             self.optimizer.load_state_dict(state["optimizer"])
 
+    def begin_with(self, state):
+        """Takes the scores of another run, where they are of the same kind -> a line that says so.
+        """
+        if state and state["kind"] == self.kind:
+            self.load(state)
+            return f"scores of importance={self.kind} go on from those of that run"
+        there = f"it has those of importance={state['kind']}" if state else "it has none"
+        return f"scores of importance={self.kind} begin afresh: {there}"
+
     @torch.no_grad()
     def measure(self, model, data, dtype, rows=64, micro_batch=32):
         """How well the scores tell what is hard, on validation rows with uniform masks -> dict.

@@ -85,6 +85,9 @@ def check_settings(config, defaults, world_size):
         if config[name] and config["max_minutes"]:
             problems.append(f"{name}: its shares are of a known number of steps; give max_steps, "
                             "not max_minutes")
+    if config["curriculum"] != "off" and config["max_minutes"]:
+        problems.append(f"curriculum={config['curriculum']}: its stages are shares of a known "
+                        "number of steps; give max_steps, not max_minutes")
     if config["batch_schedule"]:
         try:
             sizes = parse_batch_schedule(config["batch_schedule"], batch_size)
@@ -165,7 +168,7 @@ def bad_values(config):
     for name in ("min_lr", "health_rows", "warmup_steps", "max_tokens", "max_minutes",
                  "overfit_tokens", "stop_at_step", "patience", "weight_decay", "grad_clip",
                  "save_minutes", "hang_minutes", "seed", "vocab_size", "max_length",
-                 "checkpoint_every"):
+                 "checkpoint_every", "lr_restarts"):
         if not 0 <= config[name] < math.inf:
             problems.append(f"{name}={config[name]}: expected 0 or more")
     for name in ("beta1", "beta2", "dropout"):
@@ -232,17 +235,38 @@ def settings_without_effect(config, defaults):
         unread += ["n_frequency"]
     if not config["local_window"]:
         unread += ["global_every"]
+    unread += unread_by_layers(config)
     has_anchors = {"auto": config["bottleneck"] == "strict", "false": False}
     if config["arch"] == "concept" and not has_anchors.get(config["anchored"], True):
         unread += ["anchor_slope", "local_heads"]
     if config["lr_schedule"] != "wsd":
         unread += ["decay_fraction"]
+    if config["lr_schedule"] != "cosine":
+        unread += ["lr_restarts"]
     if config["lr_schedule"] == "constant":
         unread += ["min_lr"]
     if config["rows"] != "block":
         unread += ["isolate_documents"]
     return [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}"
             for name in unread if config[name] != defaults[name]]
+
+
+def unread_by_layers(config):
+    """Settings of attention and of resonance, where no layer of a baseline is of that kind."""
+    if config["arch"] == "concept" or config["arch"] not in ARCHS:
+        return []
+    names, kinds = [], ["a"] * max(0, config["n_layer"])
+    if config["arch"] == "resonance" and config["mixers"]:
+        kinds = [config["mixers"][i % len(config["mixers"])] for i in range(len(kinds))]
+    if "a" not in kinds:
+        names += ["rope_theta", "qk_norm"]
+    # Layer 0 and every global_every-th one see the whole row.
+    if not any(kind == "a" and i % max(1, config["global_every"])
+               for i, kind in enumerate(kinds)):
+        names += ["local_window"]
+    if config["arch"] == "resonance" and ("r" not in kinds or config["mixer"] == "fnet"):
+        names += ["n_frequency"]
+    return names
 
 
 def settings_of_others(config, but=()):
@@ -373,7 +397,11 @@ def describe_start(resumed, config, defaults):
     before = defaults | resumed["settings"]  # older runs had fewer settings
     changed = [f"{name}={before[name]} -> {value}"
                for name, value in config.items() if value != before[name]]
-    return f"resuming at step {resumed['step']}, changed since: {', '.join(changed) or 'nothing'}"
+    passed = ""
+    if 0 < config["stop_at_step"] <= resumed["step"]:
+        passed = f"; stop_at_step={config['stop_at_step']} has passed, it trains to its end"
+    return (f"resuming at step {resumed['step']}, changed since: {', '.join(changed) or 'nothing'}"
+            f"{passed}")
 
 
 # ---- model --------------------------------------------------------------------------------------
@@ -799,8 +827,9 @@ def check_same_run(checkpoint, model, tok, data_sha256, config, defaults):
         for unread in ("anchor_slope", "local_heads"):  # their defaults may have changed since
             now.pop(unread, None)
     old = defaults | checkpoint["settings"]  # older runs had fewer settings
-    # the row length of a step follows from its share of all steps
-    has_schedule = config["block_schedule"] or config["batch_schedule"]
+    # row length, number of rows and band of scores of a step follow from its share of all steps
+    has_schedule = (config["block_schedule"] or config["batch_schedule"]
+                    or config["curriculum"] != "off")
     steps = ("max_steps", "max_tokens") if has_schedule else ()
     for name in (*FIXED, *steps):
         now[name], before[name] = config[name], old[name]

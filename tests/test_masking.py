@@ -681,6 +681,18 @@ def test_bands_choose_low_medium_or_high_scores(tok):
     assert mean[0.2] < 0.45 < 0.48 < mean[0.5] < 0.52 < 0.55 < mean[0.8] and mean[None] > 0.55
 
 
+@pytest.mark.parametrize("band", [None, 0.2, 0.5, 0.8])
+def test_equal_scores_make_no_row_depend_on_the_others(tok, band):
+    """A repeated word has the same score each time."""
+    ids = rows(32, 128)
+    scores = (ids % 5).double()
+    whole = mask_batch(ids, torch.arange(32), "importance", 0.3, tok, scores=scores, band=band)
+    for i in range(32):
+        alone = mask_batch(ids[i:i + 1], torch.tensor([i]), "importance", 0.3, tok,
+                           scores=scores[i:i + 1], band=band)
+        assert torch.equal(whole.inputs[i], alone.inputs[0]), i
+
+
 @pytest.mark.parametrize("curriculum,bands", [
     ("off", [None] * 5), ("easy_to_hard", [0.2, 0.2, 0.5, 0.8, 0.8]),
     ("hard_to_easy", [0.8, 0.8, 0.5, 0.2, 0.2])])

@@ -14,6 +14,7 @@ from test_train import evaluations, losses, train
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
+from lib.baselines import Transformer, TransformerConfig
 from lib.machine import Machine
 from lib.run import evaluate, load_run, read_checkpoint, take_weights
 from masking import next_tokens
@@ -141,6 +142,36 @@ def test_mntp_predicts_a_masked_token_from_the_state_before_it(data_dir, tmp_pat
     assert torch.equal(model.decode(concepts, tokens, torch.tensor([[8, 0]])), plain)
 
 
+def test_mntp_predicts_the_first_token_of_an_isolated_document_from_its_own_state():
+    torch.manual_seed(0)
+    config = TransformerConfig(vocab_size=64, token_dim=32, ffn_dim=32, n_layer=1, n_head=2,
+                               n_mixer=1, mntp=True, isolate_documents=True, eot_id=63)
+    model, ids = Transformer(config).eval(), torch.arange(20)[None].clone()
+    ids[0, 9] = 63  # the second document begins at place 10
+    place, other = torch.tensor([[10]]), ids.clone()
+    other[0, :9] += 20
+
+    def logits(ids):
+        return model.logits(model.decode(*model.encode(ids), place, model.documents(ids)))
+    assert torch.equal(logits(ids), logits(other))
+    other = ids.clone()
+    other[0, 15] = 50
+    assert not torch.equal(logits(ids), logits(other))
+
+
+def test_a_phase_takes_the_scores_of_the_phase_before(data_dir, tmp_path):
+    args = ["--masking_type=importance", "--importance=ema", "--max_steps=4"]
+    train(data_dir, tmp_path / "a", *args)
+    new = [f"--init_from={tmp_path}/a", "--max_steps=1"]
+    done = train(data_dir, tmp_path / "b", *args, *new)
+    assert "scores of importance=ema go on from those of that run" in done.stdout
+    before, after = (read_checkpoint(tmp_path / name / "ckpt.pt")["importance"]["mean_V"]
+                     for name in "ab")
+    assert (before != after).sum() < 0.7 * len(before), "one step later"
+    done = train(data_dir, tmp_path / "c", *args, *new, "--importance=model")
+    assert "scores of importance=model begin afresh: it has those of importance=ema" in done.stdout
+
+
 # ---- phases --------------------------------------------------------------------------------------
 
 
@@ -222,6 +253,13 @@ def test_weights_that_do_not_fit_are_all_listed(decoder, data_dir, tmp_path):
     (["--copy_head=true"], "copy_head=True has no effect here"),
     (["--local_window=8"], "local_window=8 has no effect here"),
     (["--arch=transformer", "--mixers=rrra"], "mixers=rrra has no effect here"),
+    (["--arch=transformer", "--n_layer=1", "--local_window=4"], "local_window=4 has no effect"),
+    (["--arch=transformer", "--n_layer=0", "--rope_theta=500"], "rope_theta=500.0 has no effect"),
+    (["--arch=resonance", "--rope_theta=500"], "rope_theta=500.0 has no effect here"),
+    (["--arch=resonance", "--mixer=fnet", "--n_frequency=4"], "n_frequency=4 has no effect here"),
+    (["--lr_schedule=linear", "--lr_restarts=2"], "lr_restarts=2 has no effect here"),
+    (["--masking_type=importance", "--curriculum=easy_to_hard", "--max_minutes=1"],
+     "curriculum=easy_to_hard: its stages are shares of a known number of steps"),
     (["--resonant_mixers=true", "--n_mixer=0"], "resonant_mixers=True has no effect here"),
     (["--init_from=elsewhere", "--init_table=random"], "init_table=random has no effect here"),
     (["--overfit_tokens=1024", "--block_size=0"], "block_size=0: expected more than 0"),

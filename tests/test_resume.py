@@ -112,6 +112,19 @@ def test_a_schedule_of_row_lengths_keeps_its_steps(data_dir, tmp_path):
     train(data_dir, tmp_path, *args)
 
 
+def test_a_curriculum_keeps_its_stages(data_dir, tmp_path):
+    args = ["--masking_type=importance", "--importance=ema", "--curriculum=easy_to_hard"]
+    train(data_dir, tmp_path, *args, "--stop_at_step=12")
+    refused(train(data_dir, tmp_path, *args, "--max_steps=40", ok=False), "max_steps: 20")
+
+
+def test_a_step_to_stop_at_that_has_passed_is_named(stopped, data_dir, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    done = train(data_dir, out, "--stop_at_step=3")
+    assert "stop_at_step=3 has passed, it trains to its end" in done.stdout
+    assert result(done)["stopped"] == "max_steps"
+
+
 def test_a_setting_added_later_does_not_keep_a_run_from_going_on(stopped, finished, data_dir,
                                                                  tmp_path, monkeypatch):
     """Checkpoints without it take its default, when they resume and when they are read."""

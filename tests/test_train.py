@@ -431,6 +431,22 @@ def test_schedules_warm_up_and_end_where_they_should(schedule, data_dir, tmp_pat
         assert lr[18] == pytest.approx(1e-5 + (3e-3 - 1e-5) * (1 - 0.5**0.5))
 
 
+def test_a_cosine_begins_again_as_often_as_asked_for(data_dir, tmp_path):
+    train(data_dir, tmp_path, "--lr_restarts=2", "--min_lr=1e-5", "--eval_interval=100",
+          "--warmup_steps=2", "--max_steps=20")
+    lr = [r["lr"] for r in read_log(tmp_path) if "lr" in r]
+    peaks = [i for i in range(1, 19) if lr[i - 1] < lr[i] >= lr[i + 1]]
+    assert len(peaks) == 3 and lr[-1] < 3e-4, "two warm restarts after the warm-up's own peak"
+
+
+def test_what_is_learned_by_heart_keeps_its_masks_under_a_curriculum(data_dir, tmp_path):
+    done = train(data_dir, tmp_path, "--masking_type=importance", "--importance=ema",
+                 "--curriculum=easy_to_hard", "--overfit_tokens=64", "--max_steps=45",
+                 "--learning_rate=4e-3", "--warmup_steps=2", "--log_interval=1", ok=False)
+    lost = [r["loss"] for r in read_log(tmp_path) if "loss" in r]
+    assert max(b - a for a, b in zip(lost[10:], lost[11:])) < 1.0, done.stdout
+
+
 def test_weights_of_another_run_start_a_new_one(trained, data_dir, tmp_path):
     done = train(data_dir, tmp_path, f"--init_from={trained}", "--dropout=0.1", "--max_steps=1")
     assert result(done)["step"] == 1

@@ -111,6 +111,25 @@ def is_whole(run):
                              "overfit")
 
 
+def at_equal_tokens(runs):
+    """Runs of a sweep with rungs, each as it was after the first of them, where all were ranked ->
+    runs, sentences on those that trained on; without rungs the runs as they are, and none.
+    """
+    ends = [run["tokens"] for run in runs if run["status"] == "ranked"]
+    if not ends:
+        return runs, []
+    found, notes = [], [f"Losses are those after {min(ends):,} tokens, where the arms were ranked."]
+    for run in runs:
+        tokens, loss = [point for point in run["curve"] if point[0] <= min(ends)][-1]
+        part = tokens / run["tokens"]
+        if part < 1:
+            notes.append(f"{run['run']} trained on, to {run['loss']:.4f} nats after "
+                         f"{run['tokens']:,} tokens.")
+        found.append(run | dict(loss=loss, tokens=tokens, flops=run["flops"] * part,
+                                seconds=run["seconds"] and run["seconds"] * part))
+    return found, notes
+
+
 def arms_of(runs):
     """Runs that differ in their seed alone -> [[run, ...]], the lowest median loss first."""
     groups = {}
@@ -368,7 +387,8 @@ def write_report(folder):
     if not whole:
         raise ValueError(f"{folder}: none of its {len(runs)} runs has used its budget; the command "
                          "that has started them goes on with them")
-    arms, names = arms_of(whole), varied(whole)
+    equal, about_rungs = at_equal_tokens(whole)
+    arms, names = arms_of(equal), varied(whole)
     hidden = ("settings", "curve", "data")
     write_csv(os.path.join(folder, "report.csv"), [
         {key: value for key, value in run.items() if key not in hidden}
@@ -382,6 +402,7 @@ def write_report(folder):
         replace_file(os.path.join(folder, f"report_{name}.png"),
                      lambda file, figure=figure: figure.savefig(file, format="png"))
     notes, (head, rows) = notes_on(arms, fronts), table_of(arms, names)
+    notes += about_rungs
     notes += [f"{run['run']} is left out here, but in report.csv: {run['status']} at "
               f"{run['tokens']:,} tokens, {run['loss']:.4f} nats."
               for run in runs if not is_whole(run)]

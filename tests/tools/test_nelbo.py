@@ -46,7 +46,7 @@ class Stub:
         self.is_real = is_real
         return self.logits_of(inputs), None
 
-    def documents(self, inputs):
+    def documents(self, inputs, is_real=None):
         return None
 
     def decode(self, concepts, tokens, positions, documents, is_real):

@@ -14,6 +14,7 @@ from test_train import train
 
 from tools.sweep_report import (
     arms_of,
+    at_equal_tokens,
     draw_smallbench,
     find_runs,
     front,
@@ -96,6 +97,19 @@ def test_equal_flops_have_a_best_size():
     assert low < 3e6 < high
     assert iso_flop(arms[:2]) is None
     assert iso_flop([arm(p, 4 - p / 1e7) for p in (1e6, 2e6, 4e6)]) is None, "no minimum between"
+
+
+def test_arms_that_ended_at_a_rung_are_compared_there():
+    def run(name, status, curve):
+        return dict(run=name, status=status, curve=curve, tokens=curve[-1][0], loss=curve[-1][1],
+                    flops=10.0 * curve[-1][0], seconds=None)
+    short = run("a", "ranked", [(50, 4.0), (100, 3.0)])
+    long = run("b", "done", [(50, 3.9), (100, 2.9), (1000, 2.0)])
+    runs, notes = at_equal_tokens([short, long])
+    assert [(r["tokens"], r["loss"], r["flops"]) for r in runs] == [(100, 3.0, 1000.0),
+                                                                    (100, 2.9, 1000.0)]
+    assert "after 100 tokens" in notes[0] and "b trained on, to 2.0000 nats" in notes[1]
+    assert at_equal_tokens([long]) == ([long], [])
 
 
 def test_fine_tuned_runs_are_bars_of_their_accuracies(folder, tmp_path):
