@@ -232,7 +232,8 @@ def run_one(task, splits, init, lr, seed):
     # last, because a run counts as finished once this file is there
     write_json(f"{path}.json", dict(seed=seed, lr=lr) | report | dict(
         recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init),
-        data=glue.fingerprint(task, splits), weights=file_hash(f"{path}.pt")))
+        data=glue.fingerprint(task, splits), precision=precision,
+        weights=file_hash(f"{path}.pt")))
 
 
 def finished(task, data, init, lr, seed):
@@ -241,8 +242,12 @@ def finished(task, data, init, lr, seed):
         found = read_json(run_path(task, init, lr, seed) + ".json")
     except (OSError, ValueError):  # not run yet, or damaged: it is run again
         return None
-    # a result of another recipe, checkpoint or data set has the same name and does not count
+    # A result of another recipe, checkpoint, data set or precision has the same name and does not
+    # count. Older ones do not say their precision.
     wanted = dict(recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init), data=data)
+    precision, _ = choose_dtype(dtype, find_machine(device).device)
+    found = dict(precision=precision) | found
+    wanted["precision"] = precision
     return found if all(found.get(key) == value for key, value in wanted.items()) else None
 
 
@@ -423,7 +428,8 @@ def read_tasks(setting):
 def read_results():
     """glue.json of earlier commands -> {task: entry}, which stay; {} if there is none.
 
-    Raises ValueError if it is damaged.
+    Those of other weights, from before the run trained on, are left out, and named. Raises
+    ValueError if it is damaged.
     """
     path = os.path.join(home(), "glue.json")
     if not os.path.exists(path):
@@ -435,7 +441,13 @@ def read_results():
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; rm {path}, and give its tasks again: "
                          "finished runs are kept") from None
-    return results
+    weights = hash_of_weights("untrained")
+    other = {name: entry for name, entry in results.items()
+             if entry.get("weights", weights) != weights}
+    for name, entry in other.items():
+        say(f"{name} is left out of glue.json: its scores are of other weights, after "
+            f"{entry['tokens']:,} tokens; its runs stay in glue/{name}")
+    return {name: entry for name, entry in results.items() if name not in other}
 
 
 def written_here(path):
@@ -468,10 +480,14 @@ def prepare():
     if not any(task.dev for task, _, _ in found):
         raise ValueError("ax has no training data of its own: --task=mnli answers it")
     refuse_other_files([task for task, _, _ in found])
-    if n_concept and getattr(loaded("pretrained")[0].cfg, "anchored", False):
+    model = loaded("pretrained")[0]
+    if n_concept and getattr(model.cfg, "anchored", False):
         raise ValueError(f"n_concept={n_concept} has no effect here: the concepts of {out_dir} "
                          "have places in the row, and those behind a text do not count anyway; "
                          "leave it at 0")
+    if n_concept > getattr(model.cfg, "n_concept", 0):
+        raise ValueError(f"n_concept={n_concept} has no effect here: {out_dir} has "
+                         f"{getattr(model.cfg, 'n_concept', 0)} concepts; leave it at 0")
     # a model of each size and init is made once, so that a mistake shows now
     of_sizes = {recipe_of(task).n_concept: task for task, _, _ in found}
     for init in INITS:
@@ -501,6 +517,7 @@ def say_how_many(task, splits):
 def fine_tune_all(found, results):
     """Fine-tunes on all tasks, writes glue.json, glue.md and the submission, prints the table."""
     model, _, tokens = loaded("pretrained")
+    of_weights = dict(weights=hash_of_weights("untrained"), tokens=tokens)
     for task, splits, notes in found:
         if not task.dev:
             say(f"{task.name} has no training data of its own: --task=mnli answers it")
@@ -509,7 +526,7 @@ def fine_tune_all(found, results):
         for note in notes:
             say(note)
         params = dict(params=f"{model.num_params() / 1e6:.1f}M")
-        results[key_of(task)] = params | fine_tune(task, splits, notes)
+        results[key_of(task)] = params | of_weights | fine_tune(task, splits, notes)
         # after each task: a run of all of GLUE takes long
         write_json(os.path.join(home(), "glue.json"), results)
     table = markdown(results, f"{out_dir} after {tokens:,} tokens of pretraining")

@@ -513,12 +513,12 @@ def scan(path, dtype, n_vocab):
     return sha256.hexdigest(), counts
 
 
-def unigram_entropy(counts, eot_id):
+def unigram_entropy(counts, eot_id, pad_id=None):
     """Occurrences of each id -> nats per token of a model that knows only these frequencies.
 
-    The end of a document is no word, so eot_id is left out.
+    The end of a document is no word, nor is padding: eot_id and pad_id are left out.
     """
-    p = np.delete(counts, eot_id)
+    p = np.delete(counts, [eot_id] if pad_id in (None, eot_id) else [eot_id, pad_id])
     p = p[p > 0] / p.sum()
     return float(-(p * np.log(p)).sum())
 

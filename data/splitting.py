@@ -281,7 +281,8 @@ def write_split(out_dir, settings, found, names, data_dir, is_val, ranges, count
     meta = {"format": bins.FORMAT, "dtype": "uint16" if tok.n_vocab <= 65536 else "uint32",
             "n_vocab": tok.n_vocab, "vocab_size": tok.vocab_size, "eot_id": int(tok.eot_id),
             "pad_id": found.pad_id, "tokenizer": "tokenizer", "fingerprint": tok.fingerprint,
-            "unigram_entropy": bins.unigram_entropy(counts[0], tok.eot_id), "splits": {}}
+            "unigram_entropy": bins.unigram_entropy(counts[0], tok.eot_id, found.pad_id),
+            "splits": {}}
     save_tokenizer(tok, found.spec, out_dir, {})
     with writing(out_dir):  # a full disk becomes one message
         for k, split in enumerate(SPLITS):

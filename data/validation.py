@@ -217,7 +217,7 @@ def differences(data_dir, meta, split, counts, tok):
                               ("bytes of text", n_bytes, about["bytes"])):
         if n != expected:
             problems.append(f"{split}: {n:,} {what}, expected {expected:,}")
-    entropy = bins.unigram_entropy(counts[:-1], tok.eot_id)
+    entropy = bins.unigram_entropy(counts[:-1], tok.eot_id, meta.get("pad_id", tok.eot_id))
     if split == "train" and abs(entropy - meta["unigram_entropy"]) > 1e-6:
         problems.append(f"unigram entropy {entropy:.6f} nats, meta.json says "
                         f"{meta['unigram_entropy']:.6f}")

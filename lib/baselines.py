@@ -264,6 +264,8 @@ class Layer(nn.Module):
 
     def start(self, B, longest):
         """-> what the layer keeps of the tokens so far, for up to `longest` of them."""
+        if self.read is None:
+            return None
         if self.mixing == "resonance":
             return self.read.start(B)
         weight, H = self.read.q.weight, self.read.n_head
@@ -271,6 +273,8 @@ class Layer(nn.Module):
 
     def extend(self, x_BTd, kept, past):
         """As forward for further tokens (B,T,d). kept: of `start`, is brought up to date."""
+        if self.read is None:
+            return x_BTd + self.ffn(self.ffn_norm(x_BTd))
         h_BTd = self.read_norm(x_BTd)
         if self.mixing == "resonance":
             read_BTd = self.read.extend(h_BTd, kept, past.new_real_BT)

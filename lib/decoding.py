@@ -11,13 +11,15 @@ whole text anew for each token, up to rounding. Prompts of different lengths sha
 shorter ones have padding before them, which no token sees.
 
 A text begins behind an end-of-document mark, as documents do in training, and ends where the model
-draws this mark or where `length` is reached. Random numbers are hashes of the seed, the number of
-the sample and the token's number, as in lib/generate.py.
+draws this mark or where `length` is reached. With isolate_documents the text does not see the mark:
+only the first token of an empty prompt is drawn from it. Random numbers are hashes of the seed, the
+number of the sample and the token's number, as in lib/generate.py.
 
 Shapes: B texts, N tokens of a text with its prompt, V ids that may be drawn.
 """
 
 import torch
+import torch.nn.functional as F
 
 from lib.health import check_finite
 from lib.sampling import Sample, Sampling, draw
@@ -56,6 +58,9 @@ def continue_rows(model, tok, prompts, numbers, length, sampling, device, watch=
 
     watch: a function of prompts and drawn ids (B,N), called after each token.
     """
+    isolated = model.cfg.isolate_documents
+    if isolated:
+        prompts = [prompt[1:] or prompt for prompt in prompts]
     n_prompt = max(map(len, prompts))
     ids_BN = torch.full((len(prompts), n_prompt), tok.pad_id)
     real_BN = torch.zeros_like(ids_BN, dtype=torch.bool)
@@ -81,6 +86,11 @@ def continue_rows(model, tok, prompts, numbers, length, sampling, device, watch=
         new_BT = allowed_V[index.to(device)][:, None]
         ids_BN = torch.cat((ids_BN, new_BT.cpu()), dim=1)
         new_real_BT = torch.ones_like(new_BT, dtype=torch.bool) if has_padding else None
+        if isolated and step == 0 and any(prompt == [tok.eot_id] for prompt in prompts):
+            # What comes now is read without the mark: from the beginning, with it as padding.
+            has_padding, past = True, model.start(len(prompts), n_prompt + length)
+            real_BN[ids_BN[:, :n_prompt] == tok.eot_id] = False
+            new_BT, new_real_BT = ids_BN.to(device), F.pad(real_BN, (0, 1), value=True).to(device)
         has_ended_B |= ids_BN[:, -1] == tok.eot_id
         if watch:
             watch(ids_BN)

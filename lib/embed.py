@@ -5,7 +5,7 @@ this module. The poolings:
 
     max        largest value of each number over the concepts (transformer: over the tokens);
                the default with concepts
-    concepts   all concepts side by side, n_concept times as wide
+    concepts   all concepts side by side, n_concept times as wide; 0 for those that do not count
     mean       mean token state; the default of a transformer
 
 On STS-B without fine-tuning, max correlates best with human scores for its width. The mean over
@@ -51,7 +51,8 @@ POOL = {  # ids (B,T), concepts (B,C,D), tokens (B,T,d) -> (B, width)
     "tokens, max": lambda model, ids, concepts, tokens: tokens.amax(1),
     "concepts": lambda model, ids, concepts, tokens: mean_concept(model, ids, concepts),
     "concepts, max": lambda model, ids, concepts, tokens: model.largest(concepts, ids),
-    "all concepts": lambda model, ids, concepts, tokens: concepts.flatten(1),
+    "all concepts": lambda model, ids, concepts, tokens: (
+        concepts * model.standing(ids)[..., None]).flatten(1),
 }
 
 

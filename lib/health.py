@@ -38,16 +38,28 @@ def probe_rows(data, tok, rows, mlm_probability=0.15):
     return ids, mask_batch(ids, index, "token", mlm_probability, tok, seed=EVAL_SEED)
 
 
+def padding_of(data, tok):
+    """The id of padding in the rows of a data set, None where they have none."""
+    return tok.pad_id if data.padded else None
+
+
+def is_real(ids, pad_id):
+    """Which ids (B,T) are tokens, bool; None where all are, with pad_id=None."""
+    return None if pad_id is None else ids != pad_id
+
+
 @torch.no_grad()
-def encode_rows(model, ids, machine, dtype, micro_batch=32):
+def encode_rows(model, ids, machine, dtype, micro_batch=32, pad_id=None):
     """ids (B,T) -> concepts (B,C,D) and token states (B,T,d), float32 on the CPU.
 
-    Raises ValueError where a state is NaN or infinite.
+    pad_id: see padding_of. Raises ValueError where a state is NaN or infinite.
     """
     parts = []
     for part in ids.split(micro_batch):
+        [on_device] = machine.take([part])
         with autocast(machine.device, dtype):
-            parts.append([t.float().cpu() for t in model.encode(*machine.take([part]))])
+            encoded = model.encode(on_device, is_real(on_device, pad_id))
+            parts.append([t.float().cpu() for t in encoded])
     concepts, tokens = (torch.cat(group) for group in zip(*parts))
     check_finite([concepts, tokens])
     return concepts, tokens
@@ -139,7 +151,7 @@ def entropy(p, smallest=1e-12):
 # ---- use by the decoder -------------------------------------------------------
 
 @torch.no_grad()
-def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
+def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False, pad_id=None):
     """Loss of a MaskedBatch, and its rise when the decoder gets other concepts -> dict, nats.
 
     loss        with the row's own concepts
@@ -148,12 +160,13 @@ def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
     averaged    rise with the mean concepts of the batch
     one_by_one  if asked for: a list, the rise when concept c alone is 0, on the first 64 rows
 
-    Near 0 nats: the decoder does not use what was replaced. Large is good.
+    Near 0 nats: the decoder does not use what was replaced. Large is good. pad_id: see padding_of.
     """
     encoded = []
     for part in batch.inputs.split(micro_batch):
+        [on_device] = machine.take([part])
         with autocast(machine.device, dtype):
-            encoded.append(model.encode(*machine.take([part])))
+            encoded.append(model.encode(on_device, is_real(on_device, pad_id)))
     concepts, tokens = (torch.cat(group) for group in zip(*encoded))
     B, C, _ = concepts.shape
     on_device = machine.take(batch)
@@ -162,8 +175,9 @@ def channel_use(model, batch, machine, dtype, micro_batch=32, one_by_one=False):
         nats = total_weight = 0.0
         parts = [t[:len(concepts)].split(micro_batch) for t in (concepts, tokens, *on_device)]
         for c, x, inputs, positions, targets, weights, _ in zip(*parts):
+            real = is_real(inputs, pad_id)
             with autocast(machine.device, dtype):
-                states = model.decode(c, x, positions, model.documents(inputs))
+                states = model.decode(c, x, positions, model.documents(inputs, real), real)
                 nats += model.nats(states, targets, weights).item()
             total_weight += weights.sum().item()
         return nats / max(total_weight, 1e-9)
@@ -189,15 +203,15 @@ def summary(model, data, tok, machine, dtype, rows=64, micro_batch=32):
     """
     was_training = model.training
     model.eval()
-    ids, batch = probe_rows(data, tok, rows)
+    (ids, batch), pad_id = probe_rows(data, tok, rows), padding_of(data, tok)
     result = {}
     try:
-        concepts, _ = encode_rows(model, ids, machine, dtype, micro_batch)
+        concepts, _ = encode_rows(model, ids, machine, dtype, micro_batch, pad_id)
     except ValueError:  # NaN weights: the training loop reports them itself
         concepts = torch.empty(0, 0)
     if concepts.shape[1]:
         z = geometry(concepts)
-        use = channel_use(model, batch, machine, dtype, micro_batch)
+        use = channel_use(model, batch, machine, dtype, micro_batch, pad_id=pad_id)
         result = dict(concept_rank=z["rank"], input_dependence=z["input_dependence"],
                       duplicates=z["duplicates"], shuffled=use["shuffled"], zeroed=use["zeroed"])
     model.train(was_training)
@@ -243,8 +257,10 @@ def describe(values, n_concept, is_trained=True):
 # ---- attention ----------------------------------------------------------------
 
 @torch.no_grad()
-def attention(model, ids, positions, machine, dtype):
+def attention(model, ids, positions, machine, dtype, pad_id=None):
     """Attention weights of one forward pass of ids (B,T), decoded at positions (B,K).
+
+    pad_id: see padding_of.
 
     -> read: for each layer (B,H,C,T), concepts reading tokens; decode: for each decoder block
     (B,H,K,C), predicted positions reading concepts. float32 on the CPU. Fused attention returns no
@@ -263,8 +279,9 @@ def attention(model, ids, positions, machine, dtype):
     try:
         with autocast(machine.device, dtype):
             ids, positions = machine.take([ids, positions])
-            concepts, tokens = model.encode(ids)
-            model.decode(concepts, tokens, positions, model.documents(ids))
+            real = is_real(ids, pad_id)
+            concepts, tokens = model.encode(ids, real)
+            model.decode(concepts, tokens, positions, model.documents(ids, real), real)
     finally:
         for hook in hooks:
             hook.remove()
@@ -286,8 +303,8 @@ def decode_readers(model):
 def attention_weights(module, x_BQD, y_BNE, mask=None, words=None, owner_BN=None, visible=None):
     """The softmax of an attention module of model.py, from the inputs of its forward. (B,H,Q,N).
 
-    Rows sum to 1. In the heads of an OwnedAttention that read owned tokens only, the rows of a
-    query that owns nothing are zero.
+    Rows sum to 1, in a local head to 0 where nothing is near. In the heads of an OwnedAttention
+    that read owned tokens only, the rows of a query that owns nothing are zero.
     """
     if isinstance(module, StrictDecoder):
         q, k, gain = x_BQD, module.k(y_BNE), None

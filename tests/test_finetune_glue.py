@@ -448,6 +448,26 @@ def test_a_number_of_concepts_is_refused_where_they_have_places(own_task, data_d
     refused(done, "n_concept=2 has no effect here", "leave it at 0")
 
 
+def test_more_concepts_than_there_are_are_refused(trained, own_task):
+    done = finetune(trained, own_task / "alike", "--n_concept=999", ok=False)
+    refused(done, "n_concept=999 has no effect here", "concepts; leave it at 0")
+
+
+def test_scores_of_other_weights_leave_the_table(trained, own_task, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
+    args = ["--seeds=1", "--epochs=1", "--lrs=1e-3"]
+    finetune(out, own_task / "mood", *args)
+    path, name = out / "best.pt", "mood"
+    saved = torch.load(path, weights_only=True)
+    saved["model"]["wte"] += 0.01  # as if it had been trained on
+    torch.save(saved, path)
+    done = finetune(out, own_task / "alike", *args)
+    assert f"{name} is left out of glue.json: its scores are of other weights" in done.stdout
+    assert list(json.loads((out / "glue.json").read_text())) == ["alike"]
+    assert list((out / "glue/mood").glob("*.json")), "its runs stay"
+
+
 @torch.no_grad()
 def test_anchored_texts_are_compared_by_what_is_alike_and_in_no_order():
     """Each concept with those of the other text that stand in it, wherever they stand."""

@@ -92,7 +92,7 @@ from lib.run import (
 from masking import check_masking, mask_batch, masking_types
 from tools.compare import as_text, check_comparable, runs_to_compare, write_comparison
 from tools.measures import BOUND, CONCEPTS, LATENCY_LENGTHS, LOSS_FIELDS, LOSSES, shown
-from tools.metrics import collect, measure_speed, page, read_glue, write_page
+from tools.metrics import collect, measure_speed, of_weights, page, read_glue, write_page
 from tools.nelbo import LEAST_DRAWS, likelihood_bound
 from tools.pll import pseudo_log_likelihood
 from tools.report import write_report
@@ -175,7 +175,7 @@ def load():
     refuse_decoder(model, out_dir)
     sts_file = find_sts() if sts else ""
     pairs = read_sts(sts_file) if sts else None
-    glue = read_glue(folder)
+    glue = of_weights(read_glue(folder), loaded)
     control = load_control(tok, T, machine) if control_dir else None
     scorer = load_scorer(loaded, names[0], tok, T, machine)
     run = Run(out_dir, model, tok, loaded, machine, precision, T, sets, sts_file, pairs, glue,
@@ -408,18 +408,18 @@ def measure_pll(run):
 
 # ---- health of the concepts, and the controls ----------------------------------------
 
-def measure_concepts(run, model, ids, batch):
-    """All of lib/health.py for one model -> dict.
+def measure_concepts(run, model, ids, batch, pad_id):
+    """All of lib/health.py for one model -> dict. pad_id: health.padding_of the rows.
 
     A Transformer has no concepts: as many token states, evenly spaced, take their place.
     """
-    concepts, tokens = health.encode_rows(model, ids, run.machine, run.dtype, micro_batch)
+    concepts, tokens = health.encode_rows(model, ids, run.machine, run.dtype, micro_batch, pad_id)
     if model.arch != "concept":
         return health.geometry(health.evenly_spaced(tokens, n_vectors(run)))
-    use = health.channel_use(model, batch, run.machine, run.dtype, micro_batch, one_by_one=True)
+    use = health.channel_use(model, batch, run.machine, run.dtype, micro_batch, True, pad_id)
     few = slice(0, 2 * micro_batch)  # attention weights are large, and a few rows are enough
     read, decode = health.attention(model, batch.inputs[few], batch.positions[few], run.machine,
-                                    run.dtype)
+                                    run.dtype, pad_id)
     singles = torch.tensor(use["one_by_one"])
     return (health.geometry(concepts) | use | health.attention_use(read, decode)
             | dict(strongest=singles.max().item(), median_single=singles.median().item()))
@@ -443,7 +443,9 @@ def measure_health(run):
     if run.control:
         models["Transformer tokens"] = run.control
     ids, batch = health.probe_rows(first, run.tok, health_rows, mlm_probability)
-    columns = {name: measure_concepts(run, model, ids, batch) for name, model in models.items()}
+    pad_id = health.padding_of(first, run.tok)
+    columns = {name: measure_concepts(run, model, ids, batch, pad_id)
+               for name, model in models.items()}
     what = "concepts"
     if run.model.arch != "concept":
         what = f"{n_vectors(run)} evenly spaced token states"
@@ -601,12 +603,13 @@ def concept_pictures(run, ids):
     sentences = [heat_map(run, row[:HEAT_MAP_TOKENS]) for row in ids[spread]]
     few = ids[:2 * micro_batch]
     nowhere = torch.zeros(len(few), 1, dtype=torch.int64)  # what is decoded does not matter here
-    read, _ = health.attention(run.model, few, nowhere, run.machine, run.dtype)
+    pad_id = health.padding_of(next(iter(run.sets.values())), run.tok)
+    read, _ = health.attention(run.model, few, nowhere, run.machine, run.dtype, pad_id)
     # The last heads of a reader are restricted to the words that a concept owns, and read them
     # whatever they are. Only the other heads show what it has learned to look for.
     n_free = read[-1].shape[1] - health.readers(run.model)[-1].n_owned_head
     top_tokens = health.top_tokens(read[-1][:, :n_free].mean(1), few, run.tok)
-    concepts, _ = health.encode_rows(run.model, ids, run.machine, run.dtype, micro_batch)
+    concepts, _ = health.encode_rows(run.model, ids, run.machine, run.dtype, micro_batch, pad_id)
     centred = F.normalize(concepts - concepts.mean(1, keepdim=True), dim=-1)
     cosine = (centred @ centred.mT).mean(0)
     return dict(sentences=sentences, concepts=top_tokens,
@@ -756,7 +759,8 @@ def measure_beside(run):
     if health_rows:
         first = next(iter(run.sets.values()))
         ids, batch = health.probe_rows(first, run.tok, health_rows, mlm_probability)
-        summary["health"] = dict(trained=measure_concepts(run, run.model, ids, batch))
+        summary["health"] = dict(trained=measure_concepts(
+            run, run.model, ids, batch, health.padding_of(first, run.tok)))
     records = read_log(run.folder)
     fields = collect(run.folder, run.model, run.tok, run.checkpoint, records,
                      summary | dict(speed={}), {}, run.machine, run.dtype, None)

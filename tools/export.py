@@ -449,21 +449,30 @@ def facts(model, encoder, checkpoint, tok):
     }
 
 
-def measurements():
-    """What eval.py and finetune_glue.py have measured of the run, as rows of a table."""
+def measurements(checkpoint):
+    """What eval.py and finetune_glue.py have measured of these weights, as rows of a table."""
     rows = {}
     remedy = f" or measure again: python tools/eval.py --out_dir={out_dir}"
     with file_of_run("eval.json", remedy) as measured:
+        if measured.get("step", checkpoint["step"]) != checkpoint["step"]:
+            measured = {}  # of the same run, before it trained on
+        share, n_rows = measured.get("mlm_probability"), measured.get("rows", {})
         for data, results in measured.get("data", {}).items():
             for masks in KINDS:
                 if results.get(masks):
                     loss, accuracy = results[masks]["loss"], results[masks]["accuracy"]
                     kind = "next tokens" if masks == "clm" else f"{masks} masks"
                     title = f"{kind}, {os.path.basename(data)}"
+                    if share and masks not in ("clm", "diffusion"):
+                        title += f", {share:.0%} hidden"
+                    if data in n_rows:
+                        title += f", {n_rows[data]:,} rows"
                     rows[title] = f"{nats(loss)}, accuracy {accuracy:.1%}"
     remedy = f" or fine-tune again: python finetune_glue.py --out_dir={out_dir}"
     with file_of_run("glue.json", remedy) as tasks:
         for task, r in tasks.items():
+            if r.get("tokens", checkpoint["tokens"]) != checkpoint["tokens"]:
+                continue  # of other weights
             for metric, middle in r["median"].items():
                 rows[f"{task}, {metric}"] = (
                     f"{middle:.4f} [{r['min'][metric]:.4f}, {r['max'][metric]:.4f}], median of "
@@ -477,12 +486,19 @@ def card(model, encoder, checkpoint, tok, n_texts, found):
     same = f"ids of {n_texts:,} texts"
     for what, gap in found.items():
         same += f", {what} to {gap:.1g}"
-    rows = facts(model, encoder, checkpoint, tok) | {"equal to the run": same} | measurements()
+    rows = facts(model, encoder, checkpoint, tok) | {"equal to the run": same} | measurements(
+        checkpoint)
     if task_dir:
         task = "text-classification"
         what = f"Fine-tuned on {os.path.basename(os.path.abspath(task_dir))}"
+        text = '"one text"'
+        if model.n_texts == 2:
+            text = 'dict(text="one text", text_pair="and the second of a pair")'
+            what += (". Scores of tasks in which the order of two texts has no meaning (MRPC, "
+                     "STS-B, QQP) are of the mean answer to both orders, within the task's limits; "
+                     "this model answers the order it is given")
         use = f"""classify = pipeline("text-classification", "{name}", trust_remote_code=True)
-print(classify(dict(text="one text", text_pair="and the second of a pair")))"""
+print(classify({text}))"""
     elif is_causal(encoder):
         task, what = "text-generation", "A language model that predicts every next token"
         use = f"""write = pipeline("text-generation", "{name}", trust_remote_code=True)
@@ -608,11 +624,14 @@ def main():
         if task_dir:
             model, labels = read_task(encoder, tok)
             encoder = model.encoder
+        if getattr(encoder.cfg, "mixer", "") == "fnet":
+            raise ValueError(f"{out_dir}: mixer=fnet reads padding as if it were text, and an "
+                             "exported model gets padded rows; train one with mixer=resonance")
         if onnx and uses_transforms(encoder):
             raise ValueError(f"{out_dir} mixes tokens by Fourier transforms, for which "
                              "onnxruntime has no complex numbers; leave out --onnx")
         # They end in the model card. What is wrong with the files is said before the work.
-        facts(model, encoder, loaded, tok), measurements()
+        facts(model, encoder, loaded, tok), measurements(loaded)
     try:
         with user_mistakes():
             n_texts, found = export(folder, model, labels, encoder, tok, loaded)

@@ -124,6 +124,10 @@ class TableEncoder(Encoder):
 
     def replace_table(self, embeddings, before_Vd):
         """Takes another table. before_Vd: table() until now. -> how many ids the lexicon knows."""
+        n_new, n_old = len(embeddings.weight), len(before_Vd)
+        if getattr(self, "copy_head", None) is not None and n_new != n_old:
+            raise ValueError(f"a token table of {n_new:,} rows: the copy head scores the {n_old:,} "
+                             "ids it was trained with; keep their number")
         self.embeddings = embeddings
         self.fit_head()
         if self.words is None:
@@ -264,8 +268,9 @@ def add_weights(weights, has_gradient, read, given):
 def attention_weights(read, x_BQD, y_BND, mask=None, *others):
     """How an Attention of the repository, called like this, weighs what it reads. -> (B,H,Q,N).
 
-    The weights of a query add up to 1. In the owned heads of an OwnedAttention each token is read
-    by one query only; a query that owns no token has weights of 0 there.
+    The weights of a query add up to 1, or in a local head to 0 where nothing is near. In the owned
+    heads of an OwnedAttention each token is read by one query only; a query that owns no token has
+    weights of 0 there.
     """
     n_owned = read.n_owned_head
     rotary = others[0] if others and not n_owned else None
@@ -366,11 +371,6 @@ class EncoderPreTrainedModel(PreTrainedModel):
         batch.vectors = self.encoder.vectors(embeds)
         return batch
 
-    def keep_documents(self, batch):
-        """Padding continues the last document of a row and does not begin another one."""
-        if self.encoder.cfg.isolate_documents and batch.real is not None:
-            batch.ids = batch.ids.masked_fill(~batch.real, self.encoder.cfg.eot_id)
-
     def join_documents(self, batch):
         """The texts of a row see each other, though the tokenizer of a pretrained model puts
         end-of-document marks around them. Such a row begins with one.
@@ -378,7 +378,6 @@ class EncoderPreTrainedModel(PreTrainedModel):
         if self.encoder.cfg.isolate_documents:
             is_mark = batch.ids == self.encoder.cfg.eot_id
             batch.ids = batch.ids.masked_fill(is_mark & is_mark[:, :1], self.config.sep_token_id)
-            self.keep_documents(batch)
 
     def read(self, batch, extras, added=None):
         """A Batch -> concepts (B,C,D), tokens (B,T,d). extras: an Extras, which gets its part."""
@@ -461,7 +460,6 @@ class EncoderModel(EncoderPreTrainedModel):
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
                 output_hidden_states=None, output_attentions=None, return_dict=None):
         batch = self.batch(input_ids, attention_mask, inputs_embeds)
-        self.keep_documents(batch)
         extras = self.extras(output_hidden_states, output_attentions)
         concepts, tokens = self.read(batch, extras)
         if self.encoder.arch == "concept":
@@ -501,7 +499,6 @@ class EncoderForMaskedLM(EncoderPreTrainedModel):
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
                 labels=None, output_hidden_states=None, output_attentions=None, return_dict=None):
         batch = self.batch(input_ids, attention_mask, inputs_embeds)
-        self.keep_documents(batch)
         extras = self.extras(output_hidden_states, output_attentions)
         logits_BTV = self.encoder.logits(self.read_tokens(batch, extras))
         logits_BTV = batch.as_given(logits_BTV)
@@ -531,7 +528,6 @@ class EncoderForCausalLM(EncoderPreTrainedModel, GenerationMixin):
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
                 labels=None, output_hidden_states=None, output_attentions=None, return_dict=None):
         batch = self.batch(input_ids, attention_mask, inputs_embeds)
-        self.keep_documents(batch)
         extras = self.extras(output_hidden_states, output_attentions)
         logits_BTV = self.encoder.logits(self.read_tokens(batch, extras))
         logits_BTV = batch.as_given(logits_BTV)

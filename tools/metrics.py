@@ -217,6 +217,12 @@ def read_glue(out_dir):
     return glue
 
 
+def of_weights(glue, checkpoint):
+    """What read_glue gives, without scores of other weights of the run."""
+    return {task: r for task, r in glue.items()
+            if r.get("tokens", checkpoint["tokens"]) == checkpoint["tokens"]}
+
+
 def glue_fields(glue):
     """Medians of the fine-tuned tasks, and their average over SmallBench if all four are there."""
     found = {}

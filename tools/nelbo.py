@@ -72,7 +72,8 @@ def likelihood_bound(model, data, tok, machine, dtype, rows=512, draws=8, micro_
             (nats * nats).sum(), (nats * tokens).sum(), (tokens * tokens).sum()))
     n, tokens, nats, words, text_bytes, *squares = machine.all_sum(*sums)
     if not tokens:
-        raise ValueError("no token of these rows can be masked: they hold special tokens only")
+        raise ValueError("no token of these rows is masked: they hold special tokens only, or "
+                         "mlm_probability is too small for one")
     mean = nats / tokens
     found = dict(nats=mean, se=standard_error(mean, n, tokens, *squares),
                  ppl=math.exp(min(mean, 100)),  # 100: exp must not overflow

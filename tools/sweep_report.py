@@ -24,7 +24,7 @@ from lib.files import read_object, replace_file
 from lib.run import FIXED, build_model, checkpoint_paths, first_readable, read_log
 from lib.scaling import noise_of
 from tools.measures import SMALLBENCH
-from tools.metrics import glue_fields, markdown, model_fields, read_glue
+from tools.metrics import glue_fields, markdown, model_fields, of_weights, read_glue
 from tools.ranking import curve_of, write_csv
 from tools.sweep_run import status_of
 
@@ -80,7 +80,8 @@ def read_run(path, folder):
     settings = checkpoint["settings"]
     with torch.device("meta"):
         shape = model_fields(build_model(checkpoint["model_settings"]), tok, settings)
-    metrics, tuned = read_object(os.path.join(path, "metrics.json")), glue_fields(read_glue(path))
+    metrics, tuned = read_object(os.path.join(path, "metrics.json")), glue_fields(
+        of_weights(read_glue(path), checkpoint))
     minutes = [r["minutes"] for r in records if r.get("minutes")]
     tokens, loss = curve[-1]
     return dict(

@@ -58,6 +58,42 @@ def test_the_cache_gives_what_reading_anew_gives(name, tok):
     assert continue_rows(model, tok, prompts, [0, 1], 12, greedy, "cpu") == alone
 
 
+@pytest.mark.parametrize("prompts", [[b"one two", b""], [b""], [b"one", b"a longer prompt"]])
+def test_isolated_documents_are_continued_as_they_were_trained(prompts, tok):
+    """The mark before a text is of another document; only the first token is drawn from it."""
+    torch.manual_seed(1)
+    model = Transformer(TransformerConfig(**SHAPE, isolate_documents=True, eot_id=tok.eot_id))
+    with torch.no_grad():
+        model.eval().wte.mul_(6)
+    marked = [[tok.eot_id, *prompt] for prompt in prompts]
+
+    def anew(prompt, n):
+        """Rows with the mark, in which isolation is that of training."""
+        ids = torch.tensor([prompt])
+        allowed = torch.cat((ordinary_ids(tok, ids.device), torch.tensor([tok.eot_id])))
+        for _ in range(n):
+            last = torch.full((1, 1), ids.shape[1] - 1)
+            with torch.no_grad():
+                states = model.decode(*model.encode(ids), last, model.documents(ids))
+                logits = model.logits(states)[0, 0]
+            ids = torch.cat((ids, allowed[logits[allowed].argmax()].view(1, 1)), dim=1)
+        drawn = ids[0, len(prompt):].tolist()
+        return drawn[:drawn.index(tok.eot_id)] if tok.eot_id in drawn else drawn
+
+    found = continue_rows(model, tok, marked, range(len(marked)), 10, Sampling(temperature=0),
+                          "cpu")
+    assert found == [anew(prompt, 10) for prompt in marked]
+
+
+def test_local_mixers_alone_continue_texts(tok):
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(**SHAPE | dict(n_layer=0))).eval()
+    prompt = [tok.eot_id, *b"one"]
+    [drawn] = continue_rows(model, tok, [prompt], [0], 6, Sampling(temperature=0), "cpu")
+    expected = read_anew(model, tok, prompt, 6)
+    assert drawn == expected[:len(drawn)]
+
+
 def test_a_sample_depends_on_its_number_alone(tok):
     model = model_of("attention")
     many = [s.text for s in continue_texts(model, tok, ["ab", "xyz"], 4, 10,

@@ -149,6 +149,22 @@ def test_channel_use_is_what_recomputing_the_loss_gives():
         assert use["one_by_one"][2] == pytest.approx(loss(without) - base, abs=1e-5)
 
 
+def test_padding_is_no_text():
+    model, (ids, positions, targets, weights) = small(n_concept=4), batch(B=6, T=16)
+    ids = ids.masked_fill(ids == 7, 8)
+    padded = F.pad(ids, (0, 9), value=7)
+    rows = MaskedBatch(ids, positions, targets, weights, weights > 0)
+    plain = health.channel_use(model, rows, CPU, "fp32")
+    assert health.channel_use(model, rows._replace(inputs=padded), CPU, "fp32",
+                              pad_id=7) == pytest.approx(plain, abs=1e-5)
+    concepts, _ = health.encode_rows(model, ids, CPU, "fp32")
+    again, _ = health.encode_rows(model, padded, CPU, "fp32", pad_id=7)
+    assert torch.allclose(concepts, again, atol=1e-5)
+    read, _ = health.attention(model, padded, positions, CPU, "fp32", 7)
+    n_free = model.cfg.n_head - health.readers(model)[0].n_owned_head
+    assert read[0][:, :n_free, :, -9:].abs().max() < 1e-6
+
+
 def test_shuffling_one_row_is_impossible_not_zero():
     ids, positions, targets, weights = batch(B=1)
     masked = MaskedBatch(ids, positions, targets, weights, weights > 0)

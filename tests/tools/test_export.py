@@ -242,6 +242,12 @@ def test_what_uses_fourier_transforms_has_no_onnx(tmp_path, bpe):
             "onnxruntime has no complex numbers")
 
 
+def test_what_reads_padding_as_text_is_refused(tmp_path, bpe):
+    make_run(tmp_path / "run", bpe, KINDS["resonance"] | dict(mixer="fnet", causal=False))
+    refused(export(tmp_path / "run", tmp_path / "hub", ok=False),
+            "mixer=fnet reads padding as if it were text")
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_computes_what_the_repository_computes_padded_or_not(kind, exported, bpe):
@@ -537,6 +543,13 @@ def test_soft_prompts_get_gradients(exported, bpe):
     labels = torch.tensor([[-100] * 11 + [5]])
     hub(inputs_embeds=embeds, labels=labels).loss.backward()
     assert embeds.grad.abs().sum(-1).min() > 0
+
+
+def test_a_copy_head_keeps_its_ids(bpe, tmp_path):
+    make_run(tmp_path / "run", bpe, dict(arch="transformer", copy_head=True))
+    export(tmp_path / "run", tmp_path / "hub")
+    with pytest.raises(ValueError, match="the copy head scores the .* ids it was trained with"):
+        load(tmp_path / "hub").resize_token_embeddings(740)
 
 
 @torch.no_grad()
@@ -1305,6 +1318,15 @@ def test_the_model_card_holds_the_numbers_of_the_run_and_no_paths(one):
                  'pipeline("fill-mask", "hub", trust_remote_code=True)'):
         assert part in card, part
     assert "/home/someone" not in card and str(run) not in card
+    # What was measured before the run trained on is not of these weights.
+    write("eval.json", dict(step=20, data={"data/mine": masks}))
+    write("glue.json", dict(rte=dict(
+        tokens=5, median=dict(accuracy=0.61), min=dict(accuracy=0.52), max=dict(accuracy=0.63),
+        majority=dict(accuracy=0.53), runs=[1, 2])))
+    shutil.rmtree(to)
+    export(run, to)
+    card = (to / "README.md").read_text()
+    assert "5.4321" not in card and "0.6100" not in card
 
 
 def test_only_what_was_checked_is_pushed(one, monkeypatch):
