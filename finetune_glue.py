@@ -343,7 +343,8 @@ def tune_with_seeds(task, splits, init):
     best, kept = paths[number], task_folder(task, "model.pt")
     if init == "pretrained":
         # no .pt: an earlier command has made this run, and kept its weights or those of another
-        is_kept = os.path.exists(kept) and file_hash(kept) == results[number].get("weights")
+        weights = results[number].get("weights")  # older results do not say
+        is_kept = os.path.exists(kept) and weights in (None, file_hash(kept))
         if not is_kept and not os.path.exists(f"{best}.pt"):
             remove_file(f"{best}.json")
             results = run_all(task, splits, runs)

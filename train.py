@@ -376,7 +376,10 @@ machine.say(
     f"{run.describe_start(resumed, config, defaults)}")
 trackers = {}  # wandb and tensorboard, if asked for
 if is_finished:
-    more = "" if stopped == "overfit" else f"A larger --{stopped} trains on; "
+    # with a schedule or curriculum, steps are shares of the whole and stay as they are
+    more = f"A larger --{'max_tokens' if n_steps < max_steps else stopped} trains on; "
+    if stopped == "overfit" or block_schedule or batch_schedule or curriculum != "off":
+        more = ""
     machine.say(f"{out_dir} is finished ({stopped}): {step:,} steps, best validation loss "
                 f"{best_loss:.4f}. {more}another --out_dir starts anew")
 elif machine.is_main and not lr_find:

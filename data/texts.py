@@ -71,7 +71,8 @@ def open_binary(path):
     file = open(path, "rb")
     if (packed := packed_as(file.peek(4))) and kind(path) not in TABLES:
         file.close()
-        raise BadFile(f"{path} is {packed}, and its name says text: rename it (.gz, .zst)")
+        raise BadFile(f"{path} is {packed}, and its name says text: rename it (.gz, .zst or "
+                      ".parquet)")
     return file
 
 

@@ -153,6 +153,8 @@ class Importance:
     def begin_with(self, state):
         """Takes the scores of another run, where they are of the same kind -> a line that says so.
         """
+        if self.kind == "frequency":
+            return "scores of importance=frequency are those of this run's data"
         if state and state["kind"] == self.kind:
             self.load(state)
             return f"scores of importance={self.kind} go on from those of that run"

@@ -198,7 +198,6 @@ def settings_without_effect(config, defaults):
     """Settings of train.py that were changed, but nothing reads them here -> list of messages."""
     # A setting that silently does nothing would be believed in: an experiment with it says "no
     # difference". So it is refused.
-    unread = []
     if config["objective"] == "clm":  # nothing is masked
         masks = ("masking_type", "mlm_probability", "concept_window", "span_length_distribution",
                  "mask_replace", "diffusion_schedule", "importance", "importance_weights",
@@ -207,6 +206,13 @@ def settings_without_effect(config, defaults):
         if given:
             return [f"{', '.join(given)}: nothing is masked with objective=clm, which predicts "
                     "every next token; leave masks out, or put config/decoder.py behind the preset"]
+    return [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}"
+            for name in unread_settings(config) if config[name] != defaults[name]]
+
+
+def unread_settings(config):
+    """Names of settings that nothing reads, given the others."""
+    unread = []
     if config["masking_type"] != "concepts":
         unread += ["concept_window"]
     if config["masking_type"] != "span":
@@ -247,8 +253,7 @@ def settings_without_effect(config, defaults):
         unread += ["min_lr"]
     if config["rows"] != "block":
         unread += ["isolate_documents"]
-    return [f"{name}={config[name]} has no effect here; leave it at {defaults[name]}"
-            for name in unread if config[name] != defaults[name]]
+    return [name for name in unread if name != "rope_theta"]  # the phases set it on any preset
 
 
 def unread_by_layers(config):
@@ -548,6 +553,9 @@ def take_weights(model, out_dir, tok, config, carry_optimizer=False):
             f"the weights of {out_dir} do not fit this model:", *differ,
             "give the settings that run was trained with, see its config.json"]))
     before = taken["settings"]
+    if carry_optimizer and "optimizers" not in taken:
+        raise ValueError(f"carry_optimizer: {out_dir} has no optimizer state, only ckpt.pt has it; "
+                         "leave carry_optimizer out, and the state begins fresh")
     if carry_optimizer:
         differ = [f"{name}={before.get(name, default)} there, {config[name]} here"
                   for name, default in (("objective", "mlm"), ("optimizer", "adamw"))
@@ -823,9 +831,6 @@ def check_same_run(checkpoint, model, tok, data_sha256, config, defaults):
     Model, data and order of batches must be the same; learning rate, steps and others may change.
     """
     now, before = settings_of(model), dict(checkpoint["model_settings"])
-    if not now.get("anchored") and not before.get("anchored"):
-        for unread in ("anchor_slope", "local_heads"):  # their defaults may have changed since
-            now.pop(unread, None)
     old = defaults | checkpoint["settings"]  # older runs had fewer settings
     # row length, number of rows and band of scores of a step follow from its share of all steps
     has_schedule = (config["block_schedule"] or config["batch_schedule"]
@@ -833,8 +838,10 @@ def check_same_run(checkpoint, model, tok, data_sha256, config, defaults):
     steps = ("max_steps", "max_tokens") if has_schedule else ()
     for name in (*FIXED, *steps):
         now[name], before[name] = config[name], old[name]
+    # What nothing reads may differ: earlier versions took it, and now it is refused.
     found = [f"{name}: {before.get(name)} in the checkpoint, {value} here"
-             for name, value in now.items() if before.get(name) != value]
+             for name, value in now.items()
+             if before.get(name) != value and name not in unread_settings(config)]
     if not found:
         shapes = {name: t.shape for name, t in model.state_dict().items()}
         if shapes != {name: t.shape for name, t in checkpoint["model"].items()}:

@@ -112,6 +112,15 @@ def test_a_schedule_of_row_lengths_keeps_its_steps(data_dir, tmp_path):
     train(data_dir, tmp_path, *args)
 
 
+def test_a_run_begun_with_what_is_refused_by_now_goes_on_without_it(stopped, data_dir, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    saved = torch.load(out / "ckpt.pt", weights_only=True)
+    saved["settings"]["rope_theta"], saved["settings"]["local_window"] = 500.0, 8
+    saved["model_settings"]["n_frequency"] = 7
+    torch.save(saved, out / "ckpt.pt")
+    assert result(train(data_dir, out))["stopped"] == "max_steps"
+
+
 def test_a_curriculum_keeps_its_stages(data_dir, tmp_path):
     args = ["--masking_type=importance", "--importance=ema", "--curriculum=easy_to_hard"]
     train(data_dir, tmp_path, *args, "--stop_at_step=12")

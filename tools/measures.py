@@ -66,7 +66,7 @@ BOUND = [
 
 CONCEPTS = [
     Measure("rank", "effective rank", "directions",
-            "directions that the concepts of a row span, up to n_concept - 1; near 0: all alike",
+            "directions that the concepts of a row span, up to n_concept - 1; 0: all are equal",
             field="concept_rank", curve="concept_rank"),
     Measure("rank_share", "effective rank / n_concept", "of n_concepts",
             "the same as a share of n_concept", "half or more", field="concept_rank_share"),

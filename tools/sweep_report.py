@@ -113,21 +113,26 @@ def is_whole(run):
 
 
 def at_equal_tokens(runs):
-    """Runs of a sweep with rungs, each as it was after the first of them, where all were ranked ->
-    runs, sentences on those that trained on; without rungs the runs as they are, and none.
+    """Runs of a sweep with rungs, each as it was after the first of them, where all were ranked;
+    other runs as they are -> runs, sentences on those that trained on.
     """
-    ends = [run["tokens"] for run in runs if run["status"] == "ranked"]
-    if not ends:
-        return runs, []
-    found, notes = [], [f"Losses are those after {min(ends):,} tokens, where the arms were ranked."]
+    ends, found, notes = {}, [], []  # {folder of a sweep: tokens of its first rung}
     for run in runs:
-        tokens, loss = [point for point in run["curve"] if point[0] <= min(ends)][-1]
-        part = tokens / run["tokens"]
-        if part < 1:
-            notes.append(f"{run['run']} trained on, to {run['loss']:.4f} nats after "
+        if run["status"] == "ranked":
+            sweep = os.path.dirname(run["run"])
+            ends[sweep] = min(run["tokens"], ends.get(sweep, math.inf))
+    for run in runs:
+        end = ends.get(os.path.dirname(run["run"]), 0) if run["status"] in ("ranked", "done") else 0
+        points = [point for point in run["curve"] if 0 < point[0] <= end]
+        if points and points[-1][0] < run["tokens"]:
+            tokens, loss = points[-1]
+            part = tokens / run["tokens"]
+            notes.append(f"{run['run']} is shown after {tokens:,} tokens, where the arms were "
+                         f"ranked; it trained on, to {run['loss']:.4f} nats after "
                          f"{run['tokens']:,} tokens.")
-        found.append(run | dict(loss=loss, tokens=tokens, flops=run["flops"] * part,
-                                seconds=run["seconds"] and run["seconds"] * part))
+            run = run | dict(loss=loss, tokens=tokens, flops=run["flops"] * part,
+                             seconds=run["seconds"] and run["seconds"] * part)
+        found.append(run)
     return found, notes
 
 

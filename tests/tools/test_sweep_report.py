@@ -103,13 +103,15 @@ def test_arms_that_ended_at_a_rung_are_compared_there():
     def run(name, status, curve):
         return dict(run=name, status=status, curve=curve, tokens=curve[-1][0], loss=curve[-1][1],
                     flops=10.0 * curve[-1][0], seconds=None)
-    short = run("a", "ranked", [(50, 4.0), (100, 3.0)])
-    long = run("b", "done", [(50, 3.9), (100, 2.9), (1000, 2.0)])
-    runs, notes = at_equal_tokens([short, long])
-    assert [(r["tokens"], r["loss"], r["flops"]) for r in runs] == [(100, 3.0, 1000.0),
-                                                                    (100, 2.9, 1000.0)]
-    assert "after 100 tokens" in notes[0] and "b trained on, to 2.0000 nats" in notes[1]
-    assert at_equal_tokens([long]) == ([long], [])
+    short = run("s/a", "ranked", [(50, 4.0), (100, 3.0)])
+    long = run("s/b", "done", [(50, 3.9), (100, 2.9), (1000, 2.0)])
+    others = [run("b", "done", long["curve"]), run("s/c", "max_steps", long["curve"]),
+              run("s/d", "done", [(0, 9.0), (2000, 2.0)])]
+    runs, notes = at_equal_tokens([short, long, *others])
+    assert [(r["tokens"], r["loss"], r["flops"]) for r in runs[:2]] == [(100, 3.0, 1000.0),
+                                                                        (100, 2.9, 1000.0)]
+    assert runs[2:] == others and len(notes) == 1
+    assert "s/b is shown after 100 tokens" in notes[0] and "to 2.0000 nats" in notes[0]
 
 
 def test_fine_tuned_runs_are_bars_of_their_accuracies(folder, tmp_path):
