@@ -48,7 +48,7 @@ def draw_gap(lengths):
 
 
 def print_table(lengths):
-    """The mean over the seeds of each arm, * for each seed after the first."""
+    """The mean over the seeds of each arm, with their number behind it if there are several."""
     print("| tokens a row, training FLOPs | " + " | ".join(NAMES.values()) + " |")
     print("|---|" + "---:|" * len(NAMES))
     for length, arms in lengths.items():
@@ -56,8 +56,10 @@ def print_table(lengths):
             seeds = {arm: list(arms.get(arm, {}).get(flops, {}).values()) for arm in NAMES}
             means = {arm: sum(losses) / len(losses) for arm, losses in seeds.items() if losses}
             best = min(means.values())
-            cells = [f"{means[arm]:.3f}" + "*" * (len(seeds[arm]) - 1) if arm in means else "" for arm in NAMES]
+            cells = [f"{means[arm]:.3f}" if arm in means else "" for arm in NAMES]
             cells = [f"**{cell}**" if arm in means and means[arm] == best else cell
+                     for arm, cell in zip(NAMES, cells)]
+            cells = [f"{cell} ({len(seeds[arm])})" if len(seeds[arm]) > 1 else cell
                      for arm, cell in zip(NAMES, cells)]
             print(f"| {int(length):,}, {flops} | " + " | ".join(cells) + " |")
 
