@@ -481,14 +481,15 @@ def prepare():
     if not any(task.dev for task, _, _ in found):
         raise ValueError("ax has no training data of its own: --task=mnli answers it")
     refuse_other_files([task for task, _, _ in found])
-    model = loaded("pretrained")[0]
-    if n_concept and getattr(model.cfg, "anchored", False):
+    cfg = loaded("pretrained")[0].cfg
+    n_there = getattr(cfg, "n_concept", 0)
+    if n_concept and getattr(cfg, "anchored", False):
         raise ValueError(f"n_concept={n_concept} has no effect here: the concepts of {out_dir} "
                          "have places in the row, and those behind a text do not count anyway; "
                          "leave it at 0")
-    if n_concept > getattr(model.cfg, "n_concept", 0):
-        raise ValueError(f"n_concept={n_concept} has no effect here: {out_dir} has "
-                         f"{getattr(model.cfg, 'n_concept', 0)} concepts; leave it at 0")
+    if n_concept > n_there:
+        raise ValueError(f"n_concept={n_concept} has no effect here: {out_dir} has {n_there} "
+                         "concepts; leave it at 0")
     # a model of each size and init is made once, so that a mistake shows now
     of_sizes = {recipe_of(task).n_concept: task for task, _, _ in found}
     for init in INITS:

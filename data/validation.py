@@ -219,8 +219,8 @@ def differences(data_dir, meta, split, counts, tok):
             problems.append(f"{split}: {n:,} {what}, expected {expected:,}")
     entropy = bins.unigram_entropy(counts[:-1], tok.eot_id, meta.get("pad_id"))
     with_padding = bins.unigram_entropy(counts[:-1], tok.eot_id)  # as splits once counted it
-    wrong = min(abs(found - meta["unigram_entropy"]) for found in (entropy, with_padding))
-    if split == "train" and wrong > 1e-6:
+    off = min(abs(found - meta["unigram_entropy"]) for found in (entropy, with_padding))
+    if split == "train" and off > 1e-6:
         problems.append(f"unigram entropy {entropy:.6f} nats, meta.json says "
                         f"{meta['unigram_entropy']:.6f}")
     return problems

@@ -535,10 +535,7 @@ def take_weights(model, out_dir, tok, config, carry_optimizer=False):
     carry_optimizer: its optimizer state is wanted, too, which only ckpt.pt holds. ValueError,
     naming all that differs, if weights, tokenizer or optimizer do not fit.
     """
-    if carry_optimizer and not is_checkpoint(out_dir) and not resumable(out_dir):
-        raise ValueError(f"carry_optimizer: {out_dir} holds no ckpt.pt, and only that has the "
-                         "optimizer state; leave carry_optimizer out, and the state begins fresh")
-    last = carry_optimizer and not is_checkpoint(out_dir)
+    last = carry_optimizer and resumable(out_dir)
     other, other_tok, taken = load_run(out_dir, "cpu", "last" if last else "auto")
     if other_tok.fingerprint != tok.fingerprint:
         raise ValueError(f"{out_dir} was trained with another tokenizer than that of "
@@ -554,8 +551,8 @@ def take_weights(model, out_dir, tok, config, carry_optimizer=False):
             "give the settings that run was trained with, see its config.json"]))
     before = taken["settings"]
     if carry_optimizer and "optimizers" not in taken:
-        raise ValueError(f"carry_optimizer: {out_dir} has no optimizer state, only ckpt.pt has it; "
-                         "leave carry_optimizer out, and the state begins fresh")
+        raise ValueError(f"carry_optimizer: {out_dir} holds no ckpt.pt, and only that has the "
+                         "optimizer state; leave carry_optimizer out, and the state begins fresh")
     if carry_optimizer:
         differ = [f"{name}={before.get(name, default)} there, {config[name]} here"
                   for name, default in (("objective", "mlm"), ("optimizer", "adamw"))
@@ -839,9 +836,9 @@ def check_same_run(checkpoint, model, tok, data_sha256, config, defaults):
     for name in (*FIXED, *steps):
         now[name], before[name] = config[name], old[name]
     # What nothing reads may differ: earlier versions took it, and now it is refused.
+    unread = unread_settings(config)
     found = [f"{name}: {before.get(name)} in the checkpoint, {value} here"
-             for name, value in now.items()
-             if before.get(name) != value and name not in unread_settings(config)]
+             for name, value in now.items() if before.get(name) != value and name not in unread]
     if not found:
         shapes = {name: t.shape for name, t in model.state_dict().items()}
         if shapes != {name: t.shape for name, t in checkpoint["model"].items()}:

@@ -228,6 +228,9 @@ def test_a_run_without_optimizer_state_cannot_hand_it_on(decoder, data_dir, tmp_
     done = train(data_dir, tmp_path / "new", *DECODER, f"--init_from={tmp_path}/run",
                  "--carry_optimizer=true", ok=False)
     refused(done, "holds no ckpt.pt, and only that has the optimizer state")
+    done = train(data_dir, tmp_path / "new", *DECODER, f"--init_from={tmp_path}/run/best.pt",
+                 "--carry_optimizer=true", ok=False)
+    refused(done, "holds no ckpt.pt, and only that has the optimizer state")
 
 
 def test_weights_that_do_not_fit_are_all_listed(decoder, data_dir, tmp_path):
