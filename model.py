@@ -473,14 +473,17 @@ class Anchors:
     in decoding all local heads look at the position's own place, so that a concept can hand on all
     that it knows of it. A local head reads nothing beyond REACH strides, so that many concepts,
     too, cost O(T).
+
+    In a row shorter than block_size the last concepts stand behind its end. Nobody reads those.
     """
     REACH = 6.0
     BLOCK = 16  # concepts that read from one window, see kernels.Near
 
     # One object serves a batch. place_BC and stride_BC are in tokens; B is 1 where all rows agree.
-    # span: the longest stride, a number; None: the concepts do not stand in order.
-    def __init__(self, cfg, place_BC, stride_BC, span=None):
-        self.cfg, self.place_BC, self.span = cfg, place_BC, span
+    # span: the longest stride, a number; None: the concepts do not stand in order. standing_BC:
+    # False for concepts behind the end of their text; None where there are none.
+    def __init__(self, cfg, place_BC, stride_BC, span=None, standing_BC=None):
+        self.cfg, self.place_BC, self.span, self.standing_BC = cfg, place_BC, span, standing_BC
         # With more concepts than tokens hardly a token would be within reach of a true stride.
         self.stride_BC = stride_BC.clamp(min=1)
 
@@ -517,14 +520,22 @@ class Anchors:
 
     def among_concepts(self, visible):
         """For concepts that read each other. visible (B,1,C,C). -> Near."""
-        window = self.window(self.cfg, self.span, self.cfg.n_concept, self.span)
-        return self.near(self.place_BC, self.place_BC, self.stride_BC[..., None], visible, window)
+        window = self.window(self.cfg, self.span, self.place_BC.shape[1], self.span)
+        return self.near(self.place_BC, self.place_BC, self.stride_BC[..., None],
+                         self.if_standing(visible), window)
 
     def decoding(self, positions_BK, visible):
         """For positions that read concepts. visible (B,1,K,C). -> Near."""
-        window = self.window(self.cfg, self.span, self.cfg.n_concept, self.span, decoding=True)
-        return self.near(positions_BK, self.place_BC, self.stride_BC[:, None], visible, window,
-                         decoding=True)
+        window = self.window(self.cfg, self.span, self.place_BC.shape[1], self.span, decoding=True)
+        return self.near(positions_BK, self.place_BC, self.stride_BC[:, None],
+                         self.if_standing(visible), window, decoding=True)
+
+    def if_standing(self, visible):
+        """visible (B,1,1 or Q,C), None for all, without the concepts that do not stand."""
+        if self.standing_BC is None:
+            return visible
+        standing_B11C = self.standing_BC[:, None, None]
+        return standing_B11C if visible is None else visible & standing_B11C
 
     def near(self, place_BQ, place_BN, stride, visible, window, decoding=False):
         slopes, offsets = self.heads(self.cfg, decoding)
@@ -739,6 +750,7 @@ class ConceptEncoder(nn.Module):
         attention_mask (B,T): True or 1 = real token. added (B,T,d) is added to the token embeddings
         (segments, soft prompts). table_Vd: self.table() if it is there already. start: position of
         the first token. vectors_BTd: token embeddings that are read instead of the table's.
+        Concepts that do not stand in the row (see `standing`) are zero or mean nothing.
         """
         check_length(ids, self.cfg)
         B, T = ids.shape
@@ -771,7 +783,8 @@ class ConceptEncoder(nn.Module):
         if self.lexicon:
             owner_BT = ids % self.cfg.n_concept
             owned = normalize(vectors_BTd), owner_BT, visible
-        c_BCD = self.concepts.expand(B, -1, -1)
+        n_standing = self.n_standing(T)
+        c_BCD = self.concepts[:n_standing].expand(B, -1, -1)
         for layer in self.layers:
             c_BCD = layer(c_BCD, read_BTd, read_mask, self_mask, *owned)
             owned = ()  # only the first layer has owned heads
@@ -784,15 +797,16 @@ class ConceptEncoder(nn.Module):
             # Scaled to the size of the other numbers; decode undoes it.
             memory_BCr = (memory_BCr * self.cfg.context_dim**0.5).to(c_BCD.dtype)
             c_BCD = torch.cat((c_BCD[..., :self.cfg.content_dim], memory_BCr), dim=-1)
+        if n_standing < self.cfg.n_concept:
+            c_BCD = F.pad(c_BCD, (0, 0, 0, self.cfg.n_concept - n_standing))
         return c_BCD, x_BTd
 
     def decode(self, concepts, tokens, positions, documents=None, attention_mask=None, start=0):
         """What `encode` returned, and positions (B,K) int64 -> states (B,K,D) there.
 
-        With isolate_documents pass documents=model.documents(ids, attention_mask). The places of
-        concepts depend on the attention_mask where rows are longer than block_size or hold several
-        documents. With a lexicon the states are kernels.States, which carry what it knows of the
-        row, for `logits`.
+        With isolate_documents pass documents=model.documents(ids, attention_mask). Which concepts
+        stand in the row, and where, depends on the attention_mask. With a lexicon the states are
+        kernels.States, which carry what it knows of the row, for `logits`.
         """
         states_BKD, *lexicon_state = self.read_concepts(
             concepts, tokens, positions, documents, attention_mask, start)
@@ -816,7 +830,7 @@ class ConceptEncoder(nn.Module):
             real_BT = None if attention_mask is None else attention_mask.bool()
             anchors = self.anchors(tokens[..., 0], real_BT, documents)
             mask = anchors.decoding(positions, mask)
-        content_BCE = concepts[..., :self.cfg.content_dim]
+        content_BCE = concepts[:, :self.n_standing(tokens.shape[1]), :self.cfg.content_dim]
         states_BKD = self.decoder(self.query(query_BKd), content_BCE, mask)
         if not self.lexicon:
             return (states_BKD,)
@@ -890,16 +904,14 @@ class ConceptEncoder(nn.Module):
 
     def standing(self, ids, attention_mask=None):
         """Which concepts stand in the row, (B,C) bool; without anchors all. In a row shorter than
-        block_size the others stand behind its end, where there is nothing to read.
+        block_size the others stand behind its end: nobody reads them, and they say nothing.
         """
         B, C = ids.shape[0], self.cfg.n_concept  # len(ids) would fix B in exported graphs
         if not self.cfg.anchored:
             return torch.ones(B, C, dtype=torch.bool, device=ids.device)
         real_BT = torch.ones_like(ids) if attention_mask is None else attention_mask
         anchors = self.anchors(ids, real_BT.bool(), self.documents(ids, attention_mask))
-        # A concept stands in the middle of its stride. The first one always stands in the row.
-        begins_BC = anchors.place_BC - anchors.stride_BC / 2
-        return begins_BC < real_BT.sum(1, keepdim=True).clamp(min=1)
+        return F.pad(anchors.standing_BC, (0, C - anchors.standing_BC.shape[1]))
 
     def largest(self, concepts, ids, attention_mask=None):
         """The largest value of each number over the concepts that stand in the row. -> (B,D)."""
@@ -916,32 +928,45 @@ class ConceptEncoder(nn.Module):
         concept_C1 = torch.arange(self.cfg.n_concept, device=wanted_BN.device)[:, None]
         return concept_C1 % n_document_B11 == wanted_BN[:, None] % n_document_B11
 
+    def n_standing(self, T):
+        """How many concepts can stand in a row of T tokens. Only these are computed."""
+        cfg, C = self.cfg, self.cfg.n_concept
+        # In a lexicon each concept owns words, and those of isolated documents stand anywhere.
+        if not cfg.anchored or cfg.has_lexicon or cfg.isolate_documents:
+            return C
+        # In exported graphs T is not known.
+        return C if torch.compiler.is_exporting() else min(C, -(-T * C // cfg.block_size))
+
     def anchors(self, row_BT, real_BT, documents_BT):
         """Where the concepts stand in rows of the shape of row_BT. -> Anchors."""
-        C, device = self.cfg.n_concept, row_BT.device
-        number_1C = torch.arange(C, device=device)[None]
+        C, T, block_size = self.cfg.n_concept, row_BT.shape[1], self.cfg.block_size
+        number_1C = torch.arange(self.n_standing(T), device=row_BT.device)[None]
         # The stride is the same in all rows up to block_size, so that a short text is read as a
         # piece of a longer one is. In longer rows the concepts move apart.
-        shortest = self.cfg.block_size / C
+        shortest, span = block_size / C, None
         if documents_BT is None:
-            length_B1 = torch.full((1, 1), row_BT.shape[1], device=device)
+            first_BC, rank_BC = 0, number_1C
+            length_BC = torch.full((1, 1), T, device=row_BT.device)
             if real_BT is not None:
-                length_B1 = real_BT.sum(1, keepdim=True)
-            stride_B1 = (length_B1 / C).clamp(min=shortest)
-            span = max(self.cfg.block_size, row_BT.shape[1]) / C
-            return Anchors(self.cfg, (number_1C + 0.5) * stride_B1, stride_B1,
-                           None if torch.compiler.is_exporting() else span)
-        # The concepts that serve a document (see serves) are spread over it evenly.
-        served_BCT = self.serves(documents_BT, documents_BT)
-        if real_BT is not None:
-            served_BCT = served_BCT & real_BT[:, None]
-        n_document_B1 = (documents_BT[:, -1:] + 1).clamp(max=C)
-        n_serving_BC = (C - 1 - number_1C % n_document_B1) // n_document_B1 + 1
-        stride_BC = (served_BCT.sum(-1) / n_serving_BC).clamp(min=shortest)
-        first_BC = served_BCT.int().argmax(-1)
-        rank_BC = number_1C // n_document_B1
-        place_BC = first_BC + (rank_BC + 0.5) * stride_BC
-        return Anchors(self.cfg, place_BC, stride_BC)
+                length_BC = real_BT.sum(1, keepdim=True)
+            stride_BC = (length_BC / C).clamp(min=shortest)
+            if not torch.compiler.is_exporting():
+                span = max(block_size, T) / C
+        else:  # the concepts that serve a document (see serves) are spread over it evenly
+            served_BCT = self.serves(documents_BT, documents_BT)
+            if real_BT is not None:
+                served_BCT = served_BCT & real_BT[:, None]
+            n_document_B1 = (documents_BT[:, -1:] + 1).clamp(max=C)
+            n_serving_BC = (C - 1 - number_1C % n_document_B1) // n_document_B1 + 1
+            first_BC, rank_BC = served_BCT.int().argmax(-1), number_1C // n_document_B1
+            length_BC = served_BCT.sum(-1)
+            stride_BC = (length_BC / n_serving_BC).clamp(min=shortest)
+        standing_BC = None
+        if real_BT is not None or span is None or (number_1C.shape[1] - 1) * block_size >= T * C:
+            # It begins before the text ends. The first one always stands, for rows of padding.
+            standing_BC = rank_BC * block_size < length_BC.clamp(min=1) * C
+        return Anchors(self.cfg, first_BC + (rank_BC + 0.5) * stride_BC, stride_BC, span,
+                       standing_BC)
 
     def masks(self, ids, real_BT, documents_BT):
         """Masks for concepts reading tokens (B,1,1 or C,T) and reading each other (B,1,C,C).
@@ -996,12 +1021,12 @@ class ConceptEncoder(nn.Module):
         """How many queries and keys are scored in a row by the first n_head heads, as a multiple of
         n_head of all: by reading, self-attention and decoding. -> three numbers.
         """
-        cfg, C = self.cfg, self.cfg.n_concept
+        cfg, C = self.cfg, self.n_standing(T)
         all_pairs, n_local = [C * T, C * C, K * C], 0
         near_pairs = all_pairs.copy()
         if cfg.anchored and not cfg.isolate_documents:
             n_local = min(n_head, sum(slope > 0 for slope in Anchors.heads(cfg)[0]))
-            span = max(cfg.block_size, T) / C
+            span = max(cfg.block_size, T) / cfg.n_concept
             windows = [Anchors.window(cfg, span, T, 1.0), Anchors.window(cfg, span, C, span),
                        Anchors.window(cfg, span, C, span, decoding=True)]
             near_pairs = [-(-n_query // window[0]) * window[0] * window[1] if window else n_pair
@@ -1013,7 +1038,7 @@ class ConceptEncoder(nn.Module):
         """Training FLOPs an input token, in batches of B rows of T tokens with K predicted ones."""
         # Matrix products, attention and convolutions; tests/test_model.py compares the sum with
         # torch.utils.flop_counter. Each term counts multiply-adds of one row, forward only.
-        cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.cfg.n_concept
+        cfg, d, D, C = self.cfg, self.cfg.token_width, self.cfg.concept_dim, self.n_standing(T)
         E, r, V = cfg.content_dim, cfg.context_dim, cfg.vocab_size
         reads, among, decodes = self.pairs(T, K, cfg.n_head)
         ffn = 3 * D * cfg.ffn_dim  # for one vector

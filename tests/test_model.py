@@ -228,6 +228,36 @@ def test_concepts_of_an_isolated_document_stand_in_it():
         assert 10 * (c % 3) < place[c] < 10 * (c % 3) + 10 + 32 / 7
 
 
+@pytest.mark.parametrize("variant", [
+    dict(bottleneck="strict"), dict(anchored=True, self_attention=True),
+    dict(anchored=True, lexicon=False), dict(bottleneck="strict", isolate_documents=True)], ids=str)
+def test_concepts_behind_the_end_of_a_text_are_read_by_nobody(variant):
+    """8 concepts, 4 tokens apart, texts of 10 tokens and of 5, padded or not."""
+    model = small(n_concept=8, **variant)
+    ids, positions, targets, weights = batch(B=2, T=10, K=3)
+    real = torch.arange(32) < torch.tensor([[10], [5]])
+    for row, mask, n in ((ids, None, 3), (F.pad(ids, (0, 22)), real, 3), (ids[:, :5], None, 2)):
+        model.zero_grad()
+        model(row, positions % row.shape[1], targets, weights, attention_mask=mask).backward()
+        moved = model.concepts.grad.abs().sum(1) > 0
+        owns = model.lexicon is not None  # words, of which the logits are made
+        assert moved[:n].all() and moved[n:].all() == owns and moved[n:].any() == owns
+        standing = model.standing(row, mask).sum(1).tolist()
+        assert standing == [n, n if mask is None else 2]
+
+
+def test_short_rows_cost_less():
+    """Concepts that cannot stand in rows of their length are not computed."""
+    model = small(bottleneck="strict", n_concept=16, concept_dim=128, token_dim=128)
+    model.requires_grad_(False)
+    for T in (5, 32):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(*batch(2, T, 4))
+        wanted = model.flops_per_token(T, 4, 2) * 2 * T
+        assert 3 * counter.get_total_flops() == pytest.approx(wanted, rel=0.01)
+    assert model.n_standing(5) == 3 and model.n_standing(32) == model.n_standing(40) == 16
+
+
 @torch.no_grad()
 def test_concepts_behind_the_end_of_a_text_do_not_count():
     """8 concepts, 4 tokens apart: in a text of 10 tokens three of them stand."""
