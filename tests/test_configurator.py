@@ -76,6 +76,19 @@ def test_overrides_are_typed_and_reach_the_script(run):
     assert type(config["steps"]) is int and type(config["rate"]) is float
 
 
+def test_threads_that_wait_leave_the_core_to_others(run, monkeypatch):
+    """Set before torch is imported, which is when it is read; what the user has set stays."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    run()
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    run()
+    assert os.environ["GOMP_SPINCOUNT"] == "5"
+    for script in COMMANDS:
+        imports = script.read_text().split("configure(globals()")[0]
+        assert not re.search(r"^(import|from) (torch|lib)\b", imports, re.M), script
+
+
 def test_files_and_flags_apply_in_the_order_given(run):
     config, _ = run("a.py", "--steps=7", "b.py", a="steps = 5\nrate = steps / 10\n",
                     b="rate = -rate + 1  # why\n")
