@@ -114,8 +114,9 @@ class Classifier(nn.Module):
             vectors_BTd = gather_rows(vectors_BTd, place_BT)
         concepts, tokens = self.encoder.encode(ids, real, vectors_BTd=vectors_BTd)
         if self.encoder.arch == "concept":
-            standing_BC1 = self.encoder.standing(ids, real)[..., None]
-            return concepts.float() * (n_B1 > 0)[..., None], standing_BC1
+            n_standing = self.encoder.n_standing(ids.shape[1])  # the others do not count
+            standing_BC1 = self.encoder.standing(ids, real)[:, :n_standing, None]
+            return concepts[:, :n_standing].float() * (n_B1 > 0)[..., None], standing_BC1
         # a pre-norm Transformer ends without a norm, and its states differ in length
         tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]) * real[..., None]
         mean_B1d = tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None]
