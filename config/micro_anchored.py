@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node=4 train.py config/micro_anchored.py --data_dir=data/mine
 
-37,303,808 parameters with a 30,522-word vocabulary, 101.6 MFLOP a token.
+37,303,808 parameters with a 30,522-word vocabulary, 100.5 MFLOP a token.
 10 B tokens are 1.0e+18 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
 30 % single tokens, what taught most in records/hypotheses. Compare records/anchors.
@@ -13,6 +13,7 @@ bottleneck = "strict"
 n_layer = 4
 n_head = 8
 n_concept = 256
+local_heads = 0.875
 concept_dim = 512
 token_dim = 512
 ffn_dim = 2048
