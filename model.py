@@ -961,8 +961,8 @@ class ConceptEncoder(nn.Module):
             first_BC, rank_BC = served_BCT.int().argmax(-1), number_1C // n_document_B1
             length_BC = served_BCT.sum(-1)
             stride_BC = (length_BC / n_serving_BC).clamp(min=shortest)
-        standing_BC = None
-        if real_BT is not None or span is None or (number_1C.shape[1] - 1) * block_size >= T * C:
+        standing_BC = None  # in whole rows of one document all of them stand
+        if real_BT is not None or span is None or T < block_size:
             # It begins before the text ends. The first one always stands, for rows of padding.
             standing_BC = rank_BC * block_size < length_BC.clamp(min=1) * C
         return Anchors(self.cfg, first_BC + (rank_BC + 0.5) * stride_BC, stride_BC, span,
