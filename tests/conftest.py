@@ -109,6 +109,9 @@ def forked(cwd, args, output, errors, env=()):
     if args[0] == "-c":
         sys.argv = ["-c", *args[2:]]
         exec(args[1], {"__name__": "__main__"})
+    elif args[0] == "-m":
+        sys.argv = args[1:]
+        runpy.run_module(args[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(args)
         runpy.run_path(args[0], run_name="__main__")

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call, refused, result, run
+from conftest import ROOT, call, refused, result, run, start
 from test_train import evaluations, losses, train
 
 from data.reader import TokenData
@@ -313,6 +313,17 @@ def test_eval_keeps_next_tokens_apart_from_masks(decoder, data_dir, tmp_path):
 # ---- rows of 32,768 tokens -----------------------------------------------------------------------
 
 
+class Piped(start):
+    """In place of subprocess.Popen with a pipe: a script that a command starts runs in a fork."""
+
+    def __init__(self, command, **_):
+        super().__init__(*command[1:])
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+
 def test_rows_of_32k_train_and_generate_in_one_command(tmp_path, monkeypatch, request):
     """`make train DATA=shards SIZE=resonance_small`, with a smaller model, then a text.
 
@@ -335,10 +346,12 @@ def test_rows_of_32k_train_and_generate_in_one_command(tmp_path, monkeypatch, re
         ["make", "-n", "-C", ROOT, "train", "DATA=shards", "SIZE=resonance_small"],
         capture_output=True, text=True).stdout
     assert "data/quick.py '--data=shards' --size=resonance_small" in lines
-    done = run(ROOT / "data/quick.py", "--data=" + str(tmp_path / "shards"),
-               "--size=resonance_small", f"--args={small} --out_dir={tmp_path}/out",
-               "--prepare_args=--vocab_size=61 --eot_id=60", "--name=shards_of_test",
-               "--eval_args=--rows=1 --health_rows=0", fresh=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Piped)  # its commands start at once
+        done = call("data/quick.py", f"--data={tmp_path}/shards", "--size=resonance_small",
+                    f"--args={small} --out_dir={tmp_path}/out",
+                    "--prepare_args=--vocab_size=61 --eot_id=60", "--name=shards_of_test",
+                    "--eval_args=--rows=1 --health_rows=0")
     assert '"clm": {"loss"' in done.stdout
     done = call("tools/sample.py", f"--out_dir={tmp_path}/out", "--generate=1", "--length=6")
     assert result(done)["tokens"] <= 6

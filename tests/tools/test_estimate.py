@@ -19,7 +19,8 @@ from tools.estimate import (
 )
 
 TINY = ["config/mini.py", "--data_dir=nowhere", "--vocab_size=500", "--block_size=32",
-        "--token_dim=16", "--concept_dim=16", "--n_concept=4", "--n_head=2", "--ffn_dim=32"]
+        "--token_dim=16", "--concept_dim=16", "--n_concept=4", "--n_head=2", "--ffn_dim=32",
+        "--n_mixer=1"]
 
 
 def settings(*words):
@@ -57,7 +58,7 @@ def test_any_number_of_rows_follows_from_one_and_four(forecast):
 
 def test_a_deep_model_follows_from_two_and_four_layers():
     """7 layers, against a step of all seven."""
-    found, tok = settings("--n_layer=7", "--arch=transformer", "--n_mixer=1")
+    found, tok = settings("--n_layer=7", "--arch=transformer")
     parts, operations = watched(found, tok, 1, 1, "cpu")
     whole, all_operations = followed(found, tok, 1, 1, "cpu")
     for name, size in whole.items():

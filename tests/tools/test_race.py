@@ -1,22 +1,25 @@
 """bench.py --race=1: our models and transformers' Trainer in the same seconds."""
 
 import json
+import subprocess
 
 import pytest
 import torch
-from conftest import call, refused, result
+from conftest import Fork, call, refused, result
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
 from lib.machine import Machine
 from lib.run import evaluate
-from tools.race import Interface, T, build_peer, head_starts
+from tools.race import TRAINER, Interface, T, build_peer, head_starts
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.long
 
 
-def test_a_race_ends_with_losses_on_the_same_masks(data_dir, tmp_path):
+def test_a_race_ends_with_losses_on_the_same_masks(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Fork)
+    monkeypatch.setitem(TRAINER, "hf_bert", TRAINER["hf_bert"] | dict(layers=1, ffn_dim=64))
     done = call("tools/bench.py", "--race=1", "--race_minutes=0.03", "--models=open,hf_bert",
                 f"--data_dir={data_dir}", f"--out_dir={tmp_path}", "--device=cpu", "--dtype=fp32")
     found = json.loads((tmp_path / "race.json").read_text())["models"]
