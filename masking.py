@@ -9,7 +9,7 @@ tokens, and a group is masked as a whole or not at all. Every batch goes through
     3. replace   chosen tokens become [MASK], or BERT's mixture     replace_tokens
     4. gather    their positions and original ids fill K slots      gather_slots
 
-Only step 1 differs between strategies, and K follows from what it returns:
+Strategies differ in step 1, importance in step 2, too:
 
     token        each token is a group
     whole_word   the tokens of a word are a group
@@ -18,8 +18,8 @@ Only step 1 differs between strategies, and K follows from what it returns:
     diffusion    each token is a group, and each row hides another number of them, from one to all
     importance   the tokens of a word are a group, and words with high scores are chosen more often
 
-To add a strategy, write its grouping function and add one entry to STRATEGIES; nothing else names
-the strategies.
+To add a strategy, write its grouping function and add one entry to STRATEGIES. Only rules that one
+strategy has for itself name it elsewhere: WORDLESS, predicted_share and check_masking.
 
 In every strategy but diffusion the number of masked tokens in a row differs from mlm_probability *
 maskable tokens, the row's budget, by less than one group. In the first four every maskable token

@@ -8,18 +8,19 @@ cross-attention, and a small decoder predicts the masked tokens from them.
     masked positions (B,K) -> decoder: read c_BCD by cross-attention -> states y_BKD
                  -> logits (B,K,V) by the token table (tied) + lexicon (open)  -> cross-entropy
 
-Cost is O(T * C), never O(T^2); decoder and vocabulary run at the predicted positions only.
+Cost is O(T * C), and O(C^2) where concepts read each other: linear in T for a fixed C, or with
+local heads alone. Decoder and vocabulary run at the predicted positions only.
 
-bottleneck="strict" tests the hypothesis: token states never change and a decoder query is a
-position and nothing else, so everything that is predicted has gone through the concepts. "open" is
-for quality: tokens see their neighbours through a depthwise convolution, the decoder starts from
-the masked token's own state, and the lexicon copies words of the row.
+bottleneck="strict" tests whether concepts can carry a text: token states never change and a decoder
+query is a position and nothing else, so everything that is predicted has gone through the concepts.
+"open" is for quality: tokens see their neighbours through a depthwise convolution, the decoder
+starts from the masked token's own state, and the lexicon copies words of the row.
 
 Four choices decide whether it trains at all; each has a test in tests/test_model.py or test_learns:
 - The concepts of a strict model have places in the row (Anchors). Without, it learns little more
   than word frequencies.
 - The decoder query holds the position. Without it all masks of a row get the same prediction.
-- Concepts start with standard deviation 1. Near zero, without places, they all read the same
+- Concepts without places start far from zero (concept_std). Near zero they all read the same
   average of the tokens and stay copies of each other.
 - Tokens, queries, keys and what a head has read are normalised.
 
@@ -27,7 +28,7 @@ The file goes in the order in which data flows: config, attention, tokens, conce
 lexicon, and ConceptEncoder, which puts them together.
 
 Shapes: B rows, T tokens, K predicted positions, C concepts, D concept_dim, d token width,
-V vocabulary, H heads, e = D / H width of a head, Q queries, N keys.
+E width of what is read, V vocabulary, H heads, e = D / H width of a head, Q queries, N keys.
 """
 
 import math
@@ -60,7 +61,7 @@ class ConceptConfig:
     bottleneck: str = "open"  # "open" or "strict"
     position: str = "learned"  # "learned" table or "sinusoidal" (no parameters)
     max_length: int = 0  # sinusoidal: longest row the model learns to read; 0: block_size
-    bias: bool = False  # biases in linear layers and norms; the micro presets count with them
+    bias: bool = False  # biases in linear layers and norms; the micro presets have them
     dropout: float = 0.0  # on residual branches; 0 for pretraining
     hide_masked: bool | None = None  # concepts do not read [MASK] (MAE, 2111.06377); see below
     isolate_documents: bool = False  # documents packed into one row do not see each other
@@ -159,7 +160,7 @@ class ConceptConfig:
 
     def gain(self, start):
         """Start of an attention's learned gain, None for no gain."""
-        # Only the open model has gains: the strict presets promise a number of parameters.
+        # Only the open model has gains: the published parameter counts of strict include none.
         return start if self.bottleneck == "open" else None
 
 
@@ -396,7 +397,8 @@ class TimeInput(nn.Module):
         n_masked_B = (ids == self.mask_id).sum(1)
         share_B1 = (n_masked_B / real_BT.sum(1).clamp(min=1))[:, None]
         code_B1w = sinusoids(1000 * share_B1, self.WIDTH, 10_000.0)
-        return self.out(code_B1w.to(self.out.weight.dtype)) * self.scale  # the size of a token
+        # At most the size of a token.
+        return self.out(code_B1w.to(self.out.weight.dtype)) * self.scale
 
 
 class LocalMixer(nn.Module):
@@ -465,7 +467,8 @@ class Anchors:
 
     In the first heads, the local ones, what stands far from a concept scores lower: for reading,
     self-attention and decoding, score - slope x distance / stride, as in ALiBi (2108.12409). The
-    other heads are global. There are no parameters.
+    other heads are global. There are no parameters. Of a layer with owned heads (OwnedAttention)
+    only the first half of the heads has anchors.
 
     Each local head looks at another place: the first at the concept's own, the next half a stride
     to the left and to the right, then a whole stride, and so on. So a concept knows the order of
@@ -474,14 +477,15 @@ class Anchors:
     that it knows of it. A local head reads nothing beyond REACH strides, so that many concepts,
     too, cost O(T).
 
-    In a row shorter than block_size the last concepts stand behind its end. Nobody reads those.
+    In a row shorter than block_size the last concepts stand behind its end. No attention reads
+    those.
     """
     REACH = 6.0
     BLOCK = 16  # concepts that read from one window, see kernels.Near
 
     # One object serves a batch. place_BC and stride_BC are in tokens; B is 1 where all rows agree.
-    # span: the longest stride, a number; None: the concepts do not stand in order. standing_BC:
-    # False for concepts behind the end of their text; None where there are none.
+    # span: the longest stride, a number; None where it is not known or concepts do not stand in
+    # order. standing_BC: False for concepts behind the end of their text; None: there are none.
     def __init__(self, cfg, place_BC, stride_BC, span=None, standing_BC=None):
         self.cfg, self.place_BC, self.span, self.standing_BC = cfg, place_BC, span, standing_BC
         # With more concepts than tokens hardly a token would be within reach of a true stride.
@@ -666,8 +670,7 @@ class ConceptEncoder(nn.Module):
         d, D = cfg.token_width, cfg.concept_dim
         is_strict = cfg.bottleneck == "strict"
         self.wte = nn.Parameter(torch.empty(cfg.vocab_size, cfg.token_dim))
-        expands = d != cfg.token_dim or cfg.token_dim < EXPAND_BELOW
-        self.expansion = TableExpansion(cfg) if expands else None
+        self.expansion = TableExpansion(cfg) if cfg.token_dim < EXPAND_BELOW else None
         learned = cfg.position == "learned"
         self.wpe = nn.Parameter(torch.empty(cfg.block_size, d)) if learned else None
         self.time = TimeInput(cfg) if cfg.time_input else None
@@ -696,8 +699,8 @@ class ConceptEncoder(nn.Module):
                 p.normal_(0, self.cfg.concept_std)
             else:
                 init_matrix(name, p, self.cfg.n_layer)
-                # What concepts read is new to them. With the usual smaller start of a residual
-                # branch, learning stops at word frequencies.
+                # What concepts and predicted positions read is new to them. With the usual smaller
+                # start of a residual branch, learning stops at word frequencies.
                 if name.endswith("read.out.weight"):
                     p.normal_(0, p.shape[1] ** -0.5)
         if self.cfg.anchored:
@@ -904,7 +907,7 @@ class ConceptEncoder(nn.Module):
 
     def standing(self, ids, attention_mask=None):
         """Which concepts stand in the row, (B,C) bool; without anchors all. In a row shorter than
-        block_size the others stand behind its end: nobody reads them, and they say nothing.
+        block_size the others stand behind its end, where no attention reads them.
         """
         B, C = ids.shape[0], self.cfg.n_concept  # len(ids) would fix B in exported graphs
         if not self.cfg.anchored:
@@ -913,9 +916,16 @@ class ConceptEncoder(nn.Module):
         anchors = self.anchors(ids, real_BT.bool(), self.documents(ids, attention_mask))
         return F.pad(anchors.standing_BC, (0, C - anchors.standing_BC.shape[1]))
 
-    def largest(self, concepts, ids, attention_mask=None):
-        """The largest value of each number over the concepts that stand in the row. -> (B,D)."""
+    def pooled(self, concepts, ids, attention_mask=None):
+        """One vector for each row, (B,D), to compare texts with. concepts: what encode returned.
+
+        strict: the mean of the concepts that stand in the row. open: the largest value of each
+        number; most concepts own no word of a short text and would dominate a mean.
+        """
+        # Measured on STS-B, records/anchors and records/efficiency.
         standing_BC1 = self.standing(ids, attention_mask)[..., None]
+        if self.cfg.bottleneck == "strict":
+            return (concepts * standing_BC1).sum(1) / standing_BC1.sum(1)
         return concepts.masked_fill(~standing_BC1, -math.inf).amax(1)
 
     # ---- who may read whom ------------------------------------------------------------
@@ -963,7 +973,8 @@ class ConceptEncoder(nn.Module):
             stride_BC = (length_BC / n_serving_BC).clamp(min=shortest)
         standing_BC = None  # in whole rows of one document all of them stand
         if real_BT is not None or span is None or T < block_size:
-            # It begins before the text ends. The first one always stands, for rows of padding.
+            # A concept stands if its stride begins before the text ends. The first one always
+            # does, for rows of padding.
             standing_BC = rank_BC * block_size < length_BC.clamp(min=1) * C
         return Anchors(self.cfg, first_BC + (rank_BC + 0.5) * stride_BC, stride_BC, span,
                        standing_BC)

@@ -30,7 +30,7 @@ concept_dim = 512  # width of a concept
 token_dim = 512  # width of the token table, from 4; of everything in a transformer
 ffn_dim = 2048  # hidden width of the gated feed-forward layers
 masking_type = "whole_word"  # token | whole_word | concepts | span | diffusion | importance
-mlm_probability = 0.15  # share of tokens that is predicted (diffusion: the largest, 1 for all)
+mlm_probability = 0.15  # share of tokens that is predicted (diffusion: the largest share hidden)
 batch_size = 256  # rows an optimizer step, over all processes and micro-batches
 # The result is the same for any micro_batch, but for the random numbers of dropout and max_length.
 micro_batch = 32  # rows a forward pass of one process; lower it if memory runs out

@@ -5,7 +5,8 @@
 37,303,808 parameters with a 30,522-word vocabulary, 100.5 MFLOP a token.
 10 B tokens are 1.0e+18 FLOP. Time, memory and price: tools/bench.py --estimate=1.
 
-30 % single tokens, what taught most in records/hypotheses. Compare records/anchors.
+7 of 8 heads are local, and 30 % single tokens are masked, which taught most in records/hypotheses.
+Compare records/anchors.
 """
 out_dir = "out/micro_anchored"
 data_dir = "data/owt"

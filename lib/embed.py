@@ -3,14 +3,15 @@
 tools/sample.py --embed writes embeddings, tools/eval.py --sts measures their quality; both use
 this module. The poolings:
 
-    max        largest value of each number over the concepts (transformer: over the tokens);
-               the default with concepts
-    concepts   all concepts side by side, n_concept times as wide; 0 for those that do not count
-    mean       mean token state; the default of a transformer
+    max           largest value of each number over the concepts (transformer: over the tokens);
+                  the default of an open model
+    concept_mean  mean concept; the default of a strict model
+    concepts      all concepts side by side, n_concept times as wide; 0 for those that do not count
+    mean          mean token state; the default of a transformer
 
-On STS-B without fine-tuning, max correlates best with human scores for its width. The mean over
-concepts does worse: most concepts own no word of a short text, so they are constants and dominate
-the mean (records/efficiency). Of anchored concepts only those that stand in the text count.
+The defaults correlate best with human scores on STS-B without fine-tuning, for their width. In an
+open model most concepts own no word of a short text, so they are constants and dominate a mean
+(records/efficiency). Of anchored concepts only those that stand in the text count.
 
 A row holds the tokens of its text and nothing else: end-of-document marks around it lower the
 STS-B correlation of mean token states by 0.03. Only rows of equal length share a batch, so nothing
@@ -50,7 +51,7 @@ POOL = {  # ids (B,T), concepts (B,C,D), tokens (B,T,d) -> (B, width)
     "tokens": lambda model, ids, concepts, tokens: tokens.mean(1),
     "tokens, max": lambda model, ids, concepts, tokens: tokens.amax(1),
     "concepts": lambda model, ids, concepts, tokens: mean_concept(model, ids, concepts),
-    "concepts, max": lambda model, ids, concepts, tokens: model.largest(concepts, ids),
+    "concepts, max": lambda model, ids, concepts, tokens: largest(model, ids, concepts),
     "all concepts": lambda model, ids, concepts, tokens: (
         concepts * model.standing(ids)[..., None]).flatten(1),
 }
@@ -62,22 +63,32 @@ def mean_concept(model, ids, concepts):
     return (concepts * standing_BC1).sum(1) / standing_BC1.sum(1)
 
 
+def largest(model, ids, concepts):
+    """The largest value of each number over the concepts that stand in the row. -> (B,D)."""
+    return concepts.masked_fill(~model.standing(ids)[..., None], -torch.inf).amax(1)
+
+
 NAMES = {"concept": list(POOL), "transformer": ["table", "tokens", "tokens, max"]}
 NAMES["resonance"] = NAMES["transformer"]
-POOLINGS = {  # arch -> {value of --pooling: key of POOL}, the default first
-    "concept": {"max": "concepts, max", "concepts": "all concepts", "mean": "tokens"},
+POOLINGS = {  # arch -> {value of --pooling: key of POOL}
+    "concept": {"max": "concepts, max", "concept_mean": "concepts", "concepts": "all concepts",
+                "mean": "tokens"},
     "transformer": {"mean": "tokens", "max": "tokens, max"},
 }
 POOLINGS["resonance"] = POOLINGS["transformer"]
 
 
-def choose_pooling(pooling, arch):
-    """ "auto" | max | concepts | mean -> (setting, key of POOL). Raises ValueError for others."""
-    known = POOLINGS[arch]
+def choose_pooling(pooling, model):
+    """ "auto" or a key of POOLINGS -> (that key, key of POOL). Raises ValueError for others.
+
+    auto: as ConceptEncoder.pooled; of other models the mean token state.
+    """
+    known = POOLINGS[model.arch]
     if pooling == "auto":
-        pooling = next(iter(known))
+        defaults = dict(open="max", strict="concept_mean")
+        pooling = defaults.get(getattr(model.cfg, "bottleneck", None), "mean")
     if pooling not in known:
-        raise ValueError(f"pooling={pooling!r}: expected auto or, for arch={arch}, "
+        raise ValueError(f"pooling={pooling!r}: expected auto or, for arch={model.arch}, "
                          f"{', '.join(known)}")
     return pooling, known[pooling]
 

@@ -78,12 +78,12 @@ def generate(run, text="", n_samples=1, length=0, sampling=None):
 def embed(run, texts, pooling="auto"):
     """Texts -> numpy float32 (len(texts), width), as tools/sample.py --embed writes them.
 
-    pooling: auto | max | concepts | mean, see lib/embed.py. Longer texts than the model reads are
-    cut. Raises ValueError for a single string: its letters would be embedded.
+    pooling: auto | max | concept_mean | concepts | mean, see lib/embed.py. Longer texts than the
+    model reads are cut. Raises ValueError for a single string: its letters would be embedded.
     """
     if isinstance(texts, str):
         raise ValueError("embed takes a list of texts, found one string; put it into brackets")
-    _, name = choose_pooling(pooling, run.model.arch)
+    _, name = choose_pooling(pooling, run.model)
     if not len(texts):
         raise ValueError("embed takes a list of texts, found an empty one")
     rows, _ = rows_of(list(texts), run.tok, run.model.cfg.longest)

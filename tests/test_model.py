@@ -265,14 +265,16 @@ def test_concepts_behind_the_end_of_a_text_do_not_count():
     standing = model.standing(ids)
     assert standing.tolist() == [[True] * 3 + [False] * 5] * 2
     concepts = model.encode(ids)[0]
-    wanted = concepts[:, :3].amax(1)
-    assert torch.equal(model.largest(concepts, ids), wanted)
+    wanted = concepts[:, :3].mean(1)
+    assert torch.allclose(model.pooled(concepts, ids), wanted, atol=1e-6)
     padded, real = F.pad(ids, (0, 20), value=7), (torch.arange(30) < 10).expand(2, -1)
     assert torch.equal(model.standing(padded, real), standing)
-    found = model.largest(model.encode(padded, real)[0], padded, real)
+    found = model.pooled(model.encode(padded, real)[0], padded, real)
     assert torch.allclose(found, wanted, atol=1e-5)
     assert model.standing(ids, torch.zeros(2, 10)).tolist() == [[True] + [False] * 7] * 2
-    assert small(bottleneck="open").standing(ids).all()
+    model = small(bottleneck="open")
+    concepts = model.encode(ids)[0]
+    assert model.standing(ids).all() and torch.equal(model.pooled(concepts, ids), concepts.amax(1))
 
 
 @pytest.mark.parametrize("n_concept", [64, 5, 1])

@@ -551,7 +551,7 @@ def measure_sts(run):
             why = "" if r["pearson"] is not None else "  all cosines are the same"
             say(f"  {who + ', ' + name:<28}{shown(r['pearson'], '.4f'):>10}"
                 f"{shown(r['spearman'], '.4f'):>10}{why}")
-    _, written = choose_pooling("auto", run.model.arch)
+    _, written = choose_pooling("auto", run.model)
     if written != "tokens":
         of_written, of_tokens = (shown(found["trained"][name]["spearman"], ".4f")
                                  for name in (written, "tokens"))

@@ -348,7 +348,7 @@ def answers(model, encoder, row, kind):
     positions = torch.arange(ids.shape[1])[None]
     states = encoder.decode(concepts, tokens, positions, encoder.documents(ids, real), real)
     if encoder.arch == "concept":
-        embedding = encoder.largest(concepts, ids)
+        embedding = encoder.pooled(concepts, ids)
     else:
         embedding = tokens.mean(1)
     return dict(logits=encoder.logits(states)[0], embeddings=embedding[0])

@@ -464,7 +464,7 @@ class EncoderModel(EncoderPreTrainedModel):
         concepts, tokens = self.read(batch, extras)
         if self.encoder.arch == "concept":
             states = concepts
-            pooled = self.encoder.largest(concepts, batch.ids, batch.real)
+            pooled = self.encoder.pooled(concepts, batch.ids, batch.real)
         else:
             real_BT = torch.ones_like(batch.ids) if batch.real is None else batch.real
             weight_BT1 = real_BT[..., None].to(tokens.dtype)

@@ -160,7 +160,7 @@ def training_fields(out_dir, checkpoint, log, train_tokens):
         train_torch=config.get("torch"))
 
 
-def evaluation_fields(summary, arch):
+def evaluation_fields(summary, model):
     """What eval.py measured. summary: the content of eval.json; losses of its first data set."""
     (name, result), split = next(iter(summary["data"].items())), summary["split"]
     # The keys of the splits are those of SPLITS in lib/run.py.
@@ -194,7 +194,7 @@ def evaluation_fields(summary, arch):
         found |= {field: summary["pll"][field.removeprefix("pll_")] for field in fields}
     if "sts" in summary:
         # Of all embeddings, the one that sample.py writes, and the mean token state beside it.
-        pooling, pooled = choose_pooling("auto", arch)
+        pooling, pooled = choose_pooling("auto", model)
         found |= dict(sts_file=summary["sts_file"], sts_pooling=pooling)
         for prefix, embedding in (("sts", pooled), ("sts_token_mean", "tokens")):
             for key, value in summary["sts"]["trained"][embedding].items():
@@ -253,7 +253,7 @@ def collect(out_dir, model, tok, checkpoint, log, summary, glue, machine, dtype,
     """
     found = model_fields(model, tok, checkpoint["settings"])
     found |= training_fields(out_dir, checkpoint, log, train_tokens)
-    found |= evaluation_fields(summary, model.arch) | summary.get("speed", {})
+    found |= evaluation_fields(summary, model) | summary.get("speed", {})
     found |= glue_fields(glue) | machine_fields(machine, dtype)
     found["experiment_name"] = os.path.basename(os.path.normpath(out_dir))
     found["total_flops"] = found["flops_per_token"] * found["total_tokens"]

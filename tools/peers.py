@@ -29,12 +29,15 @@ VOCABULARY = 30522  # of BERT
 # ---- models --------------------------------------------------------------------
 
 
-def concept(bottleneck, T):
-    """The shape of micro_balanced, with a bottleneck and with positions for rows of T tokens."""
+def concept(bottleneck, T, **more):
+    """The shape of micro_balanced, with a bottleneck and with positions for rows of T tokens.
+
+    more: other settings of ConceptConfig.
+    """
     names = {f.name for f in fields(ConceptConfig)}
     settings = {k: v for k, v in runpy.run_path(PRESET).items() if k in names}
     settings |= dict(vocab_size=VOCABULARY, block_size=max(512, T), bottleneck=bottleneck,
-                     position="learned" if T <= 512 else "sinusoidal")
+                     position="learned" if T <= 512 else "sinusoidal") | more
     return ConceptEncoder(ConceptConfig(**settings))
 
 
@@ -49,6 +52,12 @@ def fit(build, T, unit=8):
     # The number of parameters is linear in the size.
     steps = round((wanted - small) / (large - small))
     return build(unit * max(1, 1 + steps))
+
+
+def strict_many(T):
+    """micro_anchored: strict with a concept for every two tokens, feed-forward width to fit."""
+    return fit(lambda width: concept("strict", T, n_concept=max(512, T) // 2, local_heads=0.875,
+                                     ffn_dim=width), T)
 
 
 def transformer(T):
@@ -154,8 +163,8 @@ def hf_perceiver(T):
 
 
 # {name: function of T that builds the model}
-OURS = dict(strict=lambda T: concept("strict", T), open=lambda T: concept("open", T),
-            transformer=transformer, decoder=decoder)
+OURS = dict(strict=lambda T: concept("strict", T), strict_many=strict_many,
+            open=lambda T: concept("open", T), transformer=transformer, decoder=decoder)
 PEERS = dict(hf_bert=hf_bert, hf_modernbert=hf_modernbert, hf_perceiver=hf_perceiver,
              plain_decoder=plain_decoder, hf_gpt2=hf_gpt2)
 CAUSAL = ("decoder", "plain_decoder", "hf_gpt2")  # they predict every next token

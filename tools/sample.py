@@ -40,7 +40,7 @@ show = False  # watch each text fill; where there is no terminal, three moments 
 judge = ""  # out_dir of another run that scores the texts; empty: none
 embed = ""  # embed this file instead: a text a line, or .jsonl, .parquet with a field "text"
 to = "embeddings.npy"  # where embeddings go; np.load(to, mmap_mode="r") reads them
-pooling = "auto"  # max (over concepts; transformer: tokens) | concepts (all) | mean (tokens) | auto
+pooling = "auto"  # max | concept_mean | concepts (all of them) | mean (of tokens), see lib/embed.py
 batch_tokens = 4096  # tokens (or concepts) at once; texts in a batch have equal length, no padding
 dtype = "auto"  # auto | bf16 | fp16 | fp32
 device = "auto"  # auto | cuda | mps | cpu
@@ -193,7 +193,7 @@ def load_judge():
 
 def embed_texts():
     """Embeds the file `embed` into `to` -> a summary."""
-    setting, name = choose_pooling(pooling, model.arch)
+    setting, name = choose_pooling(pooling, model)
 
     def vectors(texts):
         rows, cut = rows_of(texts, tok, model.cfg.longest)

@@ -1,7 +1,7 @@
 """config/sweeps/scaling.py with rows of 2,048 tokens: strict has 1,024 concepts, open 256.
 
-Learning rates are those of the shorter rows; 2.5e-3 and 6e-3 were worse for all but strict,
-whose was not tried (records/anchors). `copy` is the control that scaling.py explains.
+Learning rates are those of the shorter rows. 2.5e-3 and 6e-3 were worse for open, copy and
+transformer; strict was not tuned (records/anchors). `copy` is the control that scaling.py explains.
 
     python tools/sweep.py config/sweeps/scaling_2048.py
 """

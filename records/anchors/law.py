@@ -18,8 +18,8 @@ import matplotlib.pyplot as plt
 from lib.scaling import draw, law
 
 BASE = "transformer"
-NAMES = dict(strict="strict", open="open", mixers="local mixers alone", copy="Transformer with a copy head",
-             transformer="Transformer")
+NAMES = dict(strict="strict", open="open", open_4="open, 1 concept for 4 tokens", mixers="local mixers alone",
+             copy="Transformer with a copy head", transformer="Transformer")
 
 
 def draw_gap(lengths):
@@ -43,7 +43,9 @@ def draw_gap(lengths):
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("nats above the Transformer")
     figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncol=4, frameon=False)
+    lines = {line.get_label(): line for axes in panels for line in axes.get_legend_handles_labels()[0]}
+    named = [name for name in NAMES.values() if name in lines]
+    figure.legend([lines[name] for name in named], named, loc="lower center", ncol=len(named), frameon=False)
     figure.savefig(os.path.join(HERE, "gap.png"))
 
 
@@ -56,7 +58,7 @@ def print_table(lengths):
             seeds = {arm: list(arms.get(arm, {}).get(flops, {}).values()) for arm in NAMES}
             means = {arm: sum(losses) / len(losses) for arm, losses in seeds.items() if losses}
             best = min(means.values())
-            cells = [f"{means[arm]:.3f}" if arm in means else "" for arm in NAMES]
+            cells = [f"{means[arm]:.3f}" if arm in means else "-" for arm in NAMES]
             cells = [f"**{cell}**" if arm in means and means[arm] == best else cell
                      for arm, cell in zip(NAMES, cells)]
             cells = [f"{cell} ({len(seeds[arm])})" if len(seeds[arm]) > 1 else cell

@@ -196,7 +196,10 @@ def logits_of(model, row):
 
 def embedding_of(model, row):
     concepts, tokens = model.encode(row)
-    return (concepts.amax(1) if model.arch == "concept" else tokens.mean(1))[0]
+    if model.arch != "concept":
+        return tokens[0].mean(0)
+    standing = concepts[model.standing(row)]
+    return standing.mean(0) if model.cfg.bottleneck == "strict" else standing.amax(0)
 
 
 def assert_same(found, wanted, limit=1e-5):

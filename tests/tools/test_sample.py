@@ -187,6 +187,7 @@ def test_mistakes_in_generating_end_in_one_message(runs, tmp_path):
 
 @pytest.mark.parametrize("arch, pooling, pooled", [
     ("concept", "auto", lambda c, x: c.amax(1)), ("concept", "max", lambda c, x: c.amax(1)),
+    ("concept", "concept_mean", lambda c, x: c.mean(1)),
     ("concept", "concepts", lambda c, x: c.flatten(1)), ("concept", "mean", lambda c, x: x.mean(1)),
     ("transformer", "auto", lambda c, x: x.mean(1)),
     ("transformer", "max", lambda c, x: x.amax(1))])
@@ -424,7 +425,7 @@ def test_mistakes_end_in_one_message(runs, tmp_path):
              ["text, top: filling masks only"]),
             ([f"--to={tmp_path}/e.npy", "--text=a [MASK]"], ["to: embedding only", "--embed=FILE"]),
             ([f"--embed={tmp_path}/a.txt", "--pooling=cls"],
-             ["auto or, for arch=concept, max, concepts, mean"]),
+             ["auto or, for arch=concept, max, concept_mean, concepts, mean"]),
             ([f"--embed={tmp_path}/a.txt", "--to="], ["expected a path"]),
             ([f"--embed={tmp_path}/a.txt", f"--to={tmp_path}"], ["expected a file in a folder"]),
             ([f"--embed={tmp_path}/a.txt", f"--to={tmp_path}/no/e.npy"],
