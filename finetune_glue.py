@@ -61,6 +61,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import glue
+from lib.classifier import aligns
 from lib.files import (
     FolderLock,
     file_hash,
@@ -233,6 +234,7 @@ def run_one(task, splits, init, lr, seed):
     write_json(f"{path}.json", dict(seed=seed, lr=lr) | report | dict(
         recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init),
         data=glue.fingerprint(task, splits), precision=precision,
+        aligned=len(task.text) == 2 and model.aligned,
         weights=file_hash(f"{path}.pt")))
 
 
@@ -242,12 +244,14 @@ def finished(task, data, init, lr, seed):
         found = read_json(run_path(task, init, lr, seed) + ".json")
     except (OSError, ValueError):  # not run yet, or damaged: it is run again
         return None
-    # A result of another recipe, checkpoint, data set or precision has the same name and does not
-    # count. Older ones do not say their precision.
-    wanted = dict(recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init), data=data)
+    # A result of another recipe, checkpoint, data set, precision or head has the same name and does
+    # not count. Older ones do not say their precision, and aligned texts with anchors only.
     precision, _ = choose_dtype(dtype, find_machine(device).device)
-    found = dict(precision=precision) | found
-    wanted["precision"] = precision
+    is_pair, encoder = len(task.text) == 2, loaded(init)[0]
+    before = dict(precision=precision, aligned=is_pair and getattr(encoder.cfg, "anchored", False))
+    found = before | found
+    wanted = dict(recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init), data=data,
+                  precision=precision, aligned=is_pair and aligns(encoder))
     return found if all(found.get(key) == value for key, value in wanted.items()) else None
 
 

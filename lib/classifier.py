@@ -6,17 +6,17 @@ two features:
 - The state of the pretrained decoder at the place of [CLS]. [CLS] starts as a copy of [MASK], so
   the decoder starts with what it knows: predicting a masked token from the concepts. Of a causal
   model it is the state of the last token, the only one that has seen the row.
-- For a pair, a comparison. The encoder reads each text in a row of its own, which gives concept
-  states u and v. Every concept is compared with itself, GELU(W [u, v, |u - v|, u * v]) with the
-  same W for all, and the mean over concepts is taken. This works because concept c is responsible
-  for the ids with id % n_concept == c: u and v of one concept are about the same words. Anchored
-  concepts are about places instead. There each is compared with the concepts of the other text that
-  are like it, softmax(u v^T / sqrt(D)) v (2.2 and 3.2 of the decomposable attention model).
+- For a pair, a comparison. The encoder reads each text in a row of its own, which gives states u
+  and v: of concepts, or of tokens where there are no concepts. Each u is compared with what it is
+  like in the other text, alike = softmax(u v^T / sqrt(D)) v, by GELU(W [u, alike, |u - alike|,
+  u * alike]) with the same W for all; then the mean over all u, and the same from the other side
+  (sections 2.2 and 3.2 of the decomposable attention model, 1606.01933). In an open model without
+  anchors concept c is responsible for the ids with id % n_concept == c, so there u and v of one
+  concept are about the same words, and each is compared with itself.
 
 [SEP] starts as a copy of the end-of-document token, the other token that pretraining has seen
 between texts. A sentence has fewer words than a pretrained model has concepts, so comparing with a
 part of the concepts is better and faster than with all (records/glue has what else was tried).
-A Transformer has no concepts; the mean of its token states stands for them.
 """
 
 import torch
@@ -31,10 +31,12 @@ class Classifier(nn.Module):
     """An encoder with a head: n_out numbers a row of n_texts (1 or 2) texts.
 
     The encoder is one of model.py or lib/baselines.py. n_out is the number of labels, or 1 for a
-    score.
+    score. aligned: pairs are compared by what is alike, see above; False: each concept with itself,
+    or the means of the token states; None: what `aligns` says.
     """
-    def __init__(self, encoder, n_out, n_texts, dropout=0.1):
+    def __init__(self, encoder, n_out, n_texts, dropout=0.1, aligned=None):
         super().__init__()
+        self.aligned = aligns(encoder) if aligned is None else aligned
         self.encoder = encoder
         self.n_texts = n_texts
         self.segments = nn.Parameter(torch.zeros(3, encoder.cfg.token_width))  # see `forward`
@@ -77,7 +79,7 @@ class Classifier(nn.Module):
             both = self.read_part(torch.cat((ids, ids)), chosen, twice_BTd)
             (u_BCD, v_BCD), (has_u_BC1, has_v_BC1) = (
                 t.unflatten(0, (2, ids.shape[0])) for t in both)
-            if getattr(self.encoder.cfg, "anchored", False):
+            if self.aligned:
                 compared_BD = (self.comparison(u_BCD, alike(u_BCD, v_BCD, has_v_BC1), has_u_BC1)
                                + self.comparison(v_BCD, alike(v_BCD, u_BCD, has_u_BC1), has_v_BC1))
             else:
@@ -87,20 +89,20 @@ class Classifier(nn.Module):
         return self.out(self.drop(features_BF).to(self.out.weight.dtype))
 
     def comparison(self, u_BCD, v_BCD, counts_BC1):
-        """Mean over the concepts that count of what W says to u and v. -> (B,D) float32."""
+        """Mean over the u that count of what W says to u and v. -> (B,D) float32."""
         # the features of InferSent (1705.02364, figure 1) and the comparison of the
         # decomposable attention model (1606.01933, section 3.2)
         pair_BCF = torch.cat((u_BCD, v_BCD, (u_BCD - v_BCD).abs(), u_BCD * v_BCD), dim=-1)
         pair_BCF = self.drop(pair_BCF).to(self.compare.weight.dtype)
         compared_BCD = F.gelu(self.compare(pair_BCF)).float()
-        return (compared_BCD * counts_BC1).sum(1) / counts_BC1.sum(1)
+        return (compared_BCD * counts_BC1).sum(1) / counts_BC1.sum(1).clamp(min=1)
 
     def read_part(self, ids, chosen, vectors_BTd=None):
         """Encodes a part of each row, the tokens where chosen (B,T) is True, as a row of its own.
 
-        -> concepts (B,C,D) float32, or without concepts the mean token state (B,1,d) float32; zeros
-        where no token is chosen; and (B,C,1) bool: which of them stand in that row. The chosen
-        tokens must follow each other.
+        -> concepts (B,C,D) float32, or without concepts the token states (B,T,d), if not aligned
+        their mean (B,1,d); zeros where no token is chosen; and (B,C,1) bool: which of them stand in
+        that row. The chosen tokens must follow each other.
         """
         first_B1 = chosen.int().argmax(1, keepdim=True)
         n_B1 = chosen.sum(1, keepdim=True)
@@ -119,6 +121,8 @@ class Classifier(nn.Module):
             return concepts[:, :n_standing].float() * (n_B1 > 0)[..., None], standing_BC1
         # a pre-norm Transformer ends without a norm, and its states differ in length
         tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]) * real[..., None]
+        if self.aligned:
+            return tokens, real[..., None]
         mean_B1d = tokens.sum(1, keepdim=True) / n_B1.clamp(min=1)[..., None]
         return mean_B1d, torch.ones_like(real[:, :1, None])
 
@@ -128,3 +132,8 @@ def alike(u_BCD, v_BCD, counts_BC1):
     scores_BCC = u_BCD @ v_BCD.mT * u_BCD.shape[-1] ** -0.5
     scores_BCC = scores_BCC.masked_fill(~counts_BC1.mT, torch.finfo(scores_BCC.dtype).min)
     return scores_BCC.softmax(-1) @ v_BCD
+
+
+def aligns(encoder):
+    """Whether texts are compared by what is alike: unless concepts own words and have no places."""
+    return getattr(encoder, "lexicon", None) is None or encoder.cfg.anchored

@@ -271,8 +271,9 @@ def save_model(path, model, task, tok, scale):
     head = {name: tensor.cpu() for name, tensor in model.state_dict().items()
             if not name.startswith("encoder.")}
     saved = dict(model_settings=settings | dict(dropout=0.0), model=weights, head=head,
-                 n_texts=model.n_texts, task=task.name, labels=list(task.labels),
-                 scale=list(scale), tokenizer_fingerprint=tok.fingerprint)
+                 n_texts=model.n_texts, aligned=model.aligned, task=task.name,
+                 labels=list(task.labels), scale=list(scale),
+                 tokenizer_fingerprint=tok.fingerprint)
     try:
         replace_file(path, lambda file: torch.save(saved, file))
     except RuntimeError as error:  # what torch raises when the disk is full

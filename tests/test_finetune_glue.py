@@ -468,8 +468,25 @@ def test_scores_of_other_weights_leave_the_table(trained, own_task, tmp_path):
     assert list((out / "glue/mood").glob("*.json")), "its runs stay"
 
 
+def test_runs_of_pairs_with_an_earlier_head_do_not_count(own_task, data_dir, tmp_path):
+    """A Transformer's, which compared the means of token states and did not say so."""
+    call("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", "--arch=transformer",
+         "--block_size=64", "--n_layer=1", "--n_head=2", "--token_dim=64", "--ffn_dim=32",
+         "--batch_size=2", "--micro_batch=2", "--max_steps=1", "--eval_rows=2",
+         "--init_table=random")
+    args = ["--seeds=1", "--epochs=1", "--lrs=1e-3"]
+    for name, again in (("alike", True), ("mood", False)):
+        finetune(tmp_path, own_task / name, "--n_concept=0", *args)
+        path = next((tmp_path / "glue" / name).glob("pretrained*.json"))
+        report = json.loads(path.read_text())
+        assert report.pop("aligned") == again
+        path.write_text(json.dumps(report))
+        finetune(tmp_path, own_task / name, "--n_concept=0", *args)
+        assert ("aligned" in json.loads(path.read_text())) == again
+
+
 @torch.no_grad()
-def test_anchored_texts_are_compared_by_what_is_alike_and_in_no_order():
+def test_texts_are_compared_by_what_is_alike_and_in_no_order():
     """Each concept with those of the other text that stand in it, wherever they stand."""
     torch.manual_seed(0)
     encoder = build_model(dict(vocab_size=64, block_size=16, n_layer=1, n_head=2, ffn_dim=32,

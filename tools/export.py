@@ -190,7 +190,9 @@ def classifier_of(task):
     """What finetune_glue.py has saved -> Classifier in eval mode."""
     head = task["head"]
     encoder = build_model(task["model_settings"])
-    model = Classifier(encoder, len(head["out.bias"]), task["n_texts"])
+    # Files written before all models but open ones aligned texts do not say whether they do.
+    aligned = task.get("aligned", getattr(encoder.cfg, "anchored", False))
+    model = Classifier(encoder, len(head["out.bias"]), task["n_texts"], aligned=aligned)
     weights = {f"encoder.{name}": t for name, t in task["model"].items()} | head
     # A score was learned in standard units; the exported model gives it as the data set has it.
     mean, spread = task["scale"]
@@ -224,7 +226,7 @@ def hub_config(model, labels, encoder, tok):
     if task_dir:
         names = labels or ["score"]
         values |= dict(
-            n_texts=model.n_texts,
+            n_texts=model.n_texts, aligned=model.aligned,
             id2label=dict(enumerate(names)),
             label2id={name: i for i, name in enumerate(names)},
             problem_type="single_label_classification" if labels else "regression")

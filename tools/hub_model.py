@@ -52,13 +52,14 @@ class EncoderConfig(PretrainedConfig):
     vocab_size: rows of the token table, where resize_token_embeddings has changed them.
     lexicon_words: how many ids the lexicon knows; those that were added later it does not.
     n_texts: how many texts a classifier reads at once; 2 for pairs.
+    aligned: how it compares them, see Classifier.
     """
     model_type = "concept_encoders"
 
-    def __init__(self, model_settings=None, classifier_dropout=0.1, n_texts=1, vocab_size=None,
-                 lexicon_words=None, **others):
+    def __init__(self, model_settings=None, classifier_dropout=0.1, n_texts=1, aligned=None,
+                 vocab_size=None, lexicon_words=None, **others):
         self.model_settings = model_settings or {}
-        self.n_texts = n_texts
+        self.n_texts, self.aligned = n_texts, aligned
         self.classifier_dropout = classifier_dropout
         # The names that transformers and other libraries look for.
         cfg = self.of_encoder()
@@ -546,10 +547,10 @@ class EncoderForSequenceClassification(EncoderPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         head = Classifier(self.encoder, config.num_labels, config.n_texts,
-                          config.classifier_dropout)
+                          config.classifier_dropout, config.aligned)
         # The parts become attributes of this model: as a submodule, the head would store the
         # encoder a second time and change the names of all weights.
-        self.n_texts = config.n_texts
+        self.n_texts, self.aligned = config.n_texts, head.aligned
         self.segments = head.segments
         self.drop = head.drop
         self.compare = head.compare

@@ -109,13 +109,17 @@ def make_run(folder, tok, settings, seed=0, **more):
     return model
 
 
-def make_task(folder, model, tok, labels, n_texts=1, **more):
-    """A model.pt as finetune_glue.py leaves it, with half the concepts -> its Classifier."""
+def make_task(folder, model, tok, labels, n_texts=1, older=False, **more):
+    """A model.pt as finetune_glue.py leaves it, with half the concepts -> its Classifier.
+
+    older: as when a Transformer compared the means of token states, which the file does not say.
+    """
     torch.manual_seed(1)
     settings = dict(arch=model.arch) | vars(model.cfg)
     settings, weights = keep_concepts(settings, model.state_dict(), 4)
-    classifier = Classifier(build_model(settings), max(1, len(labels)), n_texts).eval()
-    classifier.encoder.load_state_dict(weights)
+    aligned = False if older else None
+    classifier = Classifier(build_model(settings), max(1, len(labels)), n_texts, aligned=aligned)
+    classifier.eval().encoder.load_state_dict(weights)
     with torch.no_grad():
         classifier.segments.normal_()
         classifier.out.weight.normal_()
@@ -126,7 +130,8 @@ def make_task(folder, model, tok, labels, n_texts=1, **more):
     torch.save(dict(
         model_settings=settings, model=weights, head=head, task="mine", labels=labels,
         n_texts=n_texts, scale=[0.0, 1.0] if labels else [2.5, 1.5],
-        tokenizer_fingerprint=tok.fingerprint) | more, folder / "model.pt")
+        tokenizer_fingerprint=tok.fingerprint) | more
+        | ({} if older else dict(aligned=classifier.aligned)), folder / "model.pt")
     return classifier
 
 
@@ -983,12 +988,14 @@ def test_transformers_keeps_all_of_it(exported, bpe):
 
 @pytest.mark.parametrize("kind, labels, n_texts", [
     ("open", ["no", "yes"], 2), ("small", ["no", "yes"], 2),
-    ("transformer", [], 2), ("isolated", list("012"), 1), ("isolated", ["a", "b"], 2)])
+    ("transformer", [], 2), ("older transformer", [], 2), ("isolated", list("012"), 1),
+    ("isolated", ["a", "b"], 2)])
 def test_a_fine_tuned_model_answers_as_it_did(kind, labels, n_texts, tmp_path, bpe):
     # small: an onnx file takes time for each operation in it
     small = KINDS["strict"] | dict(n_layer=1, bias=False, n_mixer=0)
-    model = make_run(tmp_path / "run", bpe, small if kind == "small" else KINDS[kind])
-    classifier = make_task(tmp_path / "task", model, bpe, labels, n_texts)
+    settings = small if kind == "small" else KINDS[kind.removeprefix("older ")]
+    model = make_run(tmp_path / "run", bpe, settings)
+    classifier = make_task(tmp_path / "task", model, bpe, labels, n_texts, "older" in kind)
     done = result(export(tmp_path / "run", tmp_path / "hub", f"--task_dir={tmp_path / 'task'}",
                          f"--onnx={int(kind == 'small')}"))
     assert kind != "small" or 0 < done["differences"]["padded onnx logits"] < 1e-4
