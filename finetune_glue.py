@@ -61,7 +61,6 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import glue
-from lib.classifier import aligns
 from lib.files import (
     FolderLock,
     file_hash,
@@ -234,7 +233,7 @@ def run_one(task, splits, init, lr, seed):
     write_json(f"{path}.json", dict(seed=seed, lr=lr) | report | dict(
         recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init),
         data=glue.fingerprint(task, splits), precision=precision,
-        aligned=len(task.text) == 2 and model.aligned,
+        aligned=len(task.text) == 2,
         weights=file_hash(f"{path}.pt")))
 
 
@@ -247,11 +246,10 @@ def finished(task, data, init, lr, seed):
     # A result of another recipe, checkpoint, data set, precision or head has the same name and does
     # not count. Older ones do not say their precision, and aligned texts with anchors only.
     precision, _ = choose_dtype(dtype, find_machine(device).device)
-    is_pair, encoder = len(task.text) == 2, loaded(init)[0]
-    before = dict(precision=precision, aligned=is_pair and getattr(encoder.cfg, "anchored", False))
-    found = before | found
+    is_pair, has_anchors = len(task.text) == 2, getattr(loaded(init)[0].cfg, "anchored", False)
+    found = dict(precision=precision, aligned=is_pair and has_anchors) | found
     wanted = dict(recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init), data=data,
-                  precision=precision, aligned=is_pair and aligns(encoder))
+                  precision=precision, aligned=is_pair)
     return found if all(found.get(key) == value for key, value in wanted.items()) else None
 
 

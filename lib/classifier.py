@@ -10,9 +10,7 @@ two features:
   and v: of concepts, or of tokens where there are no concepts. Each u is compared with what it is
   like in the other text, alike = softmax(u v^T / sqrt(D)) v, by GELU(W [u, alike, |u - alike|,
   u * alike]) with the same W for all; then the mean over all u, and the same from the other side
-  (sections 2.2 and 3.2 of the decomposable attention model, 1606.01933). In an open model without
-  anchors concept c is responsible for the ids with id % n_concept == c, so there u and v of one
-  concept are about the same words, and each is compared with itself.
+  (sections 2.2 and 3.2 of the decomposable attention model, 1606.01933).
 
 [SEP] starts as a copy of the end-of-document token, the other token that pretraining has seen
 between texts. A sentence has fewer words than a pretrained model has concepts, so comparing with a
@@ -32,11 +30,11 @@ class Classifier(nn.Module):
 
     The encoder is one of model.py or lib/baselines.py. n_out is the number of labels, or 1 for a
     score. aligned: pairs are compared by what is alike, see above; False: each concept with itself,
-    or the means of the token states; None: what `aligns` says.
+    or the means of the token states, as models without anchors once did.
     """
-    def __init__(self, encoder, n_out, n_texts, dropout=0.1, aligned=None):
+    def __init__(self, encoder, n_out, n_texts, dropout=0.1, aligned=True):
         super().__init__()
-        self.aligned = aligns(encoder) if aligned is None else aligned
+        self.aligned = aligned
         self.encoder = encoder
         self.n_texts = n_texts
         self.segments = nn.Parameter(torch.zeros(3, encoder.cfg.token_width))  # see `forward`
@@ -132,8 +130,3 @@ def alike(u_BCD, v_BCD, counts_BC1):
     scores_BCC = u_BCD @ v_BCD.mT * u_BCD.shape[-1] ** -0.5
     scores_BCC = scores_BCC.masked_fill(~counts_BC1.mT, torch.finfo(scores_BCC.dtype).min)
     return scores_BCC.softmax(-1) @ v_BCD
-
-
-def aligns(encoder):
-    """Whether texts are compared by what is alike: unless concepts own words and have no places."""
-    return getattr(encoder, "lexicon", None) is None or encoder.cfg.anchored

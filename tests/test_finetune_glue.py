@@ -469,7 +469,7 @@ def test_scores_of_other_weights_leave_the_table(trained, own_task, tmp_path):
 
 
 def test_runs_of_pairs_with_an_earlier_head_do_not_count(own_task, data_dir, tmp_path):
-    """A Transformer's, which compared the means of token states and did not say so."""
+    """A Transformer once compared the means of token states, and the run does not say so."""
     call("train.py", f"--data_dir={data_dir}", f"--out_dir={tmp_path}", "--arch=transformer",
          "--block_size=64", "--n_layer=1", "--n_head=2", "--token_dim=64", "--ffn_dim=32",
          "--batch_size=2", "--micro_batch=2", "--max_steps=1", "--eval_rows=2",
@@ -519,7 +519,7 @@ def test_batches_hold_every_row_once_and_little_padding():
 def tuned(trained, own_task):
     """finetune_glue.py on both tasks of one's own, with the untrained control."""
     args = ["finetune_glue.py", f"--out_dir={trained}", "--lrs=3e-3", *SMALL]
-    call(*args, f"--task={own_task}/alike", "--seeds=1")
+    call(*args, f"--task={own_task}/alike", "--seeds=1", "--epochs=10")
     args += [f"--task={own_task}/mood", "--seeds=2"]
     return trained, args, result(call(*args, "--controls=untrained"))
 

@@ -190,7 +190,7 @@ def classifier_of(task):
     """What finetune_glue.py has saved -> Classifier in eval mode."""
     head = task["head"]
     encoder = build_model(task["model_settings"])
-    # Files written before all models but open ones aligned texts do not say whether they do.
+    # Older files do not say whether texts are aligned: with anchors alone they were.
     aligned = task.get("aligned", getattr(encoder.cfg, "anchored", False))
     model = Classifier(encoder, len(head["out.bias"]), task["n_texts"], aligned=aligned)
     weights = {f"encoder.{name}": t for name, t in task["model"].items()} | head

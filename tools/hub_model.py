@@ -56,7 +56,7 @@ class EncoderConfig(PretrainedConfig):
     """
     model_type = "concept_encoders"
 
-    def __init__(self, model_settings=None, classifier_dropout=0.1, n_texts=1, aligned=None,
+    def __init__(self, model_settings=None, classifier_dropout=0.1, n_texts=1, aligned=True,
                  vocab_size=None, lexicon_words=None, **others):
         self.model_settings = model_settings or {}
         self.n_texts, self.aligned = n_texts, aligned
@@ -550,7 +550,7 @@ class EncoderForSequenceClassification(EncoderPreTrainedModel):
                           config.classifier_dropout, config.aligned)
         # The parts become attributes of this model: as a submodule, the head would store the
         # encoder a second time and change the names of all weights.
-        self.n_texts, self.aligned = config.n_texts, head.aligned
+        self.n_texts, self.aligned = config.n_texts, config.aligned
         self.segments = head.segments
         self.drop = head.drop
         self.compare = head.compare

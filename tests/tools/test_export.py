@@ -112,13 +112,13 @@ def make_run(folder, tok, settings, seed=0, **more):
 def make_task(folder, model, tok, labels, n_texts=1, older=False, **more):
     """A model.pt as finetune_glue.py leaves it, with half the concepts -> its Classifier.
 
-    older: as when a Transformer compared the means of token states, which the file does not say.
+    older: as when models without anchors did not align texts, which the file does not say.
     """
     torch.manual_seed(1)
     settings = dict(arch=model.arch) | vars(model.cfg)
     settings, weights = keep_concepts(settings, model.state_dict(), 4)
-    aligned = False if older else None
-    classifier = Classifier(build_model(settings), max(1, len(labels)), n_texts, aligned=aligned)
+    classifier = Classifier(build_model(settings), max(1, len(labels)), n_texts,
+                            aligned=not older)
     classifier.eval().encoder.load_state_dict(weights)
     with torch.no_grad():
         classifier.segments.normal_()
@@ -988,8 +988,8 @@ def test_transformers_keeps_all_of_it(exported, bpe):
 
 @pytest.mark.parametrize("kind, labels, n_texts", [
     ("open", ["no", "yes"], 2), ("small", ["no", "yes"], 2),
-    ("transformer", [], 2), ("older transformer", [], 2), ("isolated", list("012"), 1),
-    ("isolated", ["a", "b"], 2)])
+    ("transformer", [], 2), ("older transformer", [], 2), ("older open", ["no", "yes"], 2),
+    ("isolated", list("012"), 1), ("isolated", ["a", "b"], 2)])
 def test_a_fine_tuned_model_answers_as_it_did(kind, labels, n_texts, tmp_path, bpe):
     # small: an onnx file takes time for each operation in it
     small = KINDS["strict"] | dict(n_layer=1, bias=False, n_mixer=0)
