@@ -72,7 +72,7 @@ def test_a_picture_that_bench_did_not_make_is_kept(bench, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (["--models=strict,bert"], "expected some of strict, open, transformer"),
+    (["--models=strict,bert"], "expected some of strict, strict_many, open"),
     (["--models=hf_bert"], "need --peers=1"),
     (["--lengths=128,x"], "such as --lengths=128,512"),
     (["--repeats=0"], "expected numbers above 0")])
