@@ -9,9 +9,8 @@ this module. The poolings:
     concepts      all concepts side by side, n_concept times as wide; 0 for those that do not count
     mean          mean token state; the default of a transformer
 
-The defaults correlate best with human scores on STS-B without fine-tuning, for their width. In an
-open model most concepts own no word of a short text, so they are constants and dominate a mean
-(records/efficiency). Of anchored concepts only those that stand in the text count.
+The defaults correlate best with human scores on STS-B without fine-tuning, for their width; see
+ConceptEncoder.pooled. Of anchored concepts only those that stand in the text count.
 
 A row holds the tokens of its text and nothing else: end-of-document marks around it lower the
 STS-B correlation of mean token states by 0.03. Only rows of equal length share a batch, so nothing
@@ -50,24 +49,11 @@ POOL = {  # ids (B,T), concepts (B,C,D), tokens (B,T,d) -> (B, width)
     "table": lambda model, ids, concepts, tokens: F.embedding(ids, model.table()).mean(1),
     "tokens": lambda model, ids, concepts, tokens: tokens.mean(1),
     "tokens, max": lambda model, ids, concepts, tokens: tokens.amax(1),
-    "concepts": lambda model, ids, concepts, tokens: mean_concept(model, ids, concepts),
-    "concepts, max": lambda model, ids, concepts, tokens: largest(model, ids, concepts),
+    "concepts": lambda model, ids, concepts, tokens: model.pooled(concepts, ids, how="mean"),
+    "concepts, max": lambda model, ids, concepts, tokens: model.pooled(concepts, ids, how="max"),
     "all concepts": lambda model, ids, concepts, tokens: (
         concepts * model.standing(ids)[..., None]).flatten(1),
 }
-
-
-def mean_concept(model, ids, concepts):
-    """The mean of the concepts that stand in the row. -> (B,D)."""
-    standing_BC1 = model.standing(ids)[..., None]
-    return (concepts * standing_BC1).sum(1) / standing_BC1.sum(1)
-
-
-def largest(model, ids, concepts):
-    """The largest value of each number over the concepts that stand in the row. -> (B,D)."""
-    return concepts.masked_fill(~model.standing(ids)[..., None], -torch.inf).amax(1)
-
-
 NAMES = {"concept": list(POOL), "transformer": ["table", "tokens", "tokens, max"]}
 NAMES["resonance"] = NAMES["transformer"]
 POOLINGS = {  # arch -> {value of --pooling: key of POOL}

@@ -23,9 +23,11 @@ from test_eval import make_run
 
 from data.tokenizer import Tokenizer
 from lib import embed
+from lib.embed import POOL, choose_pooling
 from lib.generate import Sampling, entropy, generate
 from lib.machine import find_machine
 from lib.run import load_run, read_checkpoint
+from model import ConceptConfig, ConceptEncoder
 from tools import terminal
 from tools.pll import pseudo_log_likelihood, pseudo_perplexity
 
@@ -209,6 +211,22 @@ def test_each_row_is_the_pooled_states_of_its_line(arch, pooling, pooled, runs, 
     assert result(done) == dict(to=f"{tmp_path}/e.npy", texts=9, width=found.shape[1], cut=1,
                                 replaced=0, pooling=pooling)
     assert "1 texts longer than 64 tokens were cut" in done.stdout
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bottleneck, default", [("open", "max"), ("strict", "concept_mean")])
+def test_the_default_pooling_is_what_exports_pool_with(bottleneck, default):
+    model = ConceptEncoder(ConceptConfig(
+        vocab_size=64, block_size=16, n_layer=1, n_head=2, n_concept=8, concept_dim=16,
+        token_dim=64, ffn_dim=16, bottleneck=bottleneck))
+    setting, name = choose_pooling("auto", model)
+    assert setting == default
+    ids = torch.arange(10)[None]
+    concepts, tokens = model.encode(ids)
+    found = POOL[name](model, ids, concepts, tokens)
+    assert torch.equal(found, model.pooled(concepts, ids))
+    others = model.pooled(concepts, ids, how="max" if bottleneck == "strict" else "mean")
+    assert not torch.allclose(found, others)
 
 
 def test_lines_and_jsonl_give_the_same_and_broken_bytes_are_counted(runs, tmp_path):
