@@ -140,9 +140,20 @@ import torch
 
 from data.reader import Batches, TokenData
 from data.tokenizer import Tokenizer
-from lib import health, run
+from lib import health, run, settings
+from lib.evaluation import evaluate_all
 from lib.files import print_result
 from lib.importance import Importance, describe_importance
+from lib.log import (
+    append_log,
+    describe_first_loss,
+    draw_curves,
+    read_log,
+    rewind_log,
+    start_trackers,
+    why_not_overfit,
+    write_log,
+)
 from lib.machine import (
     StopSignals,
     autocast,
@@ -152,7 +163,7 @@ from lib.machine import (
     matmul_peak,
     memory_gib,
 )
-from lib.optimizers import StableAdamW
+from lib.optimizers import StableAdamW, find_learning_rate
 from lib.parallel import Distributed, check_same_everywhere
 from lib.start import token_vectors
 from masking import (
@@ -173,10 +184,10 @@ with run.user_mistakes():
     signals = StopSignals()
     machine = find_machine(device, block_size, parallel=True, hang_minutes=hang_minutes)
     if overfit_tokens:
-        batch_size = micro_batch = run.rows_to_overfit(overfit_tokens, block_size)
+        batch_size = micro_batch = settings.rows_to_overfit(overfit_tokens, block_size)
         overfit_batch = True
         config |= dict(batch_size=batch_size, micro_batch=micro_batch, overfit_batch=True)
-    run.check_settings(config, defaults, machine.world_size)
+    settings.check_settings(config, defaults, machine.world_size)
     run.be_deterministic(deterministic)
     data = Batches(data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size,
                    max_steps, max_tokens, batch_schedule)
@@ -185,10 +196,10 @@ with run.user_mistakes():
     if objective != "clm":
         check_masking(masking_type, mlm_probability, tok=tok)
     dtype, dtype_reason = choose_dtype(dtype, machine.device)  # resolves "auto"
-    run.check_with_data(config, data.padded, dtype)
+    settings.check_with_data(config, data.padded, dtype)
 
 n_steps = data.n_steps  # max_steps, or fewer where max_tokens ends the run earlier
-warmup_steps = run.warmup_within(warmup_steps, n_steps, machine.say)
+warmup_steps = settings.warmup_within(warmup_steps, n_steps, machine.say)
 unigram_entropy = data.unigram_entropy  # nats, the loss of a model that knows word frequencies only
 rows_per_process = batch_size // machine.world_size
 # With many processes the rows of one can be fewer than the micro_batch asked for.
@@ -200,7 +211,7 @@ micro_batch = min(micro_batch, rows_per_process)
 with run.user_mistakes():
     torch.manual_seed(seed)  # the initial weights are the same in every process
     takes_weights = init_from not in ("auto", "scratch", "resume")
-    model = run.build_model(run.model_settings(arch, config, tok))
+    model = settings.build_model(settings.model_settings(arch, config, tok))
     # kept until the process ends: a second run must not write to the same folder
     lock = run.lock_folder(out_dir) if machine.is_main else None
     # None: a new run. Of a sharded checkpoint each process reads its part, when it has a place.
@@ -293,8 +304,8 @@ def load_optimizer(opt, state):
     groups = [{name: value for name, value in group.items() if name != "params"}
               for group in opt.param_groups]
     opt.load_state_dict(state)
-    for group, settings in zip(opt.param_groups, groups):
-        group.update(settings)
+    for group, hyperparameters in zip(opt.param_groups, groups):
+        group.update(hyperparameters)
 
 
 optimizers = make_optimizers()
@@ -365,7 +376,7 @@ machine.say(
     f"torch {torch.__version__}, git {git or 'none'}, {machine.world_size} x {machine.device}, "
     f"matmul peak {peak / 1e12:.2f} TFLOP/s each\n"
     f"dtype {dtype} ({dtype_reason}); compile {use_compile} ({compile_reason})\n"
-    f"{run.describe_settings(config, defaults)}\n"
+    f"{settings.describe_settings(config, defaults)}\n"
     f"model: {model.num_params():,} parameters, "
     f"{flops_per_token[block_size] / 1e6:,.1f} MFLOP a token\n"
     f"step: {batch_size} rows x {block_size} tokens; processes {machine.world_size}, "
@@ -383,10 +394,10 @@ if is_finished:
     machine.say(f"{out_dir} is finished ({stopped}): {step:,} steps, best validation loss "
                 f"{best_loss:.4f}. {more}another --out_dir starts anew")
 elif machine.is_main and not lr_find:
-    run.rewind_log(out_dir, step if resumed else -1)
+    rewind_log(out_dir, step if resumed else -1)
     run.write_config(out_dir, config, git, tok)
     run.warn_of_small_disk(out_dir, model.num_params())
-    trackers = run.start_trackers(log_to, wandb, config, step)
+    trackers = start_trackers(log_to, wandb, config, step)
 
 # ---- the parts of a step ------------------------------------------------------------------------
 
@@ -486,8 +497,8 @@ def validate():
     global best_loss, bad_evals, evaluated_at, stopped
     concepts, scores, first = {}, {}, val_sets[data.names[0]]
     with run.user_mistakes(), distributed.whole_model() as whole:
-        result, losses = run.evaluate_all(whole, val_sets, data.shares, tok, machine, dtype,
-                                          eval_rows, micro_batch)
+        result, losses = evaluate_all(whole, val_sets, data.shares, tok, machine, dtype,
+                                      eval_rows, micro_batch)
         # All concepts can become one vector while the loss rises by a few hundredths.
         if health_rows and machine.is_main and arch == "concept":
             concepts = health.summary(whole, first, tok, machine, dtype, health_rows, micro_batch)
@@ -523,11 +534,11 @@ def validate():
     return is_best
 
 
-def draw_curves():
+def redraw_curves():
     """Replaces curves.png; a run does not end because of a picture."""
     try:
         path = os.path.join(out_dir, "curves.png")
-        run.draw_curves(path, run.read_log(out_dir), unigram_entropy, out_dir, objective == "clm")
+        draw_curves(path, read_log(out_dir), unigram_entropy, out_dir, objective == "clm")
     except (OSError, ImportError) as error:
         machine.say(f"WARNING: curves.png was not drawn: {error}")
 
@@ -539,7 +550,7 @@ def save(is_best=False):
     if not (machine.is_main or distributed.is_sharded):
         return
     small = dict(
-        model_settings=run.settings_of(model), model=distributed.weights(), settings=config,
+        model_settings=settings.settings_of(model), model=distributed.weights(), settings=config,
         step=step, tokens=tokens_seen(), best_loss=best_loss,
         tokenizer_fingerprint=tok.fingerprint, data_sha256=data.sha256,
         data_paths=[os.path.abspath(name) for name in data.names],
@@ -549,7 +560,7 @@ def save(is_best=False):
         skipped=int(skipped), bad_evals=bad_evals, minutes=minutes(), evaluated_at=evaluated_at,
         loss=loss_now, stopped=stopped, tokens_before=tokens_before)
     # the checkpoint last: a run that goes on from it finds the log and best.pt as far as it says
-    is_saved = not machine.is_main or run.write_log(out_dir)
+    is_saved = not machine.is_main or write_log(out_dir)
     if is_best:
         small["model"] = distributed.weights(whole=True)
         if machine.is_main:
@@ -564,7 +575,7 @@ def save(is_best=False):
 def log(record):
     """Appends a record to log.jsonl, and gives it to wandb and tensorboard if asked for."""
     if machine.is_main:
-        run.append_log(out_dir, record, trackers)
+        append_log(out_dir, record, trackers)
 
 
 def tokens_seen():
@@ -602,7 +613,7 @@ def stop_if_diverged():
 
 if lr_find:
     with run.user_mistakes():
-        run.find_learning_rate(masked_batch, forward_backward, update, machine, out_dir)
+        find_learning_rate(masked_batch, forward_backward, update, machine, out_dir)
     sys.exit()
 
 # ---- the loop -----------------------------------------------------------------------------------
@@ -642,7 +653,7 @@ while not stopped:
     window_steps += 1
 
     if step == 1 and not takes_weights:
-        machine.say(run.describe_first_loss(*machine.all_sum(loss), model.cfg.vocab_size))
+        machine.say(describe_first_loss(*machine.all_sum(loss), model.cfg.vocab_size))
 
     # Stop? Signals and clocks differ between processes, and all must take the same branch below
     # and the same learning rate: a signal to any of them counts, and the main one's clock.
@@ -679,7 +690,7 @@ while not stopped:
         save(is_best)
         # These take a third of a second: not after every step where evaluations are frequent.
         if machine.is_main and (stopped or time.monotonic() - last_drawn > 10):
-            draw_curves()
+            redraw_curves()
             last_drawn = time.monotonic()
             if not stopped:  # others may have used the CPU when it was measured at the start
                 peak = max(peak, matmul_peak(machine.device, dtype))
@@ -698,7 +709,7 @@ if not is_saved:
     sys.exit(f"error: the last checkpoint, of step {step}, could not be written; make room in "
              f"{out_dir}, and the same command goes on from the one before")
 if overfit_batch and loss_now >= 0.05:
-    sys.exit(run.why_not_overfit(loss_now, step, model.cfg.vocab_size, unigram_entropy))
+    sys.exit(why_not_overfit(loss_now, step, model.cfg.vocab_size, unigram_entropy))
 if step < warmup_steps and stopped == "max_minutes":
     machine.say("WARNING: the time was over in the warm-up, the learning rate never reached its "
                 f"peak; a --warmup_steps of {step // 10} would")
@@ -707,7 +718,7 @@ if stopped not in ("max_steps", "max_minutes", "patience", "overfit"):
     machine.say(f"stopped by {stopped} at step {step}: {saved} is saved, and the same command "
                 "goes on from there")
 if machine.is_main:
-    evaluations = [r["val_loss"] for r in run.read_log(out_dir) if "val_loss" in r]
+    evaluations = [r["val_loss"] for r in read_log(out_dir) if "val_loss" in r]
     print_result(dict(
         out_dir=out_dir, step=step, tokens=tokens_seen(), stopped=stopped,
         loss=None if math.isnan(loss_now) else loss_now,

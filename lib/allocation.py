@@ -17,7 +17,7 @@ from dataclasses import fields
 
 import torch
 
-from lib.run import ARCHS, build_model
+from lib.settings import ARCHS, build_model
 
 BUDGET_WITHIN = 0.005  # of the budget
 SHARE_WITHIN = 0.015  # of all parameters

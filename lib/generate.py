@@ -47,8 +47,8 @@ from lib.decoding import continue_texts
 from lib.embed import rows_at_once
 from lib.fill import encode_masked
 from lib.health import check_finite
-from lib.run import is_causal
 from lib.sampling import Sample, Sampling, draw
+from lib.settings import is_causal
 from masking import ordinary_ids, random_bits, to_unit
 
 MOST_PROBABILITIES = 2**24  # float64 in memory at once, several times: 128 MiB each

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from lib import kernels
+from lib.evaluation import EVAL_SEED
 from lib.machine import autocast
-from lib.run import EVAL_SEED
 from masking import mask_batch
 from model import StrictDecoder, split_heads
 

@@ -20,9 +20,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 
+from lib.evaluation import predict, token_frequency
 from lib.health import probe_rows
 from lib.machine import autocast
-from lib.run import predict, token_frequency
 from model import LocalMixer
 
 KEPT = 0.99  # of a running mean, when a token id is seen once more

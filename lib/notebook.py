@@ -18,12 +18,13 @@ from typing import NamedTuple
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
 from lib.embed import choose_pooling, embed_rows, rows_of
+from lib.evaluation import evaluate as evaluate_model
+from lib.evaluation import token_frequency
 from lib.fill import fill_texts
 from lib.finetune import finetune
 from lib.generate import generate as generate_samples
 from lib.machine import Machine, autocast, choose_dtype, find_machine
-from lib.run import evaluate as evaluate_model
-from lib.run import load_run, token_frequency
+from lib.run import load_run
 from lib.sampling import Sampling
 
 __all__ = ["Run", "Sampling", "embed", "evaluate", "fill", "finetune", "generate", "load"]

@@ -17,7 +17,8 @@ import os
 import numpy as np
 import torch
 
-from lib.files import replace_file, write_json
+from lib.files import print_result, replace_file, write_json
+from lib.machine import say
 
 RATES = np.geomspace(1e-6, 0.1, 120)
 SMOOTH = 0.9  # of the running mean of the loss
@@ -60,6 +61,22 @@ class StableAdamW(torch.optim.Optimizer):
 
 
 # ---- range test ---------------------------------------------------------------------------------
+
+def find_learning_rate(masked_batch, forward_backward, update, machine, out_dir):
+    """range_test with the parts of a step of train.py; prints its result."""
+    def step(rate, number):
+        loss = forward_backward(*masked_batch(number))
+        update(rate)
+        return machine.all_sum(loss)[0]
+
+    found = range_test(step)
+    if machine.is_main:
+        path = write_test(found, out_dir)
+        say(f"{path}: {found['why']}\ntry --learning_rate={found['suggested']:.1e}")
+        print_result(dict(out_dir=out_dir, suggested=found["suggested"], lowest=found["lowest"],
+                          why=found["why"], picture=path))
+    machine.close()
+
 
 def range_test(step):
     """step(rate, number): one update -> its loss. -> {"rates", "losses", "smooth", "suggested",

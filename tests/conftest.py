@@ -79,10 +79,10 @@ def without_main(name):
 
 def shorten_train():
     """Leaves out the parts of train.py that take as long as all else of a tiny run."""
+    import lib.log
     import lib.machine
-    import lib.run
 
-    lib.run.draw_curves = lambda *_: None
+    lib.log.draw_curves = lambda *_: None
     lib.machine.matmul_peak = lambda *_: 1e11  # a tenth of a second
 
 
@@ -171,8 +171,8 @@ def run(*args, ok=True, env=None, nproc=1, timeout=240, fresh=False):
 
 TRAIN_MANY = """
 import json, os, runpy, sys
-import lib.machine, lib.run
-lib.run.draw_curves = lambda *_: None
+import lib.log, lib.machine
+lib.log.draw_curves = lambda *_: None
 lib.machine.matmul_peak = lambda *_: 1e11
 def after(names): pass
 exec(sys.argv[2])
@@ -209,7 +209,7 @@ def call(script, *args, ok=True, picture=False, cwd=ROOT):
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(out))
             if script == "train.py" and not picture:
-                stack.enter_context(mock.patch("lib.run.draw_curves"))
+                stack.enter_context(mock.patch("lib.log.draw_curves"))
                 # a tenth of a second, as long as a tiny run's steps
                 stack.enter_context(mock.patch("lib.machine.matmul_peak", return_value=1e11))
             runpy.run_path(str(Path(cwd, script)), run_name="__main__")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from configurator import as_bool, configure, expand_path, read_settings, without_traceback
-from lib.run import ARCHS, bad_values, fields_of
+from lib.settings import ARCHS, bad_values, fields_of
 from tools import arms
 
 ROOT = Path(__file__).parent.parent

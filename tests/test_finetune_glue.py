@@ -35,7 +35,8 @@ from lib.heads import (
 from lib.jobs import run_python
 from lib.leaderboard import cell, markdown, write_submission
 from lib.machine import find_machine
-from lib.run import build_model, load_run
+from lib.run import load_run
+from lib.settings import build_model
 from model import ConceptConfig
 
 pytestmark = pytest.mark.long

@@ -16,7 +16,7 @@ from lib.baselines import TransformerConfig
 from lib.health import attention_weights
 from lib.kernels import HIDDEN
 from lib.resonance import Resonance
-from lib.run import ARCHS
+from lib.settings import ARCHS
 from model import Anchors, Attention, ConceptConfig, ConceptEncoder, OwnedAttention, attend
 
 pytestmark = pytest.mark.long

@@ -15,8 +15,9 @@ from test_train import evaluations, losses, train
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
 from lib.baselines import Transformer, TransformerConfig
+from lib.evaluation import evaluate
 from lib.machine import Machine
-from lib.run import evaluate, load_run, read_checkpoint, take_weights
+from lib.run import load_run, read_checkpoint, take_weights
 from masking import next_tokens
 
 pytestmark = pytest.mark.long

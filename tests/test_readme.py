@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, Fork, call, result, run_script
 
 from lib import jobs
-from lib.run import ARCHS
+from lib.settings import ARCHS
 from masking import predicted_share
 
 pytestmark = pytest.mark.long(0)

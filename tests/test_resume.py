@@ -9,16 +9,10 @@ import torch
 from conftest import call, refused, result, run
 from test_train import evaluations, losses, tiny, train
 
+from lib.log import read_log
 from lib.machine import Machine, find_machine
-from lib.run import (
-    ARCHS,
-    OBJECTIVES,
-    OPTIMIZERS,
-    checkpoint_paths,
-    load_run,
-    read_checkpoint,
-    read_log,
-)
+from lib.run import checkpoint_paths, load_run, read_checkpoint
+from lib.settings import ARCHS, OBJECTIVES, OPTIMIZERS
 from masking import MASKING_TYPES
 
 pytestmark = pytest.mark.long

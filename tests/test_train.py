@@ -17,8 +17,8 @@ from conftest import ROOT, call, fork, refused, result, run, start, wait_for
 
 from configurator import read_settings
 from lib import optimizers
-from lib import run as run_module
-from lib.run import read_checkpoint, read_log
+from lib.log import describe_first_loss, read_log, why_not_overfit
+from lib.run import RENAMED, load_run, read_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.long
 
@@ -280,7 +280,7 @@ def test_exploding_weights_are_never_saved_as_nan(data_dir, tmp_path):
     for path in tmp_path.glob("*.pt"):
         assert all(t.isfinite().all() for t in read_checkpoint(path)["model"].values())
     with pytest.raises(FloatingPointError, match="nothing was written"):
-        run_module.save_checkpoint(tmp_path, dict(model=dict(a=torch.tensor([1.0, math.nan]))),
+        save_checkpoint(tmp_path, dict(model=dict(a=torch.tensor([1.0, math.nan]))),
                                    "new.pt")
     assert not (tmp_path / "new.pt").exists()
 
@@ -335,12 +335,12 @@ def test_a_number_of_tokens_is_learned_by_heart(data_dir, tmp_path):
     (float("nan"), "not a number: lower --learning_rate"), (5.5, "nothing was learned"),
     (4.0, "has not even learned word frequencies"), (1.0, "not by heart: raise --max_steps")])
 def test_a_run_that_does_not_overfit_says_what_is_wrong(loss, reason):
-    assert reason in run_module.why_not_overfit(loss, 20, 256, unigram_entropy=3.0)
+    assert reason in why_not_overfit(loss, 20, 256, unigram_entropy=3.0)
 
 
 def test_a_first_loss_far_from_even_odds_is_a_warning():
-    assert "WARNING" in run_module.describe_first_loss(8.0, 256)
-    assert "WARNING" not in run_module.describe_first_loss(5.6, 256)
+    assert "WARNING" in describe_first_loss(8.0, 256)
+    assert "WARNING" not in describe_first_loss(5.6, 256)
 
 
 def test_deterministic_runs_are_the_same(data_dir, tmp_path):
@@ -648,7 +648,7 @@ def test_checkpoints_with_older_names_of_parameters_load_and_resume(data_dir, tm
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     train(data_dir, whole)
     train(data_dir, stopped, "--stop_at_step=12")
-    older = {new: old for old, new in run_module.RENAMED.items()}
+    older = {new: old for old, new in RENAMED.items()}
     for name in ("ckpt.pt", "best.pt"):
         checkpoint = read_checkpoint(stopped / name)
         assert older.keys() <= checkpoint["model"].keys()
@@ -656,7 +656,7 @@ def test_checkpoints_with_older_names_of_parameters_load_and_resume(data_dir, tm
         checkpoint["model"] = {older.get(key, key): tensor for key, tensor in weights}
         checkpoint["model_settings"]["local_heads"] = 0.5
         torch.save(checkpoint, stopped / name)
-    model, _, _ = run_module.load_run(str(stopped), "cpu", "best")
+    model, _, _ = load_run(str(stopped), "cpu", "best")
     assert torch.equal(model.lexicon.match_bias, checkpoint["model"]["lexicon.loudness"])
     train(data_dir, stopped)
     after = read_checkpoint(stopped / "ckpt.pt")["model"]

@@ -31,7 +31,7 @@ from lib import kernels
 from lib.files import say
 from lib.machine import autocast, matmul_peak, memory_gib, resident_gib, wait_for
 from lib.parallel import recompute
-from lib.run import build_model, check_settings, model_settings
+from lib.settings import build_model, check_settings, model_settings
 from masking import predicted_share, slots
 
 GIB, BERT_VOCABULARY = 2**30, 30522

@@ -74,21 +74,13 @@ from data.reader import TokenData, folders
 from data.tokenizer import Tokenizer
 from lib import health
 from lib.embed import NAMES, choose_pooling, embed_rows, rows_of
+from lib.evaluation import evaluate, token_frequency
 from lib.files import check_outputs, print_result, read_object, say, write_json
 from lib.importance import Importance, describe_importance
+from lib.log import draw_curves, read_log
 from lib.machine import Machine, autocast, choose_dtype, find_machine
-from lib.run import (
-    build_model,
-    checkpoint_paths,
-    data_of,
-    draw_curves,
-    evaluate,
-    is_causal,
-    load_run,
-    read_log,
-    token_frequency,
-    user_mistakes,
-)
+from lib.run import checkpoint_paths, data_of, load_run, user_mistakes
+from lib.settings import build_model, is_causal
 from masking import check_masking, mask_batch, masking_types
 from tools.compare import as_text, check_comparable, runs_to_compare, write_comparison
 from tools.measures import BOUND, CONCEPTS, LATENCY_LENGTHS, LOSS_FIELDS, LOSSES, shown

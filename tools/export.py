@@ -45,17 +45,10 @@ import torch
 from lib.files import print_result, read_json, remove_file, write_json
 from lib.fill import encode_masked
 from lib.heads import Classifier, encode_texts, padded
+from lib.log import read_log
 from lib.resonance import Fourier, Resonance
-from lib.run import (
-    build_model,
-    is_causal,
-    load_run,
-    read_checkpoint,
-    read_log,
-    run_folder,
-    settings_of,
-    user_mistakes,
-)
+from lib.run import load_run, read_checkpoint, run_folder, user_mistakes
+from lib.settings import build_model, is_causal, settings_of
 from tools.measures import KINDS
 
 # transformers copies the code of a folder to its cache and runs it there. The copies of a check

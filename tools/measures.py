@@ -1,6 +1,6 @@
 """The measures of tools/eval.py: one table for screen, metrics.json, summary.md and report.
 
-A new measure of a loss (returned by lib/run.py's evaluate) or of the concepts (lib/health.py) needs
+A new measure of a loss (returned by lib/evaluation.py) or of the concepts (lib/health.py) needs
 one line in LOSSES or CONCEPTS; then it appears everywhere. Any other new number needs a field and
 its unit in FIELDS, and the function in tools/metrics.py that fills it.
 """

@@ -163,7 +163,7 @@ def training_fields(out_dir, checkpoint, log, train_tokens):
 def evaluation_fields(summary, model):
     """What eval.py measured. summary: the content of eval.json; losses of its first data set."""
     (name, result), split = next(iter(summary["data"].items())), summary["split"]
-    # The keys of the splits are those of SPLITS in lib/run.py.
+    # The keys of the splits are those of SPLITS in lib/evaluation.py.
     token = result.get("token")  # None: a decoder, whose losses are of other tokens
     found = dict(
         eval_data=name, eval_split=split, eval_rows=summary["rows"][name],

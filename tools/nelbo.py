@@ -31,8 +31,8 @@ import math
 import numpy as np
 import torch
 
+from lib.evaluation import EVAL_SEED, predict
 from lib.machine import autocast
-from lib.run import EVAL_SEED, predict
 from masking import mask_batch, spread_levels
 
 LEAST_DRAWS = 8  # of a row; with fewer, a row would not see all rates

@@ -24,10 +24,11 @@ import torch.nn as nn
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
+from lib.evaluation import evaluate
 from lib.files import say
 from lib.jobs import last_line, run_python
+from lib.log import read_log
 from lib.machine import choose_dtype, find_machine
-from lib.run import evaluate, read_log
 
 T, ROWS, EVALUATIONS = 128, 16, 8
 SHAPE = "--token_dim=128 --concept_dim=128 --n_head=8 --concept_std=1.0 --min_lr=5e-5"
@@ -156,7 +157,7 @@ def build_peer(model, tok, layers, ffn_dim):
 
 
 class Interface(nn.Module):
-    """The methods of ours that lib.run.evaluate calls, on a masked model of transformers."""
+    """The methods of ours that lib.evaluation.evaluate calls, on a masked model of transformers."""
 
     def __init__(self, model):
         super().__init__()

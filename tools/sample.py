@@ -66,8 +66,9 @@ from lib.fill import fill_texts
 from lib.generate import entropy
 from lib.generate import generate as generate_texts
 from lib.machine import DTYPES, choose_dtype, find_machine
-from lib.run import is_causal, load_run, user_mistakes
+from lib.run import load_run, user_mistakes
 from lib.sampling import Sampling
+from lib.settings import is_causal
 from tools.pll import pseudo_perplexity
 from tools.terminal import FillingText, StreamingText, printable
 

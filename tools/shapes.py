@@ -11,7 +11,7 @@ from data.reader import folders
 from data.tokenizer import Tokenizer
 from lib import allocation
 from lib.files import print_result, say
-from lib.run import ARCHS, model_settings
+from lib.settings import ARCHS, model_settings
 from tools.arms import SOLVED, resolve, split, train_defaults
 
 CHOSEN = ("ffn_dim", "n_head", "n_layer", "token_dim")  # by the solver, whatever they are set to

@@ -85,7 +85,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from lib.files import check_outputs, print_result, say
 from lib.jobs import stop_all
-from lib.run import lock_folder, read_log, user_mistakes
+from lib.log import read_log
+from lib.run import lock_folder, user_mistakes
 from tools.arms import SOLVED, all_arms, chosen_by_tpe, load_optuna, read_ranges, split
 from tools.live import live_table
 from tools.ranking import curve_of, is_hopeless, promoted

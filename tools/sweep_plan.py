@@ -15,7 +15,8 @@ import torch
 from data.reader import Batches, folders
 from data.tokenizer import Tokenizer
 from lib.files import read_object
-from lib.run import build_model, check_settings, first_readable, model_settings
+from lib.run import first_readable
+from lib.settings import build_model, check_settings, model_settings
 from masking import predicted_share
 from tools.arms import resolve, train_defaults
 from tools.shapes import with_shape

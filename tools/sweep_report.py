@@ -21,8 +21,10 @@ import torch
 
 from data.tokenizer import Tokenizer
 from lib.files import read_object, replace_file
-from lib.run import FIXED, build_model, checkpoint_paths, first_readable, read_log
+from lib.log import read_log
+from lib.run import FIXED, checkpoint_paths, first_readable
 from lib.scaling import noise_of
+from lib.settings import build_model
 from tools.measures import SMALLBENCH
 from tools.metrics import glue_fields, markdown, model_fields, of_weights, read_glue
 from tools.ranking import curve_of, write_csv

@@ -17,7 +17,7 @@ import time
 from configurator import ROOT
 from lib import jobs
 from lib.files import read_object, say, write_json
-from lib.run import read_log
+from lib.log import read_log
 from masking import MASKING_TYPES
 from tools.arms import TRAIN
 from tools.ranking import curve_of, loss_at

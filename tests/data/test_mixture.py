@@ -21,7 +21,8 @@ from data.bins import DataError
 from data.reader import WINDOW, Batches, DocumentRows, Mixture, TokenData
 from data.tokenizer import Tokenizer
 from lib.baselines import Transformer, TransformerConfig
-from lib.run import read_checkpoint, read_log
+from lib.log import read_log
+from lib.run import read_checkpoint
 from masking import mask_batch
 from model import ConceptConfig, ConceptEncoder
 

@@ -46,7 +46,8 @@ from data.tokenizer import Tokenizer
 from data.validation import validate_folder
 from lib import glue
 from lib.files import print_result, read_object
-from lib.run import checkpoint_to_resume, load_run, read_log, rewind_log
+from lib.log import read_log, rewind_log
+from lib.run import checkpoint_to_resume, load_run
 
 SECONDS = 20  # most an example may take
 

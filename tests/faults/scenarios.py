@@ -30,7 +30,8 @@ from test_prepare import texts, write_jsonl
 from test_train import TINY
 
 from configurator import read_settings
-from lib.run import read_checkpoint, read_log
+from lib.log import read_log
+from lib.run import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

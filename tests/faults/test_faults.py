@@ -17,7 +17,8 @@ from conftest import call, refused, result, run
 from scenarios import FINETUNE, TRAIN, World
 from test_train import tiny, train
 
-from lib.run import append_log, read_checkpoint, read_log, write_log
+from lib.log import append_log, read_log, write_log
+from lib.run import read_checkpoint
 
 pytestmark = pytest.mark.long
 

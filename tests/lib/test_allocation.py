@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.allocation import count, embedding_params, model_fields, solve
-from lib.run import build_model, fields_of
+from lib.settings import build_model, fields_of
 
 PLAIN = dict(arch="transformer", vocab_size=16000, n_mixer=0)
 

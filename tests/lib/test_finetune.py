@@ -11,7 +11,8 @@ from conftest import ROOT
 from configurator import read_settings
 from data.tokenizer import Tokenizer
 from lib.finetune import Recipe, finetune
-from lib.run import build_model, read_checkpoint
+from lib.run import read_checkpoint
+from lib.settings import build_model
 
 WORDS = {"good": ["fine", "warm"], "bad": ["cold", "dull"]}
 

@@ -9,7 +9,7 @@ import torch
 
 from data.tokenizer import Tokenizer
 from lib.generate import Sampling, draw, entropy, generate, plan_text
-from lib.run import build_model
+from lib.settings import build_model
 
 THREE = Tokenizer.of_ids(3)  # ids 0, 1, 2, then the special ones
 BYTE = Tokenizer.load("byte")

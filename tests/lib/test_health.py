@@ -14,9 +14,9 @@ from test_model import MASK, VARIANTS, batch, small
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
-from lib import health, run
+from lib import evaluation, health
+from lib.evaluation import SPLITS, evaluate, split_masks
 from lib.machine import find_machine
-from lib.run import SPLITS, evaluate, split_masks
 from masking import MaskedBatch, mask_batch
 from model import OwnedAttention
 
@@ -182,7 +182,7 @@ def test_weights_change_the_loss_and_no_count(data_dir, monkeypatch):
         def weighed(*args, **kwargs):
             batch = mask_batch(*args, **kwargs)
             return batch._replace(weights=weigh(batch))
-        monkeypatch.setattr(run, "mask_batch", weighed)
+        monkeypatch.setattr(evaluation, "mask_batch", weighed)
         return evaluate(model, data, tok, CPU, "fp32", rows=8, micro_batch=3, frequency=frequency)
 
     plain, tiny = measured(lambda b: b.weights), measured(lambda b: b.weights * 1e-3)

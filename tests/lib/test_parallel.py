@@ -15,15 +15,8 @@ from test_train import evaluations, losses, tiny, train
 from lib import parallel
 from lib.machine import Machine
 from lib.parallel import Distributed, check_same_everywhere, folders, read_folder, recompute
-from lib.run import (
-    ARCHS,
-    build_model,
-    check_with_data,
-    first_readable,
-    read_checkpoint,
-    resumable,
-    save_checkpoint,
-)
+from lib.run import first_readable, read_checkpoint, resumable, save_checkpoint
+from lib.settings import ARCHS, build_model, check_with_data
 
 pytestmark = pytest.mark.long
 

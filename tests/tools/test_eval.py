@@ -17,19 +17,12 @@ from scipy.stats import percentileofscore
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
+from lib.evaluation import SPLITS
 from lib.files import write_json
+from lib.log import curriculum_stages, draw_curves, read_log
 from lib.machine import find_machine
-from lib.run import (
-    SPLITS,
-    build_model,
-    curriculum_stages,
-    draw_curves,
-    load_run,
-    lock_folder,
-    model_state,
-    read_log,
-    save_checkpoint,
-)
+from lib.run import load_run, lock_folder, model_state, save_checkpoint
+from lib.settings import build_model
 from tools import measures, metrics
 from tools.compare import draw_losses
 from tools.pll import pseudo_log_likelihood

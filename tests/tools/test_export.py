@@ -25,8 +25,9 @@ from data.tokenizer import Tokenizer, with_specials
 from lib.decoding import continue_rows, prompt_ids
 from lib.fill import encode_masked
 from lib.heads import Classifier, encode_texts, keep_concepts, padded, predict
-from lib.run import build_model, model_state, save_checkpoint
+from lib.run import model_state, save_checkpoint
 from lib.sampling import Sampling
+from lib.settings import build_model
 
 sys.path.append(str(ROOT / "tests/data"))  # pytest adds only the folder of this file
 from test_tokenizer import ODD, needs_gpt2, random_texts, read_texts
@@ -69,6 +70,8 @@ def code_copies(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         modules = transformers.dynamic_module_utils
         patch.setattr(modules, "HF_MODULES_CACHE", folder)
+        # transformers adds the folder to the path, which new processes get from this one.
+        patch.setattr(sys, "path", sys.path.copy())
         # Both parse whole files, the first of them at each load: here once for each text.
         real_imports, of_text = modules.get_imports, {}
 

@@ -15,9 +15,10 @@ from test_eval import make_run
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
-from lib import run as lib_run
+from lib import evaluation
 from lib.machine import Machine, find_machine
-from lib.run import build_model, load_run
+from lib.run import load_run
+from lib.settings import build_model
 from masking import mask_batch
 from tools.nelbo import likelihood_bound
 
@@ -195,7 +196,7 @@ def test_batches_and_memory_do_not_change_the_result(shape, bytes_of, tmp_path, 
     model, *_ = load_run(make_run(tmp_path / "run", tok, **shape), "cpu")
     found = likelihood_bound(model, data, tok, CPU, "fp32", 7, 8, micro_batch=7)
     assert found["rows"] == 7 and 0 < found["nats"] < 20
-    monkeypatch.setattr(lib_run, "MOST_LOGITS", 5 * tok.vocab_size)
+    monkeypatch.setattr(evaluation, "MOST_LOGITS", 5 * tok.vocab_size)
     one_by_one = likelihood_bound(model, data, tok, CPU, "fp32", 7, 8, micro_batch=2)
     assert one_by_one == pytest.approx(found, rel=1e-5)
 

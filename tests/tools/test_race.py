@@ -9,8 +9,8 @@ from conftest import Fork, call, refused, result
 
 from data.reader import TokenData
 from data.tokenizer import Tokenizer
+from lib.evaluation import evaluate
 from lib.machine import Machine
-from lib.run import evaluate
 from tools.race import TRAINER, Interface, T, build_peer, head_starts
 
 pytest.importorskip("transformers")
@@ -34,7 +34,7 @@ def test_a_race_ends_with_losses_on_the_same_masks(data_dir, tmp_path, monkeypat
 
 
 def test_a_peer_is_evaluated_as_a_loop_written_out_would(data_dir):
-    """lib.run.evaluate through Interface against cross-entropy of transformers' own loss."""
+    """lib.evaluation.evaluate through Interface against cross-entropy of transformers' own loss."""
     from masking import mask_batch
     tok = Tokenizer.load(f"{data_dir}/tokenizer")
     val = TokenData(str(data_dir), "val", T, 0)
