@@ -15,7 +15,7 @@ How text becomes bins, one file a step:
     data/documents.py   drops exact duplicates, chooses train or val, cuts the rest into chunks
     data/workers.py     in several processes: applies data/filters.py, then tokenises
     data/duplicates.py  drops near-duplicates (--minhash_bands)
-    data/bins.py        appends the ids to train.bin and val.bin; writes meta.json last
+    data/writer.py      appends the ids to train.bin and val.bin; writes meta.json last
 
 Input: files, globs and folders (searched recursively) of .txt .md .jsonl .ndjson .json, each also
 as .gz or .zst, of .parquet .arrow .feather, and folders that `datasets` saved to disk. A line of
@@ -128,13 +128,14 @@ mode = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] in MODES else "prepare"
 config = configure(globals(), sys.argv[1:] if mode == "prepare" else sys.argv[2:])
 defaults = {name: value for name, (value, _) in read_settings(__file__).items()}
 
-from data.bins import DataError, is_begun
+from data.bins import DataError
 from data.documents import one_message, write_dataset
 from data.ids import files_of_ids, holds_ids, open_input, read_documents
 from data.inputs import find_inputs, prepare_text, val_fraction_of_ids
 from data.merge import merge_parts
 from data.splitting import make_split
 from data.validation import validate_folder, validate_input
+from data.writer import is_begun
 
 # Settings that describe files of token ids, and those that only validate and split use.
 OF_IDS = ("tokenizer", "vocab_size", "eot_id", "pad_id", "rows", "sequence_length", "token_dtype",

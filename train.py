@@ -157,7 +157,9 @@ from lib.log import (
 from lib.machine import (
     StopSignals,
     autocast,
+    be_deterministic,
     choose_dtype,
+    does_not_fit,
     end_if_it_hangs,
     find_machine,
     matmul_peak,
@@ -188,7 +190,7 @@ with run.user_mistakes():
         overfit_batch = True
         config |= dict(batch_size=batch_size, micro_batch=micro_batch, overfit_batch=True)
     settings.check_settings(config, defaults, machine.world_size)
-    run.be_deterministic(deterministic)
+    be_deterministic(deterministic)
     data = Batches(data_dir, data_weights, rows, block_size, block_schedule, seed, batch_size,
                    max_steps, max_tokens, batch_schedule)
     val_sets = {name: TokenData(name, "val", block_size, seed) for name in data.names}
@@ -644,9 +646,8 @@ while not stopped:
     try:
         loss = forward_backward(batch, total_weight)
     except RuntimeError as error:
-        sys.exit(run.does_not_fit(error, model, batch[:4], machine, dtype, micro_batch,
-                                  "micro_batch", unit=block_size // phase.T,
-                                  can_try=not distributed.is_sharded))
+        sys.exit(does_not_fit(error, model, batch[:4], machine, dtype, micro_batch, "micro_batch",
+                              unit=block_size // phase.T, can_try=not distributed.is_sharded))
     batch, total_weight = masked_batch(step + 1)  # drawn while a GPU still works on this step
     norm = update(lr)
     step += 1

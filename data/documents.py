@@ -6,7 +6,7 @@
     read_chunks     drops texts seen before, chooses train or val by a hash of the text
     judge_chunks    filters and tokenises in several processes (data/workers.py)
     NearDuplicates  drops a text that shares a MinHash band with an earlier one (data/duplicates.py)
-    commit          appends the ids to the bins (data/bins.py)
+    commit          appends the ids to the bins (data/writer.py)
 
 A document's split depends on its text alone, not on the order or the number of processes. Results
 are written in the order of the input. Memory does not grow with the input: data/duplicates.py.
@@ -26,11 +26,12 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data import bins
-from data.bins import DataError, commit, finish
+from data import bins, writer
+from data.bins import DataError
 from data.duplicates import NearDuplicates, seen_texts
 from data.tokenizer import Tokenizer, check_vocab_size, mended
 from data.workers import Ids, judge_chunks
+from data.writer import commit, finish
 
 CHUNK_BYTES = 4_000_000  # UTF-8 text tokenised at a time by a process; a kill loses one such chunk
 CHUNK_ROWS = 50_000  # documents in a chunk at most
@@ -84,7 +85,7 @@ class Entry(NamedTuple):
 
 class Chunk(NamedTuple):
     """Consecutive documents, which are tokenised and committed together."""
-    rows: np.ndarray  # bins.ROW, one for each document; KEPT is what a filter may still drop
+    rows: np.ndarray  # writer.ROW, one for each document; KEPT is what a filter may still drop
     texts: list  # of the KEPT rows, for the workers
     position: object  # where the documents after this chunk begin
     samples: list  # [(row, what to show of a dropped document)]
@@ -117,19 +118,19 @@ def read_chunks(documents, position, seen, val_fraction, fraction=1.0):
 
 
 def kind_of(data):
-    """What an entry holds -> its kind (bins.KINDS) before anything is known about its text."""
+    """What an entry holds -> its kind (writer.KINDS) before anything is known about its text."""
     if data is None:
-        return bins.BAD_LINE
+        return writer.BAD_LINE
     if data is BAD_FILE:
-        return bins.BAD_FILE
-    return bins.KEPT if data else bins.EMPTY
+        return writer.BAD_FILE
+    return writer.KEPT if data else writer.EMPTY
 
 
 def make_chunk(entries, left_out, position, seen, val_fraction, fraction):
     """Entries -> Chunk whose texts are those inside `fraction` and not seen before."""
-    rows = np.zeros(len(entries), bins.ROW)
+    rows = np.zeros(len(entries), writer.ROW)
     rows["kind"] = [kind_of(entry.data) for entry in entries]
-    there = np.flatnonzero(rows["kind"] == bins.KEPT)
+    there = np.flatnonzero(rows["kind"] == writer.KEPT)
     digests = b"".join(digest(entries[row].data) for row in there)
     digests = np.frombuffer(digests, "<u8").reshape(-1, 2)
     rows["digest"][there] = digests[:, 0]
@@ -139,10 +140,10 @@ def make_chunk(entries, left_out, position, seen, val_fraction, fraction):
     # The other half of the digest chooses the split, so each split keeps the same fraction. A hash
     # inside 1 % is inside 5 % too.
     outside = digests[:, 0] > np.uint64(int(fraction * 2**64) - 1)
-    rows["kind"][there[outside]] = bins.OUTSIDE
+    rows["kind"][there[outside]] = writer.OUTSIDE
     there = there[~outside]
     fresh = seen.add(digests[~outside, 0])
-    rows["kind"][there[~fresh]] = bins.DUPLICATE
+    rows["kind"][there[~fresh]] = writer.DUPLICATE
     texts = [entries[row].for_worker for row in there[fresh]]
     for row, text in zip(there[fresh], texts):
         if not isinstance(text, Ids):
@@ -155,11 +156,11 @@ def settle(chunk, judged):
 
     That is (Chunk with its samples, ids of the kept rows, their bands).
     """
-    at = np.flatnonzero(chunk.rows["kind"] == bins.KEPT)
+    at = np.flatnonzero(chunk.rows["kind"] == writer.KEPT)
     chunk.rows["kind"][at] = judged.kinds
     chunk.rows["tokens"][at] = judged.tokens
     chunk.rows["bytes"][at] = judged.bytes
-    chunk.rows["replaced"][chunk.rows["kind"] != bins.KEPT] = 0
+    chunk.rows["replaced"][chunk.rows["kind"] != writer.KEPT] = 0
     samples = [(int(at[number]), sample) for number, sample in judged.samples]
     return chunk._replace(samples=samples), judged.ids, judged.bands
 
@@ -297,7 +298,7 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
     train text, 0: on all.
 
     Budgets, 0 for none: max_tokens, max_bytes of UTF-8 text, max_disk_gb of out_dir; see
-    bins.within_budget. fraction keeps the documents whose hash is below it: all is read, a small
+    writer.within_budget. fraction keeps the documents whose hash is below it: all is read, a small
     fraction is a subset of a larger one, and the vocabulary is the same for all of them.
 
     Raises DataError, OSError.
@@ -311,10 +312,10 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
                "max_disk_gb": max_disk_gb}
     settings |= {name: value for name, value in budgets.items() if value}
     settings |= filters.settings if filters else {}
-    with bins.locked(out_dir) as out_dir:
+    with writer.locked(out_dir) as out_dir:
         with writing(out_dir):
             as_json = json.loads(json.dumps(settings))  # how they come back from progress.json
-            state = bins.load_state(out_dir, as_json, filters.names if filters else ())
+            state = writer.load_state(out_dir, as_json, filters.names if filters else ())
         if state is None:
             kept = [bins.load_finished(out_dir).get(name) for name in ("source", "licence")]
             note = "" if kept == [source, licence] else (
@@ -331,10 +332,10 @@ def write_dataset(documents, out_dir, tokenizer, val_fraction=0.005, max_tokens=
         expected = smallest((input_tokens or input_bytes) * fraction, max_bytes,
                             budget_tokens * usual)
         check_disk(out_dir, smallest(budget_tokens, expected / least) * dtype.itemsize
-                   - bins.written_bytes(state, dtype.itemsize))
+                   - writer.written_bytes(state, dtype.itemsize))
 
         with writing(out_dir):
-            bins.open_bins(out_dir, state, dtype)
+            writer.open_bins(out_dir, state, dtype)
             seen = seen_texts(out_dir, state)
         before = sum(state[unit].values())
         tokenizer_s = time.perf_counter() - start_s
@@ -442,7 +443,7 @@ def summary(out_dir, seconds, tokenizer_s=0.0, n_bytes=0):
     return {"out_dir": out_dir, "train_tokens": train["tokens"], "val_tokens": val["tokens"],
             "documents": train["documents"] + val["documents"],
             "bytes": train["bytes"] + val["bytes"],
-            **{name: meta.get(name, 0) for name in bins.DROPPED},
+            **{name: meta.get(name, 0) for name in writer.DROPPED},
             **{name: meta[name] for name in (*LEFT_OUT, "dropped") if name in meta},
             "n_vocab": meta["n_vocab"], "unigram_entropy": meta["unigram_entropy"],
             "stopped_by": meta.get("stopped_by"), "seconds": round(seconds, 2),

@@ -6,7 +6,7 @@
                     earlier one, kept or dropped as a near-duplicate itself
 
 The outcome depends on the order of the input alone, not on processes, chunks, shards or kills:
-after a kill the sets are built again from what was committed (bins.LOGS).
+after a kill the sets are built again from what was committed (writer.LOGS).
 """
 
 import itertools
@@ -15,9 +15,10 @@ import os
 
 import numpy as np
 
-from data import bins
-from data.bins import DUPLICATE, KEPT, KINDS, NEAR, ROW, SPLITS
+from data import writer
+from data.bins import SPLITS
 from data.workers import EXCERPT_CHARS
+from data.writer import DUPLICATE, KEPT, KINDS, NEAR, ROW
 
 # --------------------------------------------------------------------------------------------------
 # a set of hashes that takes 100 MB of memory, however many there are
@@ -25,7 +26,7 @@ from data.workers import EXCERPT_CHARS
 # A log-structured merge tree (O'Neil et al. 1996): sorted arrays, each more than twice as long as
 # the next. When the arrays in memory hold IN_MEMORY hashes, they go to a file. Of a file every
 # PAGE-th hash stays in memory (1/64 byte a hash), so that a look-up reads one page of each file,
-# from the page cache as long as the machine has room for it. The files are scratch: data/bins.py
+# from the page cache as long as the machine has room for it. The files are scratch: data/writer.py
 # keeps the hashes in the order in which they came, and a resume sorts them again. Among 100 M
 # hashes, two different texts share one with p = 3e-4.
 
@@ -141,7 +142,7 @@ LOG_ROWS = 2**16  # rows of a log that are in memory at a time
 
 
 def read_log(out_dir, state, name, dtype, n):
-    """Yields the committed entries of a log (bins.LOGS), `n` of them at a time."""
+    """Yields the committed entries of a log (writer.LOGS), `n` of them at a time."""
     n_entries = state["logs"][name] // dtype.itemsize
     with open(os.path.join(out_dir, f"{name}.tmp"), "rb") as file:
         for start in range(0, n_entries, n):
@@ -215,7 +216,7 @@ class NearDuplicates:
         ends = np.cumsum(chunk.rows["tokens"][kept], dtype=np.int64)
         documents = np.split(ids, ends[:-1])
         samples = []
-        n_wanted = bins.N_SAMPLES - self.state["samples"][NEAR]
+        n_wanted = writer.N_SAMPLES - self.state["samples"][NEAR]
         for number in np.flatnonzero(near)[:n_wanted]:
             earlier, match = self.find(bands, number, kept, documents, near)
             samples.append((int(kept[number]), {
@@ -255,9 +256,9 @@ class NearDuplicates:
                 is_val = rows["is_val"][row]
                 split, earlier = SPLITS[int(is_val)], rows[:row]
                 start = n_tokens[split] + int(earlier["tokens"][earlier["is_val"] == is_val].sum())
-                sizes = bins.shard_sizes(self.state["tokens"][split],
+                sizes = writer.shard_sizes(self.state["tokens"][split],
                                          self.state["settings"]["shard_tokens"])
-                files = [(bins.temporary(self.out_dir, split, shard), n)
+                files = [(writer.temporary(self.out_dir, split, shard), n)
                          for shard, n in enumerate(sizes)]
                 ids = read_ids(files, start, int(rows["tokens"][row]), self.dtype)
                 return n_before + row, self.excerpt(ids)

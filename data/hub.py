@@ -28,9 +28,10 @@ import re
 import sys
 import time
 
-from data.bins import DataError, begun_settings
+from data.bins import DataError
 from data.documents import BAD_FILE, one_message, smallest, utf8, write_dataset
 from data.workers import cut
+from data.writer import begun_settings
 
 READ_ROWS = 256  # rows taken from `datasets` at a time; states are taken between these batches
 READERS = {  # kinds of files: options of `datasets`

@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.bins import DataError, begun_settings
+from data.bins import DataError
 from data.documents import check_numbers, digest, in_val, smallest, utf8, write_dataset
 from data.filters import Filters
 from data.ids import ID_SUFFIXES, links_stay
 from data.texts import MOST_CUT, STDIN, SUFFIXES, TABLES, Reader, head_of_stdin, kind
 from data.workers import Ids
+from data.writer import begun_settings
 from lib.files import read_json
 
 # usual bytes of text per byte, an estimate

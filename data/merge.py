@@ -1,7 +1,7 @@
 """Shards of a data set -> the data set that one machine would have made, byte for byte.
 
 `prepare.py --shard=i/n` writes shard i: its bins, and for each document a row and its MinHash bands
-(data/bins.py). It drops what the filters drop for the text alone, and its own exact duplicates.
+(data/writer.py). It drops what the filters drop for the text alone, and its own exact duplicates.
 `merge_parts` reads the rows of all shards in order, drops duplicates and near-duplicates of earlier
 shards, and commits the rest as data/documents.py does. So a killed merge goes on where it was.
 """
@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 
-from data import bins
-from data.bins import DUPLICATE, KEPT, ROW, SPLITS, DataError, check_files
+from data import bins, writer
+from data.bins import SPLITS, DataError, check_files
 from data.documents import (
     Chunk,
     call_tokenizer,
@@ -28,6 +28,7 @@ from data.documents import (
 )
 from data.duplicates import drop, read_ids, seen_texts
 from data.tokenizer import Tokenizer
+from data.writer import DUPLICATE, KEPT, ROW
 from lib.files import file_hash
 
 # A commit holds at most so many rows, and ends with the row that reaches so many tokens.
@@ -176,9 +177,9 @@ def merge_parts(patterns, out_dir):
     parts = read_parts(patterns)
     meta = parts[0][1]
     settings = {name: value for name, value in meta["settings"].items() if name != "shard"}
-    with bins.locked(out_dir) as out_dir:
+    with writer.locked(out_dir) as out_dir:
         with writing(out_dir):
-            state = bins.load_state(out_dir, settings, meta.get("dropped", ()))
+            state = writer.load_state(out_dir, settings, meta.get("dropped", ()))
         if state is None:
             print(f"{out_dir} is already complete, made with the same settings", flush=True)
             return summary(out_dir, time.perf_counter() - start_s)
@@ -195,7 +196,7 @@ def merge_parts(patterns, out_dir):
         tok = save_tokenizer(tok, folder, out_dir, state)
         dtype, before = dtype_of(tok), sum(state["bytes"].values())
         with writing(out_dir):
-            bins.open_bins(out_dir, state, dtype)
+            writer.open_bins(out_dir, state, dtype)
             seen = seen_texts(out_dir, state)
         n_bands = settings.get("minhash", [0])[0]
         chunks = part_chunks(parts, state["position"], seen, dtype, n_bands)

@@ -21,7 +21,7 @@ import sys
 
 import numpy as np
 
-from data import bins
+from data import bins, writer
 from data.bins import SPLITS, DataError, load_meta
 from data.documents import call_tokenizer, digest, in_val, progress, save_tokenizer, writing
 from data.ids import (
@@ -65,7 +65,7 @@ def make_split(data_dir, out_dir, options, follow_links=0, val_ratio=0.01, by=""
     settings = {"split": f"{len(names)} files, names and sizes {files}", "by": by, "width": width,
                 "val_ratio": val_ratio, "seed": seed, "symlink": symlink,
                 "tokenizer": found.tok.fingerprint, "pad_id": found.pad_id, "packed": found.packed}
-    with bins.locked(out_dir) as out_dir:
+    with writer.locked(out_dir) as out_dir:
         if not is_done(out_dir, settings):
             divided = divide(settings, found, names)
             write_split(out_dir, settings, found, names, data_dir, *divided)
@@ -82,7 +82,7 @@ def make_split(data_dir, out_dir, options, follow_links=0, val_ratio=0.01, by=""
 
 def find_input(data_dir, options, follow_links):
     """Files of token ids in a folder, or both bins of a prepared one -> Input."""
-    if not bins.is_begun(data_dir):
+    if not writer.is_begun(data_dir):
         paths = files_of_ids(data_dir)
         if not paths:
             raise DataError(f"--data_dir={data_dir}: neither meta.json nor "

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.bins import KEPT, KINDS, N_SAMPLES, DataError
+from data.bins import DataError
+from data.writer import KEPT, KINDS, N_SAMPLES
 
 EXCERPT_CHARS = 500  # of a dropped document, to show in dropped.jsonl
 PIECE_CHARS = 1_000_000  # longer documents are tokenised in pieces, so that memory is bounded
@@ -81,7 +82,7 @@ def judge_texts(tokenizer, dtype, filters, texts):
         rule, reason, of_text = filters.judge(text) if filters else ("", "", None)
         if rule:
             counts.append((len(KINDS) + names.index(rule), 0, 0))
-            if n_shown[rule] < 2 * N_SAMPLES:  # no more can be needed, see bins.take_samples
+            if n_shown[rule] < 2 * N_SAMPLES:  # no more can be needed, see writer.take_samples
                 shown = {"rule": rule, "reason": reason[:EXCERPT_CHARS],
                          "text": text[:EXCERPT_CHARS]}
                 samples.append((number, shown))

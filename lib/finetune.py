@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from lib import glue
 from lib.files import replace_file
 from lib.heads import Classifier, encode_texts, in_batches, keep_concepts, padded, predict
-from lib.machine import Machine, autocast, choose_dtype, find_machine
-from lib.run import does_not_fit, load_run, model_state, read_checkpoint
+from lib.machine import Machine, autocast, choose_dtype, does_not_fit, find_machine
+from lib.run import load_run, model_state, read_checkpoint
 from lib.settings import build_model, settings_of, with_defaults
 
 

@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -168,6 +169,14 @@ def autocast(device, dtype):
     return torch.autocast(device.type, DTYPES[dtype])
 
 
+def be_deterministic(wanted):
+    """Only operations whose result is the same bits at each run; others raise an error."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
 # ---- speed and memory ---------------------------------------------------------------------------
 
 def matmul_peak(device, dtype, n=1024, seconds=0.1):
@@ -233,6 +242,42 @@ def is_out_of_memory(error):
     """Whether a RuntimeError says that memory ran out, of a GPU or of this machine."""
     # on a CPU torch raises a plain RuntimeError
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def does_not_fit(error, model, batch, machine, dtype, rows, setting, loss_of=None, unit=1,
+                 can_try=True):
+    """After a step ran out of memory: tries smaller ones -> a message with the size that fits.
+
+    batch: tensors of the step, the first of them (B,T). rows: rows it had at once, of which half, a
+    quarter, ... are tried. setting: what the user has to lower. unit: rows of this batch that the
+    setting counts as one, more than 1 while block_schedule has short rows. loss_of(*tensors): loss
+    of a part of the batch, by default the model's. can_try: whether this process alone can compute
+    with the model. Raises `error` if it is about something else.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    traceback.clear_frames(error.__traceback__)  # frees what the failed step had computed
+    loss_of = loss_of or model
+    too_many = f"error: {rows * unit} rows of {batch[0].shape[1]} tokens do not fit into memory"
+    if not can_try:
+        return f"{too_many}; lower {setting}, or take more processes; the result is the same"
+    fewer = rows // 2
+    while fewer:
+        model.zero_grad(set_to_none=True)
+        try:
+            with autocast(machine.device, dtype):
+                loss = loss_of(*(tensor[: fewer * unit] for tensor in batch))
+            loss.backward()
+        except RuntimeError as again:
+            if not is_out_of_memory(again):
+                raise
+            fewer //= 2
+            continue
+        message = f"{too_many}; --{setting}={fewer} does"
+        if setting == "micro_batch":
+            message += ", and the result is the same"
+        return message
+    return f"{too_many}, nor does a single row; shorten the rows or take a smaller model"
 
 
 # ---- signals ------------------------------------------------------------------------------------

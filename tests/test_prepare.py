@@ -17,7 +17,7 @@ import pytest
 from conftest import call, crashed, zstd
 
 from configurator import read_settings
-from data import bins, documents, inputs, workers
+from data import documents, inputs, workers, writer
 from data import reader as shards
 from data.bins import DataError
 from data.merge import merge_parts
@@ -184,7 +184,7 @@ def test_a_crash_before_or_after_any_step_then_the_same_bytes(where, tmp_path, m
     monkeypatch.setattr(documents, "CHUNK_BYTES", 20_000)
     settings, some = {"shard_tokens": 15_000, "val_fraction": 0.3}, texts() + texts()[:20]
     assert small(tmp_path / "whole", some, **settings)["duplicates"] == 20
-    step = (os, where[3:]) if where.startswith("os.") else (bins, where)
+    step = (os, where[3:]) if where.startswith("os.") else (writer, where)
     outs = list(crashed(lambda out: small(out, some, **settings), tmp_path, step))
     assert len(outs) >= 2
     for out in outs:
@@ -257,7 +257,7 @@ def test_the_vocabulary_is_trained_on_a_bounded_sample_without_val(monkeypatch):
 
 def test_two_prepares_do_not_mix(tmp_path):
     refused = pytest.raises(ValueError, match="another prepare is writing there")
-    with bins.locked(str(tmp_path)), refused:
+    with writer.locked(str(tmp_path)), refused:
         small(tmp_path, texts())
 
 

@@ -27,7 +27,7 @@ import pytest
 from conftest import ROOT, call, crashed, refused, result, zstd
 from datasets.packaged_modules.parquet import parquet as parquet_module
 
-from data import bins, documents, hub
+from data import bins, documents, hub, writer
 from data.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.long
@@ -306,7 +306,7 @@ def killed_at(goal, early, args):
         return
     try:
         documents.CHUNK_BYTES = 1500
-        real, n_rows = bins.write_json, 0
+        real, n_rows = writer.write_json, 0
 
         def write_json(path, state):
             nonlocal n_rows
@@ -317,7 +317,7 @@ def killed_at(goal, early, args):
             if not early and n_rows >= goal:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        bins.write_json, sys.argv = write_json, args
+        writer.write_json, sys.argv = write_json, args
         runpy.run_path(str(ROOT / args[0]), run_name="__main__")
     finally:
         os._exit(0)
@@ -439,7 +439,7 @@ def test_a_stream_that_stays_broken_ends_in_one_message_and_the_same_command_goe
     monkeypatch.setattr(documents, "CHUNK_BYTES", 1500)
     standin("minipile", tmp_path / "hub")
     call(*arguments("minipile", "OWNER/NAME", tmp_path / "whole"))
-    out, real = tmp_path / "out", bins.commit
+    out, real = tmp_path / "out", writer.commit
 
     def commit(*args):
         real(*args)
@@ -719,7 +719,7 @@ def folder_bytes(out):
 
 
 BUDGETS = {"max_tokens": {"max_tokens": 20_000}, "max_bytes": {"max_bytes": 20_000},
-           "max_disk_gb": {"max_disk_gb": (bins.SMALL_FILES + 40_000) / 1e9},
+           "max_disk_gb": {"max_disk_gb": (writer.SMALL_FILES + 40_000) / 1e9},
            "all": {"max_tokens": 50_000, "max_bytes": 20_000, "max_disk_gb": 0.001,
                    "fraction": 0.8}}
 
@@ -727,7 +727,7 @@ BUDGETS = {"max_tokens": {"max_tokens": 20_000}, "max_bytes": {"max_bytes": 20_0
 @pytest.mark.parametrize("name", BUDGETS)
 def test_budgets_end_exactly_and_resume_to_the_same_bytes(name, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "CHUNK_BYTES", 5000)
-    some, budgets, largest, real = texts(400, "budget"), BUDGETS[name], 0, bins.commit
+    some, budgets, largest, real = texts(400, "budget"), BUDGETS[name], 0, writer.commit
 
     def commit(out_dir, *args):
         nonlocal largest
@@ -760,16 +760,16 @@ def test_budgets_end_exactly_and_resume_to_the_same_bytes(name, tmp_path, monkey
 
 def test_disk_is_counted_with_the_width_of_the_ids():
     """What 0.8 GB hold of OpenWebText: documents of 1,128 tokens, and a row for each."""
-    a_row = bins.ROW.itemsize
+    a_row = writer.ROW.itemsize
     state = {"settings": {"max_disk_gb": 0.8}, "tokens": {"train": 10**8, "val": 0}, "bytes": {},
              "rules": {},
              "logs": {"rows.bin": a_row * 10**5, "bands.bin": 0}}
-    rows = np.zeros(800_000, bins.ROW)
+    rows = np.zeros(800_000, writer.ROW)
     rows["bytes"], rows["tokens"] = 4963, 1128
     for itemsize in (2, 4):
         with mock.patch("os.scandir", return_value=[]):
-            n, name = bins.within_budget("", state, rows, itemsize)
-        left = 8 * 10**8 - bins.SMALL_FILES - 10**8 * itemsize - a_row * 10**5
+            n, name = writer.within_budget("", state, rows, itemsize)
+        left = 8 * 10**8 - writer.SMALL_FILES - 10**8 * itemsize - a_row * 10**5
         assert name == "max_disk_gb" and n == left // (1128 * itemsize + a_row)
 
 

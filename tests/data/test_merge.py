@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data import bins, documents, duplicates, inputs
+from data import bins, documents, duplicates, inputs, writer
 from data import merge as parts
 from data.bins import DataError
 from data.workers import EXCERPT_CHARS
@@ -117,10 +117,10 @@ def test_dropped_jsonl_shows_the_first_of_each_rule_and_what_they_are_like(corpu
     near = [line for line in lines if line["rule"] == "near_duplicates"]
     for line in lines:
         assert line["text"] == json.loads(some[line["document"]])["text"][:EXCERPT_CHARS]
-    assert [line["rule"] for line in lines].count("words") == len(near) == bins.N_SAMPLES
+    assert [line["rule"] for line in lines].count("words") == len(near) == writer.N_SAMPLES
     assert [line["document"] for line in lines if line["rule"] == "words"] == sorted(
         {text: i for i, text in reversed(list(enumerate(some))) if "oops" != text and
-         0 < len(json.loads(text)["text"].split()) < 10}.values())[: bins.N_SAMPLES]
+         0 < len(json.loads(text)["text"].split()) < 10}.values())[: writer.N_SAMPLES]
     assert sum(bool(line["match"]) for line in near) > 15
     for line in near:
         match = json.loads(some[int(line["reason"].split()[-1])])["text"][:EXCERPT_CHARS]
@@ -198,7 +198,7 @@ def test_a_crash_before_or_after_any_step_then_the_same_bytes(what, where, tmp_p
         return {name: data for name, data in files.items() if not name.endswith(".json")}
 
     work(tmp_path / "undisturbed")
-    step = (os, where[3:]) if where.startswith("os.") else (bins, where)
+    step = (os, where[3:]) if where.startswith("os.") else (writer, where)
     outs = list(crashed(work, tmp_path / "crashed", step))
     assert len(outs) >= 2
     for out in outs:
