@@ -31,6 +31,9 @@ try:
 except ImportError:
     from backports import zstd  # noqa: F401
 
+# Without bytecode each of the many processes would compile all files, a quarter of a tiny run.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Nothing here loses its power, so nothing has to wait for the disk.
 os.fsync = lambda descriptor: None
 # Without a GPU, each torch.manual_seed would write down the stack for one that comes later. That
