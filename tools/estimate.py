@@ -128,6 +128,12 @@ class Step:
         self.add_gradients()
         self.update()
 
+    def make_moments(self):
+        """The optimizer's state, which its first update makes."""
+        for p in self.model.parameters():
+            p.grad = torch.zeros_like(p)
+        self.update()
+
     def add_gradients(self):
         """One micro-batch."""
         with autocast(self.device, self.dtype):
@@ -182,16 +188,17 @@ def followed(settings, tok, rows, n_micro, kind):
     """One step without contents -> ({part: bytes at the fullest moment}, [(FLOPs, bytes)])."""
     with FakeTensorMode(), chunks_of(kind):
         step = Step(settings, tok, rows)
-        step.run()  # makes the optimizer's state
-        if n_micro > 1:  # the gradients of the first are there while the second is computed
-            step.add_gradients()
+        step.make_moments()
         tracker, operations = MemTracker(), Operations()
+        if n_micro > 1:  # the gradients of the first are there while the second is computed
+            with operations:
+                step.add_gradients()
         tracker.track_external(step.model, step.optimizer)
         with tracker:
-            step.run()
-        step.optimizer.zero_grad(set_to_none=True)
-        with operations:
-            step.run()
+            with operations if n_micro == 1 else contextlib.nullcontext():
+                step.add_gradients()
+            with operations:
+                step.update()
     [found] = tracker.get_tracker_snapshot("peak").values()
     named = {str(key).rpartition(".")[2]: size for key, size in found.items()}
     return dict(weights=named["PARAM"] + named["BUFFER"], gradients=named["GRAD"],
