@@ -36,6 +36,7 @@ max_tokens = 0  # tokens a row, longer ones are cut; 0: the task's own, and what
 warmup = 0.06  # share of the updates from 0 to the peak learning rate, then linearly to 0
 weight_decay = 0.01  # decoupled, on matrices only
 dropout = 0.1  # on residual branches and before the head
+freeze_table = False  # the token table stays as pretraining left it
 patience = 3  # stop after so many epochs without a better score; 0: off
 jobs = 1  # runs at a time; over 1: each in its own process, on the next GPU if there are several
 dtype = "auto"  # auto | bf16 | fp16 | fp32
@@ -96,7 +97,7 @@ INITS = ["pretrained"] + [init.strip() for init in controls.split(",") if init.s
 def recipe_of(task):
     """Hyperparameters of a run except its learning rate: the settings, or if 0 the task's own."""
     of_task = ("n_concept", "epochs", "batch_size", "max_tokens")
-    of_all = ("warmup", "weight_decay", "dropout", "patience")
+    of_all = ("warmup", "weight_decay", "dropout", "freeze_table", "patience")
     recipe = {name: config[name] or getattr(task, name) for name in of_task}
     return Recipe(**recipe, **{name: config[name] for name in of_all})
 
@@ -248,6 +249,7 @@ def finished(task, data, init, lr, seed):
     precision, _ = choose_dtype(dtype, find_machine(device).device)
     is_pair, has_anchors = len(task.text) == 2, getattr(loaded(init)[0].cfg, "anchored", False)
     found = dict(precision=precision, aligned=is_pair and has_anchors) | found
+    found["recipe"] = dict(freeze_table=False) | found.get("recipe", {})
     wanted = dict(recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init), data=data,
                   precision=precision, aligned=is_pair)
     return found if all(found.get(key) == value for key, value in wanted.items()) else None

@@ -39,6 +39,7 @@ class Recipe:
     warmup: float = 0.06
     weight_decay: float = 0.01
     dropout: float = 0.1
+    freeze_table: bool = False
     patience: int = 3
 
 
@@ -87,14 +88,16 @@ class FineTuned:
 
 
 def finetune(run, texts, labels, dev_texts=None, dev_labels=None, *, epochs=10, lr=3e-4, seed=1,
-             batch_size=32, max_tokens=128, n_concept=0, device="auto", dtype="auto"):
+             batch_size=32, max_tokens=128, n_concept=0, freeze_table=False, device="auto",
+             dtype="auto"):
     """Fine-tunes a pretrained encoder on lists -> FineTuned, with .predict(texts) and .scores.
 
     run: the folder of a training run, or (model, tokenizer), which stay as they are. texts: strings
     or pairs of strings. labels: strings, ints or bools name classes; numbers with a float among
     them are scores. With a dev set, the weights of its best epoch are kept and training stops
     after 3 epochs without a better score; without, those of the last epoch. n_concept: 0 keeps all
-    concepts for single texts and 16 for pairs. Raises ValueError and FileNotFoundError.
+    concepts for single texts and 16 for pairs. freeze_table: the token table is not trained. Raises
+    ValueError and FileNotFoundError.
     """
     texts, n_texts = check_texts(texts, "texts"), 1
     if texts:
@@ -110,7 +113,8 @@ def finetune(run, texts, labels, dev_texts=None, dev_labels=None, *, epochs=10, 
         splits["dev"] = dev_texts, label_indices(names, dev_labels, "dev_labels")
     task = glue.Task("lists", "", ("first", "second")[:n_texts], labels=names, dev=dev, test=(),
                      metrics=("accuracy",) if names else ("pearson",))
-    recipe = Recipe(n_concept or task.n_concept, epochs, batch_size, max_tokens)
+    recipe = Recipe(n_concept or task.n_concept, epochs, batch_size, max_tokens,
+                    freeze_table=freeze_table)
     check_recipe(recipe, lr)
     machine = find_machine(device)
     precision, _ = choose_dtype(dtype, machine.device)
@@ -225,6 +229,7 @@ def make_classifier(model, tok, task, recipe, seed, fresh=False):
     n_out = max(1, len(task.labels))  # a regression has no labels and one output
     classifier = Classifier(encoder, n_out, len(task.text), recipe.dropout)
     classifier.init_special_tokens(tok)
+    encoder.wte.requires_grad_(not recipe.freeze_table)
     return classifier
 
 

@@ -128,6 +128,20 @@ def test_a_folder_without_a_run_is_refused(run, tmp_path):
         tuned(run, ["a", "b"], ["x", "y"], epochs=1).predict([("a", "b")])
 
 
+@pytest.mark.parametrize("freeze_table", [False, True])
+def test_a_frozen_table_keeps_its_vectors_and_the_layers_learn(run, freeze_table):
+    texts, moods = examples(64)
+    mood = tuned(run, texts, moods, freeze_table=freeze_table)
+    before, after = run[0].state_dict(), mood.model.encoder.state_dict()
+    same = {name for name in after if torch.equal(after[name], before[name])}
+    special = torch.tensor([run[1].cls_id, run[1].sep_id])  # these start as other tokens
+    words = torch.ones(run[1].vocab_size, dtype=torch.bool).index_fill(0, special, False)
+    assert torch.equal(after["wte"][words], before["wte"][words]) == freeze_table
+    assert torch.equal(after["wte"][run[1].cls_id], before["wte"][run[1].mask_id]) == freeze_table
+    assert not any(name.startswith("layers.") and name.endswith("weight") for name in same)
+    assert set(mood.predict(["the stone is warm", "the stone is dull"])) == {"good", "bad"}
+
+
 def test_the_command_has_the_same_defaults():
     settings = read_settings(ROOT / "finetune_glue.py")
     recipe = asdict(Recipe(0, 0, 0, 0))
