@@ -67,6 +67,7 @@ from lib.files import (
     file_hash,
     print_result,
     read_json,
+    read_object,
     remove_file,
     replace_file,
     write_json,
@@ -241,15 +242,15 @@ def run_one(task, splits, init, lr, seed):
 def finished(task, data, init, lr, seed):
     """Result of a run if it is there, with the same recipe, weights and data; otherwise None."""
     try:
-        found = read_json(run_path(task, init, lr, seed) + ".json")
-    except (OSError, ValueError):  # not run yet, or damaged: it is run again
+        found = read_object(run_path(task, init, lr, seed) + ".json", keys=("recipe",))
+        recipe = dict(freeze_table=False) | dict(found["recipe"])  # older ones had no such setting
+    except (OSError, ValueError, LookupError, TypeError):  # not run yet, or damaged: run again
         return None
     # A result of another recipe, checkpoint, data set, precision or head has the same name and does
     # not count. Older ones do not say their precision, and aligned texts with anchors only.
     precision, _ = choose_dtype(dtype, find_machine(device).device)
     is_pair, has_anchors = len(task.text) == 2, getattr(loaded(init)[0].cfg, "anchored", False)
-    found = dict(precision=precision, aligned=is_pair and has_anchors) | found
-    found["recipe"] = dict(freeze_table=False) | found.get("recipe", {})
+    found = dict(precision=precision, aligned=is_pair and has_anchors) | found | dict(recipe=recipe)
     wanted = dict(recipe=asdict(recipe_of(task)), started_from=hash_of_weights(init), data=data,
                   precision=precision, aligned=is_pair)
     return found if all(found.get(key) == value for key, value in wanted.items()) else None

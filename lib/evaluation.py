@@ -1,5 +1,4 @@
-"""The loss of a model on the first rows of a data set, with masks that are the same for all models.
-"""
+"""The loss of a model on the first rows of a data set, with the same masks for all models."""
 
 import math
 

@@ -486,6 +486,23 @@ def test_runs_of_pairs_with_an_earlier_head_do_not_count(own_task, data_dir, tmp
         assert ("aligned" in json.loads(path.read_text())) == again
 
 
+def test_runs_from_before_freeze_table_count_and_damaged_ones_run_again(
+        trained, own_task, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("glue*"))
+    args = [out, own_task / "mood", "--seeds=1", "--epochs=1", "--lrs=1e-3", "--n_concept=2"]
+    finetune(*args)
+    path = next((out / "glue" / "mood").glob("pretrained*.json"))
+    report = json.loads(path.read_text())
+    assert report["recipe"].pop("freeze_table") is False
+    for change, again in (({}, False), (dict(recipe=None), True), (dict(recipe=[1]), True)):
+        path.write_text(json.dumps(report | change))
+        finetune(*args)
+        assert ("freeze_table" in json.loads(path.read_text())["recipe"]) == again
+    finetune(*args, "--freeze_table=1")
+    assert json.loads(path.read_text())["recipe"]["freeze_table"] is True
+
+
 @torch.no_grad()
 def test_texts_are_compared_by_what_is_alike_and_in_no_order():
     """Each concept with those of the other text that stand in it, wherever they stand."""

@@ -190,7 +190,9 @@ def followed(settings, tok, rows, n_micro, kind):
         step = Step(settings, tok, rows)
         step.make_moments()
         tracker, operations = MemTracker(), Operations()
-        if n_micro > 1:  # the gradients of the first are there while the second is computed
+        # Operations are those of one micro-batch and the update. The fullest moment is in the last
+        # micro-batch: of several, the gradients of those before it are there, too.
+        if n_micro > 1:
             with operations:
                 step.add_gradients()
         tracker.track_external(step.model, step.optimizer)
