@@ -137,6 +137,7 @@ def test_several_budgets_give_a_law_for_each_arm(sweep, tmp_path):
     saved = json.loads((tmp_path / "results.json").read_text())
     losses = {r["arm"]: r["loss"] for r in saved["results"]}
     assert set(losses) == {"plain 2e8", "plain 6e8", "mixers 2e8", "mixers 6e8"}
+    assert (tmp_path / "plain_2e8_s1" / "result.json").exists()  # commands need no quotes
     found = json.loads((tmp_path / "law.json").read_text())["arms"]
     for arm, of in found.items():
         for budget in ("2e8", "6e8"):  # through two points the law goes exactly
