@@ -502,7 +502,8 @@ print(write("Once upon a time", max_new_tokens=40, do_sample=True))"""
         task, what = "fill-mask", "A masked language model"
         pooled, search = "mean over the tokens", ""
         if encoder.arch == "concept":
-            pooled, search = "maximum over the concepts", SEARCH.format(name=name)
+            kind = "mean" if encoder.cfg.bottleneck == "strict" else "maximum"
+            pooled, search = f"{kind} over the concepts", SEARCH.format(name=name)
         use = f"""fill = pipeline("fill-mask", "{name}", trust_remote_code=True)
 print(fill("The capital of France is [MASK]."))
 

@@ -451,8 +451,8 @@ class EncoderModel(EncoderPreTrainedModel):
     """The encoder without a head.
 
     last_hidden_state: the concepts (B,C,D); of a Transformer the token states (B,T,D) that its
-    last layer reads. pooler_output (B,D): an embedding of the row, the maximum over the concepts,
-    or the mean over the tokens.
+    last layer reads. pooler_output (B,D): an embedding of the row, ConceptEncoder.pooled or the
+    mean over the tokens.
     """
     def __init__(self, config):
         super().__init__(config)

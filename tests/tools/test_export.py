@@ -742,6 +742,12 @@ def test_snippets_of_the_model_card_run(exported, monkeypatch):
     assert names["scores"].shape == (1, 2) and names["vectors"](["", "a b"]).shape == (2, 8, 64)
 
 
+@pytest.mark.parametrize("kind, pooled", [
+    ("open", "maximum over the concepts"), ("strict", "mean over the concepts")])
+def test_the_model_card_says_what_an_embedding_is(exported, kind, pooled):
+    assert pooled in (exported(kind)[1] / "README.md").read_text()
+
+
 def test_a_copied_or_pickled_model_is_independent(exported):
     hub = load(exported("open")[1])
     other = pickle.loads(pickle.dumps(copy.deepcopy(hub)))
