@@ -305,30 +305,30 @@ def draw(path, curves, rows, line):
     curves: {folder: (tokens of each document, bytes of each document, coverage)}.
     """
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({
-        "font.size": 10, "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE,
-        "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": LINE,
-        "axes.titlelocation": "left", "axes.titlesize": 11.5, "axes.titleweight": "bold"})
-    figure, panels = plt.subplots(2, 2, figsize=(12, 8.6), dpi=130, layout="constrained")
-    for panel in panels.flat:
-        panel.spines[["top", "right", "left"]].set_visible(False)
-        panel.tick_params(which="both", length=0)
-        panel.grid(axis="y", lw=0.8)
-        panel.set_axisbelow(True)
-    for column, unit in enumerate(("tokens", "bytes")):
-        lengths = {name: each[column] for name, each in curves.items() if len(each[column])}
-        draw_lengths(panels[0, column], lengths, unit)
-    draw_coverage(panels[1, 0], {name: each[2] for name, each in curves.items()})
-    draw_vocabularies(panels[1, 1], rows)
-    # Room between the panels, in inches and in fractions of a panel.
-    figure.get_layout_engine().set(w_pad=0.14, h_pad=0.14, wspace=0.04, hspace=0.05)
-    if line:
-        figure.suptitle("\n".join(textwrap.wrap(line, 140)), x=0.02, ha="left", fontsize=11)
-    figure.savefig(path)
+    with matplotlib.rc_context({
+            "font.size": 10, "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE,
+            "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": LINE,
+            "axes.titlelocation": "left", "axes.titlesize": 11.5, "axes.titleweight": "bold"}):
+        figure = Figure(figsize=(12, 8.6), dpi=130, layout="constrained")
+        panels = figure.subplots(2, 2)
+        for panel in panels.flat:
+            panel.spines[["top", "right", "left"]].set_visible(False)
+            panel.tick_params(which="both", length=0)
+            panel.grid(axis="y", lw=0.8)
+            panel.set_axisbelow(True)
+        for column, unit in enumerate(("tokens", "bytes")):
+            lengths = {name: each[column] for name, each in curves.items() if len(each[column])}
+            draw_lengths(panels[0, column], lengths, unit)
+        draw_coverage(panels[1, 0], {name: each[2] for name, each in curves.items()})
+        draw_vocabularies(panels[1, 1], rows)
+        # Room between the panels, in inches and in fractions of a panel.
+        figure.get_layout_engine().set(w_pad=0.14, h_pad=0.14, wspace=0.04, hspace=0.05)
+        if line:
+            wrapped = "\n".join(textwrap.wrap(line, 140))
+            figure.suptitle(wrapped, x=0.02, ha="left", fontsize=11)
+        figure.savefig(path)
 
 
 def draw_lengths(panel, lengths, unit):

@@ -83,13 +83,12 @@ def crossing(first, second):
 
 def draw(runs, path):
     """Losses and laws of all arms, and how far each is from the law of the last one."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     found = law(runs)["arms"]
     reference = found[list(runs)[-1]]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), dpi=130)
+    figure = Figure(figsize=(11, 4.4), dpi=130)
+    left, right = figure.subplots(1, 2)
     for number, (name, points) in enumerate(runs.items()):
         flops, losses = np.array(sorted(points)).T
         line = np.geomspace(flops.min(), flops.max(), 50)
@@ -113,4 +112,3 @@ def draw(runs, path):
     left.legend(frameon=False, fontsize=7, title="arm, exponent", title_fontsize=7)
     figure.tight_layout()
     figure.savefig(path)
-    plt.close(figure)

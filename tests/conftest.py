@@ -49,7 +49,7 @@ SHARED = ROOT.parent / "shared" / "data"  # real data; tests that need it skip w
 # A fork loads this file, so what this file imports is there too. PIL: matplotlib writes with it.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "torch._dynamo", "numpy", "scipy.stats", "tiktoken",
-                               "matplotlib.pyplot", "sklearn.metrics", "pytest", "unittest.mock",
+                               "matplotlib.figure", "sklearn.metrics", "pytest", "unittest.mock",
                                "tempfile", "backports.zstd", "regex", "tokenizers",
                                "torch.profiler", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin",
                                "PIL.BmpImagePlugin", "PIL.GifImagePlugin",

@@ -419,11 +419,10 @@ def compare(report):
 
 def draw(report, path):
     """Tokens a second and peak memory against the length of a row, log-log."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4.4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(12, 4.4), dpi=130, layout="constrained")
+    panels = figure.subplots(1, 2)
     for panel, key, label in zip(panels, ("tokens_per_s", "peak_mb"),
                                  ("tokens a second", "peak memory, MB")):
         for name in LONG if length else OURS | PEERS:
@@ -438,7 +437,6 @@ def draw(report, path):
         f"training step, {tokens} tokens or one row, equal parameters")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path)
-    plt.close(figure)
 
 
 def chosen_models():

@@ -182,11 +182,10 @@ def draw_losses(groups, path, dashed=()):
     groups: [(name, training FLOPs a token, [curve of each run])], a curve [(tokens, loss)]. Curves
     of a group have one colour. dashed: names of groups whose losses are of something else.
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), dpi=130, sharey=True)
+    figure = Figure(figsize=(11, 4.4), dpi=130)
+    left, right = figure.subplots(1, 2, sharey=True)
     for number, (name, flops_per_token, curves) in enumerate(groups):
         for axes, scale in ((left, 1e-6), (right, flops_per_token)):
             for i, curve in enumerate(curves):
@@ -209,7 +208,6 @@ def draw_losses(groups, path, dashed=()):
     right.legend(frameon=False, fontsize=7)
     figure.tight_layout()
     figure.savefig(path)
-    plt.close(figure)
 
 
 def write_comparison(runs, defaults, folder):

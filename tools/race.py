@@ -119,10 +119,10 @@ def head_starts(found):
 
 def draw(found, path):
     """Loss against minutes."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     for name, result in found.items():
         seconds, losses = zip(*result["curve"])
         axes.plot([s / 60 for s in seconds], losses, "-o" if name in OURS else "--s",
@@ -131,7 +131,6 @@ def draw(found, path):
     figure.legend(loc="outside right upper")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 # ---- transformers --------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from lib import scaling
 
@@ -49,10 +50,10 @@ def test_noise_is_that_of_the_seeds():
 
 
 def test_the_picture_has_a_line_for_each_arm(tmp_path, monkeypatch):
-    import matplotlib.pyplot as plt
-    monkeypatch.setattr(plt, "close", lambda figure: None)
+    drawn, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda *args: drawn.append(args[0]) or savefig(*args))
     scaling.draw(dict(first=points(25.0, 0.055), second=points(13.0, 0.035)), tmp_path / "law.png")
-    left, right = plt.gcf().axes
+    left, right = drawn[0].axes
     assert [text.get_text() for text in left.get_legend().get_texts()] == [
         "first  0.055", "second  0.035"]
     assert right.get_lines()[2].get_ydata() == pytest.approx(np.zeros(50), abs=1e-9)
