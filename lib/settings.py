@@ -291,9 +291,10 @@ def model_settings(arch, config, tok):
 
 
 def build_model(model_settings):
-    """Model settings of a checkpoint ("arch", fields of its config) -> model with fresh weights."""
-    settings = with_defaults(model_settings)
-    config_class, model_class = ARCHS[settings.pop("arch")]
+    """ "arch" and fields of its config, by default those of the class -> model with fresh weights.
+    """
+    settings = dict(model_settings)
+    config_class, model_class = ARCHS[settings.pop("arch", "concept")]
     return model_class(config_class(**settings))
 
 

@@ -9,8 +9,8 @@ it imports. Each class holds an encoder of the repository as `encoder` and leave
 it. All of them take, as the models of `transformers` do,
 
     input_ids (B,T) or inputs_embeds (B,T,token_dim), attention_mask (B,T), on either side, labels,
-    output_hidden_states   the concepts (B,C,D) before each layer and at the end; of a Transformer
-                           the tokens (B,T,D)
+    output_hidden_states   the concepts (B,C,D) before each layer and at the end, zeros for those
+                           behind the end of a short row; of a Transformer the tokens (B,T,D)
     output_attentions      of each layer how concepts read tokens (B,H,C,T); of a Transformer how
                            registers and tokens read each other (B,H,N,N)
 
@@ -412,14 +412,21 @@ class EncoderPreTrainedModel(PreTrainedModel):
         has_concepts, T = self.encoder.arch == "concept", batch.ids.shape[1]
         states, weights = extras.states, extras.weights
         if states is not None:  # concepts have no columns; registers stand before the tokens
-            states = tuple(t if has_concepts else batch.as_given(t[:, -T:]) for t in states)
+            states = tuple(self.all_concepts(t, 1) if has_concepts else batch.as_given(t[:, -T:])
+                           for t in states)
         if weights is not None:
             axes = [3] if has_concepts else [2, 3]
-            weights = tuple(batch.weights_as_given(t, axes) for t in weights)
+            weights = [batch.weights_as_given(t, axes) for t in weights]
+            weights = tuple(self.all_concepts(t, 2) if has_concepts else t for t in weights)
         output = kind(**parts, hidden_states=states, attentions=weights)
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
+
+    def all_concepts(self, t, axis):
+        """Zeros for the concepts behind the end of a short row, which a layer has not computed."""
+        n_missing = self.encoder.cfg.n_concept - t.shape[axis]
+        return F.pad(t, (0, 0) * (t.ndim - 1 - axis) + (0, n_missing))
 
     def extras(self, output_hidden_states, output_attentions):
         """What is asked for here, or else in the config."""

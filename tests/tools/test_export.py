@@ -44,6 +44,8 @@ TRANSFORMER = dict(arch="transformer") | SHAPE
 KINDS = {
     "open": CONCEPT,
     "strict": CONCEPT | dict(bottleneck="strict", bias=True, concept_dim=96),
+    "open anchored": CONCEPT | dict(anchored=True, self_attention=True),
+    "isolated strict": CONCEPT | dict(bottleneck="strict", isolate_documents=True),
     "sinusoidal": CONCEPT | dict(position="sinusoidal", max_length=96, hide_masked=True,
                                  n_concept=7),
     "narrow table": CONCEPT | dict(token_dim=4, n_mixer=1, n_decoder=2, self_attention=True),
@@ -601,7 +603,8 @@ def test_parameters_are_counted_with_and_without_the_table(exported):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["open", "strict", "sinusoidal", "transformer", "registers"])
+@pytest.mark.parametrize("kind", ["open", "strict", "open anchored", "isolated strict",
+                                  "sinusoidal", "transformer", "registers"])
 def test_hidden_states_and_attentions_of_each_layer(kind, exported, bpe):
     model, folder = exported(kind)
     _, ids, real = random_rows(bpe, (48, 20))
@@ -633,6 +636,11 @@ def test_hidden_states_and_attentions_of_each_layer(kind, exported, bpe):
         if read.normalize:
             what = F.rms_norm(what, what.shape[-1:])
         assert_same(read.out(what.transpose(1, 2).flatten(2)), out)
+    # Of concepts behind the end of a short text nothing is computed: there they are zeros.
+    short = hub(ids[1:, :20], output_hidden_states=True, output_attentions=True)
+    assert all(state.shape == short.last_hidden_state.shape for state in short.hidden_states)
+    assert all(weights.shape[1:3] == found.attentions[0].shape[1:3] for weights in short.attentions
+               if model.arch == "concept")
     masked_lm = load(folder, output_hidden_states=True, return_dict=False)(ids, real)
     assert isinstance(masked_lm, tuple) and masked_lm[0].shape[:2] == ids.shape
     has_last = model.arch == "transformer"  # the decoder of a Transformer is its last layer
@@ -1062,7 +1070,7 @@ def test_a_fresh_head_learns_and_is_saved_and_loaded(exported, tmp_path):
 
 # ---- other libraries ----------------------------------------------------------------
 
-@pytest.mark.parametrize("kind", ["open", "transformer"])
+@pytest.mark.parametrize("kind", ["open", "strict", "transformer"])
 def test_sentence_transformers_gives_our_embeddings(kind, exported, bpe):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model, folder = exported(kind)
@@ -1077,10 +1085,14 @@ def test_sentence_transformers_gives_our_embeddings(kind, exported, bpe):
 
 
 @torch.no_grad()
-def test_onnxruntime_gives_our_logits_for_other_numbers_and_lengths_of_rows(one, bpe):
+@pytest.mark.parametrize("settings", [ONE, KINDS["strict"] | dict(n_layer=1)],
+                         ids=["open", "strict"])
+def test_onnxruntime_gives_our_logits_for_other_numbers_and_lengths_of_rows(settings, tmp_path,
+                                                                            bpe):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    run, model, to = one
+    run, to = tmp_path / "run", tmp_path / "hub"
+    model = make_run(run, bpe, settings)
     assert result(export(run, to, "--onnx=1"))["differences"]["onnx logits"] < 1e-3
     session = onnxruntime.InferenceSession(to / "model.onnx")
     inputs = {(i.name, i.type) for i in session.get_inputs()}
