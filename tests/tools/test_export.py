@@ -486,7 +486,7 @@ def test_the_loss_is_the_mean_over_labelled_positions(exported, bpe):
 
 HEADS = ("AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
          "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
-FEW_KINDS = ("open", "narrow table", "isolated", "registers")
+FEW_KINDS = ("open", "strict", "narrow table", "isolated", "registers")
 
 
 def load(folder, auto="AutoModelForMaskedLM", **more):
@@ -648,7 +648,7 @@ def test_hidden_states_and_attentions_of_each_layer(kind, exported, bpe):
     assert len(load(folder)(ids, real, output_attentions=True).attentions) == len(layers) + has_last
 
 
-@pytest.mark.parametrize("kind, reentrant", [("open", False), ("open", True),
+@pytest.mark.parametrize("kind, reentrant", [("open", False), ("strict", True),
                                              ("transformer", False)])
 def test_gradient_checkpointing_gives_the_same_gradients(kind, reentrant, exported):
     _, folder = exported(kind)
