@@ -185,7 +185,7 @@ def folder_of(out_dir, name, seed, arm):
     """Where a run of a plan goes. That of a generated arm ends with a hash of its settings: edited
     axes make other folders, and those of before stay what they are.
     """
-    name, suffix = name.replace(" ", "_"), ""  # an arm and a budget: no quotes needed in commands
+    name, suffix = name.replace(" ", "_"), ""  # commands need no quotes
     if arm["generated"]:
         about = json.dumps(compared(arm["settings"], arm["data_sha256"]), sort_keys=True)
         suffix = "_" + hashlib.sha256(about.encode()).hexdigest()[:8]
