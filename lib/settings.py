@@ -291,8 +291,7 @@ def model_settings(arch, config, tok):
 
 
 def build_model(model_settings):
-    """ "arch" and fields of its config, by default those of the class -> model with fresh weights.
-    """
+    """Settings of a model ("arch", some fields of its config) -> model with fresh weights."""
     settings = dict(model_settings)
     config_class, model_class = ARCHS[settings.pop("arch", "concept")]
     return model_class(config_class(**settings))
