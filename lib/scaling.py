@@ -35,8 +35,9 @@ def fit(flops, losses):
     return y.mean(-1) + alpha * x.mean(), alpha
 
 
-def law(runs):
-    """{arm: [(FLOPs, loss), ...]} with two budgets or more each -> what to say about them.
+def law(runs, fit_to=math.inf):
+    """{arm: [(FLOPs, loss), ...]} with two budgets of at most fit_to FLOPs or more each -> what to
+    say about them. Larger budgets, where a law no longer holds, are left out of the fits.
 
     {"noise", "arms": {arm: {"a", "alpha", "alpha_90", "residual"}}, "crossings": [...]}; a crossing
     is {"arms": [better before, better after], "flops", "flops_90"}, only where the laws of two arms
@@ -46,7 +47,7 @@ def law(runs):
     noise, random = noise_of(runs), np.random.default_rng(0)
     arms, drawn = {}, {}
     for name, points in runs.items():
-        flops, losses = np.array(sorted(points)).T
+        flops, losses = np.array(sorted(point for point in points if point[0] <= fit_to)).T
         log_a, alpha = fit(flops, losses)
         again = fit(flops, losses + noise * random.standard_normal((N_DRAW, len(losses))))
         residual = losses - np.exp(log_a - alpha * np.log(flops))
@@ -81,17 +82,21 @@ def crossing(first, second):
     return dict(flops=flops, flops_90=np.quantile(draws, [0.05, 0.95]).tolist())
 
 
-def draw(runs, path):
-    """Losses and laws of all arms, and how far each is from the law of the last one."""
+def draw(runs, path, fit_to=math.inf):
+    """Losses and laws of all arms, and how far each is from the law of the last one.
+
+    The laws are fitted to budgets of at most fit_to FLOPs and drawn up to there; losses of larger
+    ones are drawn as dots.
+    """
     from matplotlib.figure import Figure
 
-    found = law(runs)["arms"]
+    found = law(runs, fit_to)["arms"]
     reference = found[list(runs)[-1]]
     figure = Figure(figsize=(11, 4.4), dpi=130)
     left, right = figure.subplots(1, 2)
     for number, (name, points) in enumerate(runs.items()):
         flops, losses = np.array(sorted(points)).T
-        line = np.geomspace(flops.min(), flops.max(), 50)
+        line = np.geomspace(flops.min(), flops[flops <= fit_to].max(), 50)
         style = dict(color=f"C{number % 10}", lw=1.2)
 
         def loss_at(x, of):

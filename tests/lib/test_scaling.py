@@ -49,6 +49,18 @@ def test_noise_is_that_of_the_seeds():
     assert scaling.law(runs)["noise"] == pytest.approx(0.1, rel=0.15)
 
 
+def test_budgets_above_fit_to_do_not_bend_the_law(tmp_path, monkeypatch):
+    drawn, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda *args: drawn.append(args[0]) or savefig(*args))
+    runs = dict(arm=points(25.0, 0.055) + [(1e15, 4.0)])
+    assert scaling.law(runs)["arms"]["arm"]["alpha"] < 0.054
+    assert scaling.law(runs, fit_to=3.4e14)["arms"]["arm"]["alpha"] == pytest.approx(0.055)
+    scaling.draw(runs, tmp_path / "law.png", fit_to=3.4e14)
+    line, dots = drawn[0].axes[0].get_lines()
+    assert line.get_xdata().max() == pytest.approx(3.4e14)
+    assert dots.get_xdata().max() == 1e15
+
+
 def test_the_picture_has_a_line_for_each_arm(tmp_path, monkeypatch):
     drawn, savefig = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda *args: drawn.append(args[0]) or savefig(*args))
