@@ -42,12 +42,17 @@ def law(runs, fit_to=math.inf):
     {"noise", "arms": {arm: {"a", "alpha", "alpha_90", "residual"}}, "crossings": [...]}; a crossing
     is {"arms": [better before, better after], "flops", "flops_90"}, only where the laws of two arms
     meet within the budgets that both have. alpha_90 and flops_90: the middle 90 % when every loss
-    is drawn again with the noise of the seeds.
+    is drawn again with the noise of the seeds. ValueError where an arm has fewer than two budgets.
     """
     noise, random = noise_of(runs), np.random.default_rng(0)
     arms, drawn = {}, {}
     for name, points in runs.items():
-        flops, losses = np.array(sorted(point for point in points if point[0] <= fit_to)).T
+        within = sorted(point for point in points if point[0] <= fit_to)
+        n_budget = len({flops for flops, _ in within})
+        if n_budget < 2:
+            raise ValueError(f"arm {name}: a law needs two budgets of at most {fit_to:g} FLOPs, "
+                             f"found {n_budget}")
+        flops, losses = np.array(within).T
         log_a, alpha = fit(flops, losses)
         again = fit(flops, losses + noise * random.standard_normal((N_DRAW, len(losses))))
         residual = losses - np.exp(log_a - alpha * np.log(flops))

@@ -61,6 +61,12 @@ def test_budgets_above_fit_to_do_not_bend_the_law(tmp_path, monkeypatch):
     assert dots.get_xdata().max() == 1e15
 
 
+@pytest.mark.parametrize("budgets, found", [([1e13, 1e15], 1), ([1e15], 0)])
+def test_a_law_needs_two_budgets(budgets, found):
+    with pytest.raises(ValueError, match=f"arm few: a law needs two budgets .*found {found}"):
+        scaling.law(dict(few=points(25.0, 0.055, budgets=budgets)), fit_to=3.4e14)
+
+
 def test_the_picture_has_a_line_for_each_arm(tmp_path, monkeypatch):
     drawn, savefig = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda *args: drawn.append(args[0]) or savefig(*args))
